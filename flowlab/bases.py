@@ -1,0 +1,264 @@
+"""Base distributions: where the noise of a flow comes from."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from flowlab.layers.linear import SOFTPLUS_ONE
+from flowlab.layers.scalar.normal import LOG_SQRT_2PI
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture as SklearnMixture
+
+
+class Base(nn.Module):
+    """A distribution over noise z (*batch, features).
+
+    Subclasses write `log_prob` and `rsample`; `sample` is `rsample` without a gradient.
+
+    Attributes:
+        features: Width of the noise.
+        has_rsample: Whether samples carry gradients of the base's own parameters.
+    """
+
+    features: int
+    has_rsample: ClassVar[bool] = True
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the noise lies."""
+        return constraints.real_vector
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density in nats, (*batch,)."""
+        raise NotImplementedError
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Draws (*shape, features), differentiable in the base's parameters."""
+        raise NotImplementedError
+
+    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Draws (*shape, features) without a gradient."""
+        with torch.no_grad():
+            return self.rsample(shape, generator)
+
+    def extra_repr(self) -> str:
+        return str(self.features)
+
+
+class Gaussian(Base):
+    """Independent normal noise, standard at first.
+
+    Args:
+        features: Width of the noise.
+        learnable: Whether location and scale are trained.
+
+    Example:
+        >>> import torch, flowlab
+        >>> flowlab.bases.Gaussian(2).log_prob(torch.zeros(2))
+        tensor(-1.8379)
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(self, features: int, *, learnable: bool = False) -> None:
+        super().__init__()
+        self.features, self.learnable = features, learnable
+        for name in ("loc", "log_scale"):
+            if learnable:
+                self.register_parameter(name, nn.Parameter(torch.zeros(features)))
+            else:
+                self.register_buffer(name, torch.zeros(features))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        if self.learnable:
+            z = (z - self.loc) * (-self.log_scale).exp()
+        log_prob = -z.square().sum(-1) / 2 - self.features * LOG_SQRT_2PI
+        return log_prob - self.log_scale.sum() if self.learnable else log_prob
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        noise = self.loc.new_empty((*shape, self.features)).normal_(generator=generator)
+        return self.loc + self.log_scale.exp() * noise if self.learnable else noise
+
+
+class StudentT(Base):
+    """Independent Student-t noise with learnable degrees of freedom for each feature, for heavy tails.
+
+    Args:
+        features: Width of the noise.
+        df: Initial degrees of freedom, above `min_df`.
+        min_df: Smallest degrees of freedom.
+    """
+
+    def __init__(self, features: int, *, df: float = 10.0, min_df: float = 0.5) -> None:
+        super().__init__()
+        if not df > min_df > 0:
+            raise ValueError(f"df must exceed min_df > 0, not df={df}, min_df={min_df}")
+        self.features, self.df, self.min_df = features, df, min_df
+        self.raw_df = nn.Parameter(torch.full((features,), df - min_df).expm1().log())
+        if not torch.isfinite(self.raw_df.detach()).all() and not self.raw_df.is_meta:
+            self.raw_df.data.fill_(df - min_df)  # softplus is the identity where expm1 overflows
+
+    def degrees_of_freedom(self) -> Tensor:
+        """The current degrees of freedom, (features,)."""
+        return F.softplus(self.raw_df) + self.min_df
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        df = self.degrees_of_freedom()
+        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - (df * math.pi).log() / 2
+        # log(1 + z²/df) without overflow of the square.
+        tail = torch.where(
+            z.abs() < 1e6, torch.log1p(z.clamp(-1e6, 1e6).square() / df), 2 * z.abs().clamp(min=1).log() - df.log()
+        )
+        return (constant - (df + 1) / 2 * tail).sum(-1)
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        df = self.degrees_of_freedom().expand(*shape, self.features)
+        noise = torch.empty_like(df).normal_(generator=generator)
+        gamma = torch._standard_gamma(df / 2, generator)  # type: ignore[arg-type]
+        return noise * (df / 2 / gamma.clamp(min=torch.finfo(df.dtype).tiny)).sqrt()
+
+
+class Uniform(Base):
+    """Uniform noise on a box, log_prob -inf outside. Circular flows use [-π, π).
+
+    Args:
+        features: Width of the noise.
+        low: Lower end of every side.
+        high: Upper end of every side.
+    """
+
+    bounds: Tensor
+
+    def __init__(self, features: int, *, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low must be below high, not low={low}, high={high}")
+        self.features, self.low, self.high = features, low, high
+        self.register_buffer("bounds", torch.tensor([low, high]))
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        low, high = self.bounds
+        inside = ((z >= low) & (z <= high)).all(-1)
+        constant = -self.features * math.log(self.high - self.low)
+        # A zero that depends on z keeps gradients defined (as zero) everywhere.
+        return torch.where(inside, constant, -math.inf) + 0 * z.sum(-1)
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        low, high = self.bounds
+        return low + (high - low) * self.bounds.new_empty((*shape, self.features)).uniform_(generator=generator)
+
+
+class GaussianMixture(Base):
+    """A mixture of full-covariance Gaussians with learnable weights, means and covariances.
+
+    `rsample` is differentiable by implicit reparameterization: the conditional distribution functions of a
+    sample stay what they were while the parameters move (Figurnov et al. 2018, "Implicit reparameterization gradients", section 3.1).
+
+    Args:
+        features: Width of the noise.
+        components: Number of components.
+        generator: Source of the initial means, standard normal; covariances start as unit matrices.
+
+    Example:
+        >>> import numpy as np, sklearn.mixture, flowlab
+        >>> x = np.random.default_rng(0).normal(size=(500, 2))
+        >>> fitted = sklearn.mixture.GaussianMixture(3, random_state=0).fit(x)
+        >>> base = flowlab.bases.GaussianMixture.from_sklearn(fitted)
+        >>> bool(abs(base.log_prob(torch.tensor(x)).mean() - fitted.score(x)) < 1e-9)
+        True
+    """
+
+    def __init__(self, features: int, components: int = 8, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.features, self.components = features, components
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(torch.empty(components, features).normal_(generator=generator))
+        self.lower = nn.Parameter(torch.zeros(components, features, features))  # the strict lower triangles count
+        self.diagonal = nn.Parameter(torch.full((components, features), SOFTPLUS_ONE))
+
+    @classmethod
+    def from_sklearn(cls, mixture: "SklearnMixture") -> "GaussianMixture":
+        """The base with the density of a fitted scikit-learn mixture of any covariance type, in float64."""
+        components, features = mixture.means_.shape
+        covariance = torch.as_tensor(mixture.covariances_, dtype=torch.float64)
+        eye = torch.eye(features, dtype=torch.float64)
+        if mixture.covariance_type == "tied":
+            covariance = covariance.expand(components, features, features)
+        elif mixture.covariance_type == "diag":
+            covariance = torch.diag_embed(covariance)
+        elif mixture.covariance_type == "spherical":
+            covariance = covariance[:, None, None] * eye
+        base = cls(features, components).double()
+        scale_tril = torch.linalg.cholesky(covariance)
+        diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
+        with torch.no_grad():
+            base.logits.copy_(torch.as_tensor(mixture.weights_).log())
+            base.means.copy_(torch.as_tensor(mixture.means_))
+            base.lower.copy_(scale_tril)
+            base.diagonal.copy_(diagonal + torch.log(-torch.expm1(-diagonal)))  # softplus's inverse
+        return base
+
+    def scale_tril(self) -> Tensor:
+        """Cholesky factors of the covariances (components, features, features)."""
+        return self.lower.tril(-1) + torch.diag_embed(F.softplus(self.diagonal) + torch.finfo(self.lower.dtype).tiny)
+
+    def _standardised(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """L⁻¹(z − μ) (*batch, components, features) and log of the diagonal of L (components, features)."""
+        scale_tril = self.scale_tril()
+        centred = (z.unsqueeze(-2) - self.means).unsqueeze(-1)
+        u = torch.linalg.solve_triangular(scale_tril, centred, upper=False).squeeze(-1)
+        return u, scale_tril.diagonal(dim1=-2, dim2=-1).log()
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        u, log_diagonal = self._standardised(z)
+        terms = -u.square().sum(-1) / 2 - log_diagonal.sum(-1) + self.logits.log_softmax(0)
+        return terms.logsumexp(-1) - self.features * LOG_SQRT_2PI
+
+    def conditional_cdf(self, z: Tensor) -> Tensor:
+        """F_i(z_i | z_1 … z_{i-1}) for every feature, (*batch, features)."""
+        u, log_diagonal = self._standardised(z)
+        log_terms = -u.square() / 2 - log_diagonal
+        # A component's weight for feature i is its weight times its density of the features before i.
+        before = log_terms.cumsum(-1) - log_terms
+        weights = torch.softmax(before + self.logits.log_softmax(0).unsqueeze(-1), dim=-2)
+        return (weights * torch.special.ndtr(u)).sum(-2)
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        z = self._draw(shape, generator)
+        if not torch.is_grad_enabled() or z.numel() == 0:
+            return z
+        # Implicit reparameterization: with F(z; θ) fixed, dz = -(∂F/∂z)⁻¹ ∂F/∂θ dθ; ∂F/∂z is lower triangular.
+        rows = z.reshape(-1, self.features)
+        with torch.no_grad():
+            jacobian = torch.func.vmap(torch.func.jacrev(self.conditional_cdf))(rows)
+            diagonal = jacobian.diagonal(dim1=-2, dim2=-1)
+            floor = torch.finfo(z.dtype).tiny ** 0.5
+            jacobian = jacobian.tril() + torch.diag_embed((floor - diagonal).clamp(min=0))
+        cdf = self.conditional_cdf(rows)
+        moved = solve_batch(jacobian, cdf - cdf.detach())
+        return (rows - moved).view(z.shape)
+
+    @torch.no_grad()
+    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        n = math.prod(shape)
+        weights = self.logits.softmax(0)
+        which = torch.multinomial(weights, n, replacement=True, generator=generator) if n else weights.new_zeros(0).long()
+        noise = self.means.new_empty(n, self.features).normal_(generator=generator)
+        z = self.means[which] + (self.scale_tril()[which] @ noise.unsqueeze(-1)).squeeze(-1)
+        return z.view(*shape, self.features)
+
+
+def solve_batch(lower: Tensor, rows: Tensor) -> Tensor:
+    """One lower triangular system per row."""
+    return torch.linalg.solve_triangular(lower, rows.unsqueeze(-1), upper=False).squeeze(-1)

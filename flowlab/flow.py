@@ -1,0 +1,261 @@
+"""`Flow`: layers plus a base distribution make a trainable distribution."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from flowlab.bases import Base
+from flowlab.layers.layer import Layer
+
+
+class Flow(nn.Module):
+    """A distribution over data x = g(z), with noise z from `base` and the invertible chain g = layers in sampling order.
+
+    Shapes are torch.distributions': samples are (*shape, *context_batch, features); the batch of a
+    context broadcasts against the batch of the data. Log-densities are in nats. Each layer computes in the
+    floating-point type of its own tensors: a chain may end in double-precision preprocessing and train in single.
+
+    Args:
+        base: Distribution of the noise.
+        layers: Layers from noise to data, all of the base's width.
+
+    Raises:
+        ValueError: Widths or context widths do not agree.
+
+    Example:
+        >>> import torch, flowlab
+        >>> flow = flowlab.Flow(flowlab.bases.Gaussian(2), [flowlab.layers.LULinear(2)])
+        >>> flow.log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
+        >>> flow.sample((10,)).shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(self, base: Base, layers: Iterable[Layer]) -> None:
+        super().__init__()
+        self.base = base
+        self.layers = nn.ModuleList(layers)
+        self.features: int = base.features
+        self.context_features: int = 0
+        for i, layer in enumerate(self):
+            if layer.features != self.features:
+                raise ValueError(
+                    f"layer {i} ({type(layer).__name__}) has {layer.features} features, the base has {self.features}"
+                )
+            if layer.context_features:
+                if self.context_features not in (0, layer.context_features):
+                    raise ValueError(
+                        f"layer {i} ({type(layer).__name__}) has context_features={layer.context_features}, "
+                        f"an earlier one {self.context_features}"
+                    )
+                self.context_features = layer.context_features
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)  # type: ignore[arg-type]
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of data x (*batch, features), in nats: (*batch,).
+
+        Raises:
+            ValueError: The width, the context or the floating-point type does not fit.
+        """
+        z, log_det = self.inverse(x, context)
+        return self.base.log_prob(z) + log_det
+
+    @torch.no_grad()
+    def sample(
+        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws (*shape, *context_batch, features), without a gradient."""
+        return self.rsample(shape, context, generator)
+
+    def rsample(
+        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws (*shape, *context_batch, features), differentiable in the parameters."""
+        return self._rsample(shape, context, generator)[0]
+
+    def rsample_and_log_prob(
+        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities (*shape, *context_batch), in one pass, both differentiable."""
+        x, z, log_det = self._rsample(shape, context, generator)
+        return x, self.base.log_prob(z) - log_det
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The noise z (*batch, features) behind data x."""
+        return self.inverse(x, context)[0]
+
+    def from_noise(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The data x (*batch, features) that noise z becomes."""
+        return self.forward(z, context)[0]
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Noise to data with log|det dx/dz|, like a `Layer`."""
+        z, context = self._check("z", z, context, dtype_of(self.base))
+        return self._chain(z, context, to_noise=False)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to noise with log|det dz/dx|, like a `Layer`."""
+        x, context = self._check("x", x, context, self.dtype)
+        return self._chain(x, context, to_noise=True)
+
+    def initialise(self, x: Tensor) -> None:
+        """Let the layers that learn from data do so, given rows x (n, features); `fit` calls it."""
+        with torch.no_grad():
+            for layer in reversed(list(self)):
+                value = x.to(dtype_of(layer) or x.dtype)
+                layer.initialise(value)
+                if layer.context_features:
+                    return  # what lies further towards the noise depends on a context
+                x = layer.inverse(value)[0]
+
+    def distribution(self, context: Tensor | None = None) -> "FlowDistribution":
+        """This flow, given a context, as a `torch.distributions.Distribution`."""
+        return FlowDistribution(self, context)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the data."""
+        for module in (*reversed(list(self)), self.base):
+            dtype = dtype_of(module)
+            if dtype is not None:
+                return dtype
+        return torch.get_default_dtype()
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the data lie."""
+        support = self.base.support
+        for layer in self:
+            support = layer.support(support)
+        return support
+
+    @property
+    def fast(self) -> str:
+        """Which direction is one cheap pass through every layer: "both", "density", "sampling" or "neither"."""
+        kinds = {layer.fast for layer in self} - {"both"}
+        return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
+
+    def _rsample(
+        self, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch = () if context is None else context.shape[:-1]
+        z = self.base.rsample((*shape, *batch), generator)
+        x, log_det = self.forward(z, context)
+        return x, z, log_det
+
+    def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
+        log_det: Tensor | None = None
+        for layer in reversed(list(self)) if to_noise else self:
+            dtype = dtype_of(layer)
+            if dtype is not None and dtype != value.dtype:
+                value = value.to(dtype)
+            given = None if not layer.context_features or context is None else context.to(value.dtype)
+            value, term = layer.inverse(value, given) if to_noise else layer(value, given)
+            log_det = term if log_det is None else log_det + term
+        dtype = dtype_of(self.base) if to_noise else None
+        if dtype is not None and dtype != value.dtype:
+            value = value.to(dtype)
+        return value, value.new_zeros(value.shape[:-1]) if log_det is None else log_det
+
+    def _check(
+        self, name: str, value: Tensor, context: Tensor | None, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The door: width, type and context are checked here, and nowhere behind it."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}; use torch.as_tensor")
+        if value.ndim == 0 or value.shape[-1] != self.features:
+            raise ValueError(f"{name} must have shape (*batch, {self.features}), not {tuple(value.shape)}")
+        if dtype is not None and value.dtype != dtype:
+            raise ValueError(
+                f"{name} is {value.dtype}, this flow takes {dtype}: convert {name}, or the flow by .to({value.dtype})"
+            )
+        if self.context_features == 0:
+            if context is not None:
+                raise ValueError("this flow takes no context: build it with context_features=…")
+            return value, None
+        if context is None:
+            raise ValueError(f"this flow needs a context of shape (*batch, {self.context_features})")
+        if context.ndim == 0 or context.shape[-1] != self.context_features:
+            raise ValueError(f"context must have shape (*batch, {self.context_features}), not {tuple(context.shape)}")
+        try:
+            batch = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the batch of {name} {tuple(value.shape)} and of the context {tuple(context.shape)} do not broadcast"
+            ) from error
+        return value.expand(*batch, -1), context.expand(*batch, -1)
+
+    def __repr__(self) -> str:
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        lines = [f"Flow({self.features} features, context {self.context_features}, {trained:,} parameters, fast: {self.fast}"]
+        lines += [f"  base: {type(self.base).__name__}({self.base.extra_repr()})"]
+        lines += [f"  {i}: {type(layer).__name__}({layer.extra_repr()})" for i, layer in enumerate(self)]
+        return "\n".join(lines) + "\n)"
+
+
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The floating-point type of a module's tensors, None if it has none."""
+    for tensors in (module.parameters(), module.buffers()):
+        for tensor in tensors:
+            if tensor.dtype.is_floating_point:
+                return tensor.dtype
+    return None
+
+
+class FlowDistribution(Distribution):
+    """A flow given a context, as torch.distributions knows distributions: batch_shape is the context's batch."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(
+        self,
+        flow: Flow,
+        context: Tensor | None = None,
+        batch_shape: Size | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.flow, self.context = flow, context
+        if batch_shape is None:
+            batch_shape = Size() if context is None else context.shape[:-1]
+        super().__init__(batch_shape, Size((flow.features,)), validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.flow.base.has_rsample
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.flow.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
+        batch_shape = Size(batch_shape)
+        context = None if self.context is None else self.context.expand(*batch_shape, -1)
+        return FlowDistribution(self.flow, context, batch_shape, validate_args=self._validate_args)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.flow.rsample(self._shape(sample_shape), self.context)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.flow.sample(self._shape(sample_shape), self.context)
+
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+        """Draws and their log-densities in one pass."""
+        return self.flow.rsample_and_log_prob(self._shape(sample_shape), self.context)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob = self.flow.log_prob(value, self.context)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def _shape(self, sample_shape: Any) -> tuple[int, ...]:
+        """Without a context the batch is drawn like further samples; with one, `Flow` appends it."""
+        return (*Size(sample_shape), *(() if self.context is not None else self.batch_shape))
+
+    def __repr__(self) -> str:
+        return f"FlowDistribution(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"

@@ -1,0 +1,110 @@
+"""Coupling layers: part of the features pass through and parametrise a scalar map of the others."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowlab.layers.layer import Layer, flat
+from flowlab.layers.scalar import Affine, ScalarMap
+from flowlab.networks import network
+
+
+class Coupling(Layer):
+    """A coupling layer over any scalar map. Dinh et al. 2017, "Density estimation using Real NVP", section 3.
+
+    Args:
+        features: Width of noise and data.
+        scalar: What happens to each changed feature; `Affine()` when None.
+        mask: True for each feature that is changed; every other one, beginning with the second, when
+            None. A single feature is always changed, by parameters that depend on the context alone.
+        context_features: Width of the context.
+        hidden: Widths of the conditioner's hidden layers.
+        residual: Residual blocks in the conditioner.
+        activation: The conditioner's activation.
+        dropout: The conditioner's dropout.
+        generator: Source of the initial weights.
+
+    Example:
+        >>> import torch, flowlab
+        >>> layer = flowlab.layers.Coupling(3, flowlab.layers.RationalQuadraticSpline(bins=4))
+        >>> x, log_det = layer(torch.randn(5, 3))
+        >>> x.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    mask: Tensor
+    kept: Tensor
+    changed: Tensor
+    restore: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        scalar: ScalarMap | None = None,
+        mask: Sequence[bool] | None = None,
+        *,
+        context_features: int = 0,
+        hidden: Sequence[int] = (64, 64),
+        residual: bool = False,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        mask = alternating_mask(features) if mask is None else [bool(m) for m in mask]
+        if len(mask) != features or not any(mask):
+            raise ValueError(f"mask must have {features} entries, at least one of them True, not {mask}")
+        self.features, self.context_features = features, context_features
+        self.scalar: ScalarMap = Affine() if scalar is None else scalar
+        self.hidden, self.residual, self.activation, self.dropout = tuple(hidden), residual, activation, dropout
+        kept = [i for i in range(features) if not mask[i]]
+        changed = [i for i in range(features) if mask[i]]
+        self.register_buffer("mask", torch.tensor(mask))
+        self.register_buffer("kept", torch.tensor(kept, dtype=torch.long))
+        self.register_buffer("changed", torch.tensor(changed, dtype=torch.long))
+        self.register_buffer("restore", torch.tensor(kept + changed).argsort())
+        self.network = network(residual)(
+            len(kept) * (2 if self.scalar.periodic else 1) + context_features,
+            len(changed) * self.scalar.count,
+            hidden,
+            activation=activation,
+            dropout=dropout,
+            generator=generator,
+        )
+
+    @property
+    def keeps_box(self) -> bool:  # type: ignore[override]
+        return self.scalar.keeps_box
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(z, context, inverse=False)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._map(x, context, inverse=True)
+
+    def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        rows = flat(value)
+        kept = rows.index_select(-1, self.kept)
+        changed = rows.index_select(-1, self.changed).T  # feature-first: see ScalarMap
+        inputs = conditioner_inputs(kept, context, self.scalar.periodic)
+        params = self.network.columns(inputs).view(self.scalar.count, *changed.shape)
+        mapped, log_det = self.scalar.inverse(changed, params) if inverse else self.scalar.forward(changed, params)
+        rows = torch.cat([kept, mapped.T], -1).index_select(-1, self.restore)
+        return rows.view(value.shape), log_det.sum(0).view(value.shape[:-1])
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {self.scalar}, changes {int(self.mask.sum())}"
+
+
+def alternating_mask(features: int, flip: bool = False) -> list[bool]:
+    """Every other feature, beginning with the second, or with `flip` the first; a single feature always."""
+    return [features == 1 or (i % 2 == 1) != flip for i in range(features)]
+
+
+def conditioner_inputs(rows: Tensor, context: Tensor | None, periodic: bool) -> Tensor:
+    """What a conditioner sees: the features (angles as cosine and sine), then the context."""
+    parts = [rows.cos(), rows.sin()] if periodic else [rows]
+    if context is not None:
+        parts.append(flat(context))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

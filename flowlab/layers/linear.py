@@ -1,0 +1,257 @@
+"""Linear layers: permutations, triangular and orthogonal maps, elementwise scaling, and whitening fitted to data."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowlab.layers.layer import Layer, zero_log_det
+from flowlab.layers.scalar.affine import Affine
+from flowlab.networks import ContextParameters
+
+SOFTPLUS_ONE = math.log(math.e - 1)  # softplus of it is 1
+
+
+class Permutation(Layer):
+    """Reorders features: data feature i is noise feature `permutation[i]`.
+
+    Args:
+        features: Width of noise and data.
+        permutation: The permutation; drawn from `generator` when None.
+        generator: Source of a random permutation.
+    """
+
+    permutation: Tensor
+    back: Tensor
+    keeps_box = True
+
+    def __init__(
+        self, features: int, permutation: Sequence[int] | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.features = features
+        if permutation is None:
+            permutation = torch.randperm(features, generator=generator, device="cpu").tolist()
+        if sorted(permutation) != list(range(features)):
+            raise ValueError(f"permutation must be one of 0 … {features - 1}, not {list(permutation)}")
+        self.register_buffer("permutation", torch.tensor(permutation))
+        self.register_buffer("back", torch.tensor(permutation).argsort())
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z.index_select(-1, self.permutation), zero_log_det(z)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x.index_select(-1, self.back), zero_log_det(x)
+
+    def extra_repr(self) -> str:
+        return str(self.features)
+
+
+class LULinear(Layer):
+    """x = L U z + shift, with a unit lower and a positive upper triangular factor.
+
+    Kingma & Dhariwal 2018, "Glow", section 3.2, without its permutation; the diagonal of U is
+    softplus(·), so that the map can be neither singular nor flip sign. The inverse is two triangular solves.
+
+    Args:
+        features: Width of noise and data.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.lower = nn.Parameter(torch.zeros(features, features))  # the strict lower triangle counts
+        self.upper = nn.Parameter(torch.zeros(features, features))  # the strict upper triangle counts
+        self.diagonal = nn.Parameter(torch.full((features,), SOFTPLUS_ONE))
+        self.shift = nn.Parameter(torch.zeros(features))
+
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """L, U and the diagonal of U."""
+        diagonal = F.softplus(self.diagonal) + torch.finfo(self.diagonal.dtype).tiny
+        eye = torch.eye(self.features, dtype=self.lower.dtype, device=self.lower.device)
+        return self.lower.tril(-1) + eye, self.upper.triu(1) + diagonal.diag(), diagonal
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper, diagonal = self.factors()
+        return z @ (lower @ upper).T + self.shift, diagonal.log().sum().expand(z.shape[:-1])
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper, diagonal = self.factors()
+        z = solve_rows(lower, x - self.shift, upper=False)
+        return solve_rows(upper, z, upper=True), (-diagonal.log().sum()).expand(x.shape[:-1])
+
+    def extra_repr(self) -> str:
+        return str(self.features)
+
+
+def solve_rows(triangular: Tensor, rows: Tensor, upper: bool) -> Tensor:
+    """The z with `triangular @ z = row` for every row."""
+    # Rows from the left: z Tᵀ = row, and Tᵀ has the other triangle.
+    return torch.linalg.solve_triangular(triangular.T, rows.unsqueeze(-2), upper=not upper, left=False).squeeze(-2)
+
+
+class Householder(Layer):
+    """An orthogonal map: a product of reflections. Tomczak & Welling 2016, "Improving VAEs using Householder flow".
+
+    Reflections come in equal pairs at first, which makes the layer the identity.
+
+    Args:
+        features: Width of noise and data.
+        reflections: Number of reflections, even; the even number next to `features` when None.
+        generator: Source of the reflections' directions.
+    """
+
+    def __init__(
+        self, features: int, reflections: int | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.reflections = features + features % 2 if reflections is None else reflections
+        if self.reflections % 2 or self.reflections < 2:
+            raise ValueError(f"reflections must be a positive even number, not {reflections}")
+        pairs = torch.empty(self.reflections // 2, features).normal_(generator=generator)
+        self.vectors = nn.Parameter(pairs.repeat_interleave(2, 0))
+
+    def matrix(self) -> Tensor:
+        return reflect(self.vectors)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z @ self.matrix().T, zero_log_det(z)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x @ self.matrix(), zero_log_det(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, reflections={self.reflections}"
+
+
+def reflect(vectors: Tensor) -> Tensor:
+    """The product of Householder reflections of vectors (*batch, reflections, features): (*batch, features, features)."""
+    unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    matrix = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
+    for v in unit.unbind(-2):
+        matrix = matrix - 2 * v.unsqueeze(-1) * (v.unsqueeze(-2) @ matrix)
+    return matrix
+
+
+class ElementwiseAffine(Layer):
+    """x = z · exp(s) + shift for each feature alone, with a soft-clamped log-scale (see `Affine`).
+
+    Args:
+        features: Width of noise and data.
+        context_features: Width of a context that shift and log-scale may depend on.
+        hidden: Widths of the context network's hidden layers.
+        bound: Largest |log-scale|, in nats.
+        generator: Source of the context network's initial weights.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context_features: int = 0,
+        hidden: Sequence[int] = (64,),
+        bound: float = 10.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.features, self.context_features = features, context_features
+        self.hidden, self.bound = tuple(hidden), bound
+        self.parameters_ = ContextParameters(torch.zeros(2 * features), context_features, hidden, generator)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_scale = Affine(self.bound).forward(z, self._params(context))
+        return x, log_scale.sum(-1).expand(z.shape[:-1])
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, log_scale = Affine(self.bound).inverse(x, self._params(context))
+        return z, log_scale.sum(-1).expand(x.shape[:-1])
+
+    def _params(self, context: Tensor | None) -> Tensor:
+        return self.parameters_(context).unflatten(-1, (2, self.features)).movedim(-2, 0)
+
+    def extra_repr(self) -> str:
+        return str(self.features)
+
+
+class ActNorm(ElementwiseAffine):
+    """An `ElementwiseAffine` that `fit` starts with the data's mean and standard deviation. Kingma & Dhariwal 2018, section 3.1.
+
+    Initialisation is explicit, once, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
+
+    Args:
+        features: Width of noise and data.
+        bound: Largest |log-scale|, in nats.
+    """
+
+    initialised: Tensor
+
+    def __init__(self, features: int, *, bound: float = 10.0) -> None:
+        super().__init__(features, bound=bound)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def initialise(self, x: Tensor) -> None:
+        if bool(self.initialised):
+            return
+        mean, scale = mean_and_scale(x)
+        # The soft clamp's inverse, so that exp(log_scale) is the standard deviation itself.
+        log_scale = (scale.log() / self.bound).clamp(-0.999, 0.999).atanh() * self.bound
+        with torch.no_grad():
+            self.parameters_.value.copy_(torch.cat([mean, log_scale]))
+            self.initialised.fill_(True)
+
+
+def mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, the latter 1 where a column is constant."""
+    mean = x.mean(0)
+    scale = (x - mean).square().mean(0).sqrt()
+    constant = scale <= torch.finfo(x.dtype).eps * (mean.abs() + torch.finfo(x.dtype).tiny) * 8
+    return mean, torch.where(constant, torch.ones_like(scale), scale)
+
+
+class Whitening(Layer):
+    """x = mean + L z, fitted to data: z has mean zero and unit covariance.
+
+    L is the Cholesky factor of the covariance; eigenvalues below `floor` times the largest, of the correlation
+    matrix, are raised to it, so that collinear columns stay invertible.
+
+    Args:
+        features: Width of noise and data.
+        floor: Smallest share of an eigenvalue.
+    """
+
+    mean: Tensor
+    scale_tril: Tensor
+
+    def __init__(self, features: int, *, floor: float = 1e-9) -> None:
+        super().__init__()
+        self.features, self.floor = features, floor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale_tril", torch.eye(features))
+
+    def initialise(self, x: Tensor) -> None:
+        # In double precision: a covariance in single precision loses half of its seven digits.
+        mean, scale = mean_and_scale(x.double())
+        z = (x.double() - mean) / scale
+        correlation = z.T @ z / max(len(z), 1)
+        correlation = correlation + (correlation.diagonal() < 0.5).double().diag()  # a constant column gets variance 1
+        values, vectors = torch.linalg.eigh(correlation)
+        values = values.clamp(min=self.floor * float(values.max()))
+        correlation = (vectors * values) @ vectors.T
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.scale_tril.copy_(scale[:, None] * torch.linalg.cholesky(correlation))
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z @ self.scale_tril.T + self.mean, self._log_det().expand(z.shape[:-1])
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return solve_rows(self.scale_tril, x - self.mean, upper=False), (-self._log_det()).expand(x.shape[:-1])
+
+    def _log_det(self) -> Tensor:
+        return self.scale_tril.diagonal().log().sum()
+
+    def extra_repr(self) -> str:
+        return str(self.features)

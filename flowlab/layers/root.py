@@ -1,0 +1,68 @@
+"""Inverting monotone functions that have no formula for it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class ConvergenceError(ArithmeticError):
+    """A numerical inverse did not reach its tolerance."""
+
+
+def transforming() -> bool:
+    """Whether torch.compile, torch.export or torch.func is tracing, where no value may be looked at."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def solve(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], target: Tensor, low: Tensor, high: Tensor, steps: int = 80
+) -> Tensor:
+    """The x with function(x) = target, elementwise, by Newton steps kept inside a shrinking bracket.
+
+    Args:
+        function: Increasing in every element; returns its value and the log of its derivative.
+        target: The values to reach (*s).
+        low: A point at or below each root (*s).
+        high: A point at or above each root (*s).
+        steps: Evaluations of the function at most; all of them are spent under torch.compile and torch.func.
+
+    Returns:
+        The roots, with the implicit function's first derivatives in `target` and in everything
+        that `function` depends on.
+
+    Raises:
+        ConvergenceError: A bracket did not shrink to the precision of its floating-point type.
+    """
+    tracing = transforming()
+    with torch.no_grad():
+        low, high = low.detach().clone(), high.detach().clone()
+        # Rounding may put a root a few units in the last place outside its bracket.
+        epsilon = torch.finfo(target.dtype).eps
+        margin = 8 * epsilon * (low.abs() + high.abs() + 1)
+        low, high = low - margin, high + margin
+        x, last = (low + high) / 2, torch.full_like(target, float("inf"))
+        for _ in range(steps):
+            value, log_slope = function(x)
+            error = value - target
+            low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
+            newton = x - error * (-log_slope).exp()
+            # A Newton step must stay inside the bracket and must have halved the error last time.
+            good = (newton > low) & (newton < high) & (error.abs() < last / 2)
+            last = error.abs()
+            new = torch.where(good, newton, (low + high) / 2)
+            tolerance = 4 * epsilon * (new.abs() + 1e-3)
+            done = ((new - x).abs() <= tolerance) | (high - low <= tolerance)
+            x = torch.where(error == 0, x, new)
+            if not tracing and bool(done.all()):
+                break
+        else:
+            if not tracing:
+                worst = int((high - low).flatten().argmax())
+                raise ConvergenceError(
+                    f"no root after {steps} steps: target {target.flatten()[worst]:.6g} is still bracketed by "
+                    f"[{low.flatten()[worst]:.9g}, {high.flatten()[worst]:.9g}]; are the layer's parameters finite?"
+                )
+    # One Newton step on values that autograd sees attaches the derivatives.
+    value, log_slope = function(x)
+    return x - (value - target) * (-log_slope.detach()).exp()

@@ -1,0 +1,30 @@
+"""The contract of scalar maps: invertible functions of one number, whose parameters a network predicts."""
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+
+class ScalarMap(Protocol):
+    """A monotone map of single numbers, with `count` parameters each.
+
+    `forward` (noise to data) and `inverse` (data to noise) take values of any shape (*s) and parameters
+    (count, *s) – parameters first, because a softmax over a small last axis is slow – and return the mapped
+    values and the elementwise log-derivative of their own direction, both (*s). Zero parameters mean
+    the identity. Implementations are frozen dataclasses: their fields are what a saved file keeps.
+
+    Attributes:
+        count: Parameters per value.
+        periodic: Whether values are angles in [-π, π); conditioners then see cosine and sine.
+        keeps_box: Whether a uniform base's box stays the support of the data.
+    """
+
+    periodic: ClassVar[bool]
+    keeps_box: ClassVar[bool]
+
+    @property
+    def count(self) -> int: ...
+
+    def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]: ...

@@ -1,0 +1,157 @@
+"""Rational-quadratic splines (Durkan et al. 2019, "Neural spline flows"; Gregory & Delbourgo 1982), on a box and on the circle."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+
+def rational_quadratic(
+    value: Tensor, knots_x: Tensor, knots_y: Tensor, slopes: Tensor, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Evaluate monotone rational-quadratic splines.
+
+    Args:
+        value: Where to evaluate (*s), within the knots (callers clamp: the branch that `where` throws away must be safe, too).
+        knots_x: Increasing knots on the input side, (bins + 1, *s) or broadcastable to it.
+        knots_y: Increasing knots on the output side, likewise.
+        slopes: Positive derivatives at the knots, likewise.
+        inverse: Evaluate the inverse function: `value` lies on the output side.
+
+    Returns:
+        The function's value and the log of its derivative, both (*s), each of the direction asked for.
+    """
+    searched = knots_y if inverse else knots_x
+    # Inner knots alone are searched, so that the bin is valid by construction, at the edges as well.
+    bin = (value >= searched[1:-1]).sum(0, keepdim=True)
+    shape = (1, *value.shape)
+
+    def pick(knots: Tensor, index: Tensor) -> Tensor:
+        return knots.expand(-1, *value.shape).gather(0, index.expand(shape)).squeeze(0)
+
+    x0, x1 = pick(knots_x, bin), pick(knots_x, bin + 1)
+    y0, y1 = pick(knots_y, bin), pick(knots_y, bin + 1)
+    d0, d1 = pick(slopes, bin), pick(slopes, bin + 1)
+    width, height = x1 - x0, y1 - y0
+    slope = height / width
+    bend = d0 + d1 - 2 * slope
+    if inverse:
+        rise = value - y0
+        a = height * (slope - d0) + rise * bend
+        b = height * d0 - rise * bend
+        c = -slope * rise
+        # The discriminant is positive in exact arithmetic; the floor guards rounding, and the root's gradient at 0.
+        discriminant = (b * b - 4 * a * c).clamp(min=torch.finfo(value.dtype).tiny)
+        theta = (2 * c / (-b - discriminant.sqrt())).clamp(0, 1)
+    else:
+        theta = ((value - x0) / width).clamp(0, 1)
+    cross = theta * (1 - theta)
+    denominator = slope + bend * cross
+    log_slope = (
+        2 * slope.log() + (d1 * theta**2 + 2 * slope * cross + d0 * (1 - theta) ** 2).log() - 2 * denominator.log()
+    )
+    if inverse:
+        return x0 + theta * width, -log_slope
+    return y0 + height * (slope * theta**2 + d0 * cross) / denominator, log_slope
+
+
+def soft_clip(x: Tensor, bound: float) -> Tensor:
+    """x squeezed into (-bound, bound), with slope one at zero."""
+    return x / (1 + (x / bound).abs())
+
+
+def knot_positions(logits: Tensor, bound: float, slope: float) -> Tensor:
+    """Knots (bins + 1, *s) from -bound to bound; no bin is narrower than a fraction of about `slope` of the widest."""
+    shares = torch.softmax(soft_clip(logits, -math.log(slope) / 2), dim=0)
+    inner = bound * (2 * shares[:-1].cumsum(0) - 1)
+    edge = torch.full_like(shares[:1], bound)
+    return torch.cat([-edge, inner, edge])
+
+
+@dataclass(frozen=True)
+class RationalQuadraticSpline:
+    """A monotone rational-quadratic spline on [-bound, bound], the identity outside.
+
+    Slopes at the knots lie within [slope, 1 / slope], so that neither direction can blow up. The
+    parametrisation is that of zuko's `MonotonicRQSTransform`.
+
+    Attributes:
+        bins: Number of bins.
+        bound: Half-width of the box.
+        slope: Smallest slope at a knot.
+    """
+
+    bins: int = 8
+    bound: float = 5.0
+    slope: float = 1e-3
+
+    periodic: ClassVar[bool] = False
+    keeps_box: ClassVar[bool] = True
+
+    @property
+    def count(self) -> int:
+        return 3 * self.bins - 1
+
+    def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(z, params, inverse=False)
+
+    def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(x, params, inverse=True)
+
+    def _map(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        widths, heights, slopes = params.split([self.bins, self.bins, self.bins - 1])
+        knots_x = knot_positions(widths, self.bound, self.slope)
+        knots_y = knot_positions(heights, self.bound, self.slope)
+        one = torch.ones_like(params[:1])
+        slopes = torch.cat([one, soft_clip(slopes, -math.log(self.slope)).exp(), one])
+        inside = value.abs() < self.bound
+        safe = value.clamp(-self.bound, self.bound)
+        mapped, log_slope = rational_quadratic(safe, knots_x, knots_y, slopes, inverse)
+        return torch.where(inside, mapped, value), torch.where(inside, log_slope, torch.zeros_like(value))
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """The angle in [-π, π)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+@dataclass(frozen=True)
+class CircularSpline:
+    """A smooth invertible map of the circle [-π, π) onto itself: a periodic spline followed by a rotation.
+
+    Rezende et al. 2020, "Normalizing flows on tori and spheres", section 2.1. Any real number is taken as
+    an angle; results are in [-π, π).
+
+    Attributes:
+        bins: Number of bins.
+        slope: Smallest slope at a knot.
+    """
+
+    bins: int = 8
+    slope: float = 1e-3
+
+    periodic: ClassVar[bool] = True
+    keeps_box: ClassVar[bool] = True
+
+    @property
+    def count(self) -> int:
+        return 3 * self.bins + 1
+
+    def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        mapped, log_slope = rational_quadratic(wrap(z), *self._knots(params))
+        return wrap(mapped + params[-1]), log_slope
+
+    def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        mapped, log_slope = rational_quadratic(wrap(x - params[-1]), *self._knots(params), inverse=True)
+        return wrap(mapped), log_slope
+
+    def _knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        widths, heights, slopes, _ = params.split([self.bins, self.bins, self.bins, 1])
+        slopes = soft_clip(slopes, -math.log(self.slope)).exp()
+        return (
+            knot_positions(widths, math.pi, self.slope),
+            knot_positions(heights, math.pi, self.slope),
+            torch.cat([slopes, slopes[:1]]),
+        )

@@ -1,0 +1,427 @@
+"""`fit`: the only training loop."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowlab.flow import Flow
+from flowlab.networks import Dropout
+from flowlab.objectives import NLL, Objective
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 8192  # rows evaluated at once without a gradient
+CHECK_EVERY = 25  # steps between looks at whether steps were skipped
+SKIPS_TO_ROLL_BACK = 5  # skipped steps in a row
+ROLL_BACKS = 6  # halvings of the learning rate before training gives up
+
+
+class TrainingError(ArithmeticError):
+    """Training kept producing non-finite losses or gradients at ever smaller learning rates."""
+
+
+@dataclass
+class History:
+    """What happened in a fit.
+
+    Attributes:
+        records: One dict per evaluation: step, epoch, learning_rate, train and validation loss (nats per row), its standard error,
+            gradient_norm, skipped (steps so far that were not finite).
+        converged: Whether more training is not expected to help.
+        reason: Why training stopped, in plain words.
+        best_step: The step whose weights were kept.
+        roll_backs: How often the best weights came back after non-finite steps.
+        seconds: Wall time.
+    """
+
+    records: list[dict[str, float]] = field(default_factory=list)
+    converged: bool = False
+    reason: str = ""
+    best_step: int = 0
+    roll_backs: int = 0
+    seconds: float = 0.0
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """The records as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame.from_records(self.records)
+
+    @property
+    def best(self) -> float:
+        """The lowest validation loss (training loss where there was no validation), nats per row."""
+        return min((r["validation"] for r in self.records), default=math.nan)
+
+
+def fit(
+    flow: Flow,
+    data: Tensor,
+    context: Tensor | None = None,
+    *,
+    objective: Objective | None = None,
+    validation: float | Tensor | tuple[Tensor, Tensor] = 0.1,
+    sample_weight: Tensor | None = None,
+    epochs: int = 200,
+    batch_size: int = 512,
+    learning_rate: float = 2e-3,
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine",
+    warmup: int = 50,
+    weight_decay: float = 1e-4,
+    clip: float = 5.0,
+    ema: float = 0.998,
+    patience: int = 30,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> History:
+    """Train a flow in place on rows of data, and leave it with the weights that did best on validation rows.
+
+    AdamW with warm-up and a schedule, clipped gradients, and a moving average of the weights, which is what is validated and kept.
+    A step whose loss or gradient is not finite is skipped; after several in a row the best weights come back and the learning rate halves.
+
+    Args:
+        flow: The flow; layers that learn from data (`ActNorm`, …) are initialised first.
+        data: Rows (n, features), of the flow's floating-point type, on any device; batches are moved to the flow's.
+        context: Context of each row (n, context_features).
+        objective: Each row's loss; `NLL()` when None.
+        validation: Share of rows held out, 0 for none, or the held-out rows themselves (with their context, as a tuple).
+        sample_weight: Non-negative weight of each row (n,).
+        epochs: Passes over the data at most.
+        batch_size: Rows per step.
+        learning_rate: Peak learning rate.
+        schedule: "cosine" decays to zero over all epochs, "plateau" halves when validation stalls.
+        warmup: Steps over which the learning rate rises, at most a tenth of all.
+        weight_decay: Decay of weight matrices, not of biases and scales.
+        clip: Largest gradient norm.
+        ema: Decay of the moving average of the weights per step; 0 turns it off.
+        patience: Evaluations without improvement after which training stops. There is one per epoch, or per 25 steps where epochs are shorter.
+        generator: Source of the split, the batches and the dropout; torch's global generator when None.
+        progress: Show a progress bar.
+
+    Returns:
+        The history, with the reason for stopping.
+
+    Raises:
+        ValueError: Shapes do not fit, or data hold a value that is not finite (the message names row and column).
+        TrainingError: Training stayed non-finite; the message names the worst row and column.
+
+    Example:
+        >>> import torch, flowlab
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = 3 + 2 * torch.randn(1000, 2, generator=generator)
+        >>> flow = flowlab.presets.real_nvp(2, layers=2, hidden=(16,), generator=generator)
+        >>> history = flowlab.fit(flow, x, epochs=30, generator=generator, progress=False)
+        >>> bool((flow.sample((2000,), generator=generator).mean(0) - 3).abs().max() < 0.3)
+        True
+    """
+    started = time.perf_counter()
+    objective = NLL() if objective is None else objective
+    _check_rows("data", data, flow.features, data)
+    if context is not None:
+        _check_rows("context", context, flow.context_features, data)
+    weight = torch.ones(len(data), dtype=torch.float64) if sample_weight is None else sample_weight.double().cpu()
+    if weight.shape != (len(data),) or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
+        raise ValueError(f"sample_weight must be {len(data)} finite non-negative numbers, got shape {tuple(weight.shape)}")
+    if not float(weight.sum()) > 0:
+        raise ValueError("sample_weight is zero everywhere: give some row a positive weight")
+
+    device = next((t.device for t in (*flow.parameters(), *flow.buffers())), data.device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    generator = torch.Generator(device).manual_seed(seed)
+    train, held_out = _split(data, context, weight, validation, generator)
+    flow.initialise(train.x[: 50 * CHUNK].to(device))
+    head, train, held_out, offset = _precompute(flow, objective, train.to(device), held_out and held_out.to(device))
+    trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema)
+    if not trainer.parameters:
+        raise ValueError("the flow has no trainable parameters")
+
+    dropouts = [module for module in head.modules() if isinstance(module, Dropout)]
+    for module in dropouts:
+        module.generator = generator
+    n = len(train.x)
+    batch_size = max(min(batch_size, n), 1)
+    per_epoch = n // batch_size
+    total = per_epoch * epochs
+    every = max(per_epoch, min(CHECK_EVERY, total))
+    warmup = min(warmup, total // 10)
+    history = History()
+    plateau_scale, stale, best = 1.0, 0, math.inf
+    best_weights = [p.detach().clone() for p in trainer.parameters]
+    seen = 0.0  # validation before the last tenth of training
+    bar = _bar(total, progress)
+    try:
+        step = 0
+        for epoch in range(epochs):
+            order = torch.randperm(n, generator=generator, device=device)
+            for i in range(per_epoch):
+                rate = plateau_scale * _schedule(schedule, step, total, warmup)
+                trainer.step(train.take(order[i * batch_size : (i + 1) * batch_size]), rate)
+                step += 1
+                bar.update()
+                evaluate = step % every == 0 or step == total
+                if not evaluate and step % CHECK_EVERY:
+                    continue
+                if trainer.longest_streak() >= SKIPS_TO_ROLL_BACK:
+                    _roll_back(trainer, best_weights, history, train, flow)
+                if not evaluate:
+                    continue
+                record = trainer.evaluate(train, held_out)
+                record = {"step": step, "epoch": epoch + 1, "learning_rate": rate * trainer.rate, **record}
+                record["train"] += offset[0]
+                record["validation"] += offset[1]
+                history.records.append(record)
+                if not math.isfinite(record["validation"]):
+                    _roll_back(trainer, best_weights, history, train, flow)
+                    continue
+                bar.set_postfix_str(f"loss {record['train']:.3f}, validation {record['validation']:.3f} nats")
+                if step <= 0.9 * total:
+                    seen = min(best, record["validation"])
+                stale += 1
+                if record["validation"] < best:
+                    best, stale, history.best_step = record["validation"], 0, step
+                    trainer.copy_averaged(best_weights)
+                elif schedule == "plateau" and stale % max(patience // 3, 1) == 0:
+                    plateau_scale /= 2
+                if stale >= patience:
+                    history.converged = True
+                    history.reason = f"no improvement on validation in {patience} evaluations"
+                    break
+            if stale >= patience:
+                break
+        else:
+            gained, error = seen - best, history.records[-1]["standard_error"] if history.records else 0.0
+            history.converged = gained < error / 2
+            history.reason = f"all {epochs} epochs used; the last tenth of them gained {gained:.3g} nats per row" + (
+                "" if history.converged else ", and more epochs may gain more"
+            )
+    finally:
+        bar.close()
+        trainer.load(best_weights)
+        for module in dropouts:
+            module.generator = None
+        flow.eval()
+    history.seconds = time.perf_counter() - started
+    return history
+
+
+@dataclass
+class _Rows:
+    """Rows with their context and weight, on one device; weights average one."""
+
+    x: Tensor
+    context: Tensor | None
+    weight: Tensor
+
+    def take(self, index: Tensor | slice) -> "_Rows":
+        return _Rows(self.x[index], None if self.context is None else self.context[index], self.weight[index])
+
+    def to(self, device: torch.device) -> "_Rows":
+        context = None if self.context is None else self.context.to(device)
+        return _Rows(self.x.to(device), context, self.weight.to(device))
+
+    def chunks(self) -> "list[_Rows]":
+        return [self.take(slice(i, i + CHUNK)) for i in range(0, len(self.x), CHUNK)]
+
+
+class _Trainer:
+    """The optimizer's step and the moving average of weights. Nothing here waits for the device in a step."""
+
+    def __init__(
+        self, flow: Flow, objective: Objective, rate: float, weight_decay: float, clip: float, ema: float
+    ) -> None:
+        self.flow, self.objective, self.rate = flow, objective, rate
+        self.weight_decay, self.clip, self.ema = weight_decay, clip, ema
+        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        if self.parameters:
+            self._start()
+
+    def _start(self) -> None:
+        """A fresh optimizer; what is remembered of skipped steps starts anew."""
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        device = self.parameters[0].device
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate, fused=True)
+        self.steps = 0
+        self.streak, self.worst_streak, self.skipped, self.loss, self.norm = torch.zeros(5, device=device).unbind()
+
+    def step(self, batch: _Rows, rate: float) -> None:
+        self.flow.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * rate
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.objective(self.flow, batch.x, batch.context)
+        loss = (losses * batch.weight.to(losses.dtype)).mean()
+        loss.backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        # The fused kernel leaves weights and moments alone where found_inf is 1 (torch's gradient scaler uses this, too).
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.steps += 1
+        with torch.no_grad():
+            decay = min(self.ema, self.steps / (10 + self.steps))
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            self.streak = (self.streak + 1) * bad
+            self.worst_streak = torch.maximum(self.worst_streak, self.streak)
+            self.skipped = self.skipped + bad
+            self.loss = torch.where(bad > 0, self.loss, loss.detach().float())
+            self.norm = torch.where(bad > 0, self.norm, norm.float())
+
+    def longest_streak(self) -> int:
+        return int(self.worst_streak)
+
+    @torch.no_grad()
+    def evaluate(self, train: _Rows, held_out: _Rows | None) -> dict[str, float]:
+        """Mean loss of held-out rows under the averaged weights, with its standard error, and of a sample of training rows."""
+        self.flow.eval()
+        current = [p.detach().clone() for p in self.parameters]
+        self.load(self.average)
+        train_loss, train_error = self._mean_loss(train.take(slice(0, CHUNK)))
+        loss, error = (train_loss, train_error) if held_out is None else self._mean_loss(held_out)
+        self.load(current)
+        return {
+            "train": train_loss,
+            "validation": loss,
+            "standard_error": error,
+            "gradient_norm": float(self.norm),
+            "skipped": float(self.skipped),
+        }
+
+    def _mean_loss(self, rows: _Rows) -> tuple[float, float]:
+        losses = torch.cat([self.objective(self.flow, c.x, c.context).double() for c in rows.chunks()])
+        weight = rows.weight.to(losses)
+        share = weight / weight.sum()
+        # A row without weight says nothing, not even by a loss that is infinite.
+        losses = torch.where(share > 0, losses, 0)
+        mean = (share * losses).sum()
+        return float(mean), float((share.square() * (losses - mean).square()).sum().sqrt())
+
+    @torch.no_grad()
+    def load(self, weights: list[Tensor]) -> None:
+        torch._foreach_copy_(self.parameters, weights)
+
+    @torch.no_grad()
+    def copy_averaged(self, into: list[Tensor]) -> None:
+        torch._foreach_copy_(into, self.average)
+
+    @torch.no_grad()
+    def restart(self, weights: list[Tensor]) -> None:
+        """Continue from given weights at half the learning rate."""
+        self.load(weights)
+        torch._foreach_copy_(self.average, weights)
+        self.rate /= 2
+        self._start()
+
+
+def _schedule(schedule: str, step: int, total: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+    return 1.0
+
+
+def _roll_back(trainer: _Trainer, best: list[Tensor], history: History, train: _Rows, flow: Flow) -> None:
+    history.roll_backs += 1
+    if history.roll_backs > ROLL_BACKS:
+        row, column = worst_cell(train.x)
+        raise TrainingError(
+            f"loss or gradient stayed non-finite through {ROLL_BACKS} halvings of the learning rate. The most extreme value is "
+            f"{float(train.x[row, column]):.4g} in column {column}, training row {row}, after preprocessing. Put a flowlab.layers.Marginal "
+            "in front (FlowDensity does), scale the data, or lower learning_rate."
+        )
+    trainer.restart(best)
+
+
+def worst_cell(x: Tensor) -> tuple[int, int]:
+    """Row and column of the value furthest from its column's median, in units of the column's spread."""
+    x = x.double()
+    deviation = (x - x.median(0).values).abs()
+    spread = deviation.median(0).values.clamp(min=1e-300)
+    worst = int((deviation / spread).nan_to_num(nan=math.inf).argmax())
+    return worst // x.shape[1], worst % x.shape[1]
+
+
+def _check_rows(name: str, x: Tensor, width: int, data: Tensor) -> None:
+    if x.ndim != 2 or x.shape[1] != width or len(x) != len(data) or len(x) < 1:
+        raise ValueError(f"{name} must have shape ({len(data) or 'at least 1'}, {width}), not {tuple(x.shape)}")
+    bad = ~torch.isfinite(x)
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(f"{name} has {int(bad.sum())} non-finite values, the first in row {row}, column {column}")
+
+
+def _split(
+    x: Tensor,
+    context: Tensor | None,
+    weight: Tensor,
+    validation: float | Tensor | tuple[Tensor, Tensor],
+    generator: torch.Generator,
+) -> tuple[_Rows, _Rows | None]:
+    weight = weight / weight.mean()
+    rows = _Rows(x, context, weight)
+    if not isinstance(validation, float | int):
+        held_x, held_context = validation if isinstance(validation, tuple) else (validation, None)
+        _check_rows("validation", held_x, x.shape[1], held_x)
+        return rows, _Rows(held_x, held_context, torch.ones(len(held_x), dtype=weight.dtype))
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be a share from 0 to below 1, or rows, not {validation}")
+    count = round(validation * len(x))
+    if count == 0 or len(x) < 2:
+        return rows, None
+    order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+    train, held_out = rows.take(order[count:]), rows.take(order[:count])
+    if not float(held_out.weight.sum()) > 0 or not float(train.weight.sum()) > 0:
+        return rows, None
+    train.weight = train.weight / train.weight.mean()
+    return train, held_out
+
+
+@torch.no_grad()
+def _precompute(
+    flow: Flow, objective: Objective, train: _Rows, held_out: _Rows | None
+) -> tuple[Flow, _Rows, _Rows | None, tuple[float, float]]:
+    """Map the rows through the fixed layers on the data side once, instead of in every step.
+
+    Returns the flow that remains (sharing the rest of the layers), its rows, and what to add to its losses.
+    """
+    chain = list(flow)
+    fixed = 0
+    while fixed < len(chain) and _is_fixed(chain[-1 - fixed]):
+        fixed += 1
+    if not isinstance(objective, NLL) or fixed == 0:
+        return flow, train, held_out, (0.0, 0.0)
+    preprocessing = Flow(flow.base, chain[len(chain) - fixed :])
+
+    def mapped(rows: _Rows) -> tuple[_Rows, float]:
+        parts = [preprocessing.inverse(chunk.x) for chunk in rows.chunks()]
+        log_det = torch.cat([part[1].double() for part in parts])
+        weight = rows.weight.to(log_det)
+        offset = -float((weight * torch.where(weight > 0, log_det, 0)).sum() / weight.sum())
+        return _Rows(torch.cat([part[0] for part in parts]), rows.context, rows.weight), offset
+
+    train, train_offset = mapped(train)
+    held_out, offset = (None, train_offset) if held_out is None else mapped(held_out)
+    return Flow(flow.base, chain[: len(chain) - fixed]), train, held_out, (train_offset, offset)
+
+
+def _is_fixed(layer: nn.Module) -> bool:
+    return not any(p.requires_grad for p in layer.parameters()) and not getattr(layer, "context_features", 0)
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    make: Callable[..., Any] = tqdm
+    return make(total=total, disable=not progress, desc="fit", unit="step", leave=False)
