@@ -101,9 +101,8 @@ class StudentT(Base):
         if not df > min_df > 0:
             raise ValueError(f"df must exceed min_df > 0, not df={df}, min_df={min_df}")
         self.features, self.df, self.min_df = features, df, min_df
-        self.raw_df = nn.Parameter(torch.full((features,), df - min_df).expm1().log())
-        if not torch.isfinite(self.raw_df.detach()).all() and not self.raw_df.is_meta:
-            self.raw_df.data.fill_(df - min_df)  # softplus is the identity where expm1 overflows
+        raw = math.log(math.expm1(df - min_df)) if df - min_df < 30 else df - min_df  # softplus's inverse
+        self.raw_df = nn.Parameter(torch.full((features,), raw))
 
     def degrees_of_freedom(self) -> Tensor:
         """The current degrees of freedom, (features,)."""

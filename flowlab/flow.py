@@ -104,11 +104,12 @@ class Flow(nn.Module):
         return self._chain(x, context, to_noise=True)
 
     def initialise(self, x: Tensor) -> None:
-        """Let the layers that learn from data do so, given rows x (n, features); `fit` calls it."""
+        """Let the layers that learn from data do so, once, given rows x (n, features); `fit` calls it."""
         with torch.no_grad():
             for layer in reversed(list(self)):
                 value = x.to(dtype_of(layer) or x.dtype)
-                layer.initialise(value)
+                if not bool(getattr(layer, "initialised", True)):
+                    layer.initialise(value)
                 if layer.context_features:
                     return  # what lies further towards the noise depends on a context
                 x = layer.inverse(value)[0]

@@ -93,6 +93,13 @@ def hidden_widths(hidden: Sequence[int], residual: bool) -> tuple[int, ...]:
     return tuple(hidden[:1]) * (2 * len(hidden) + 1)
 
 
+def start_at(last: Linear, initial: Tensor | None) -> None:
+    """Let a network's zero-initialised last layer start at `initial` (count,), parameter by parameter."""
+    if initial is not None:
+        with torch.no_grad():
+            last.bias.copy_(initial.repeat_interleave(last.bias.numel() // len(initial)))
+
+
 class MLP(nn.Module):
     """A multilayer perceptron whose last layer starts at zero, so that a layer built on it starts as the identity.
 

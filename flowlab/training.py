@@ -135,7 +135,7 @@ def fit(
     seed = int(torch.randint(2**62, (), generator=generator))
     generator = torch.Generator(device).manual_seed(seed)
     train, held_out = _split(data, context, weight, validation, generator)
-    flow.initialise(train.x[: 50 * CHUNK].to(device))
+    flow.initialise(_representative(train, generator).to(device))
     head, train, held_out, offset = _precompute(flow, objective, train.to(device), held_out and held_out.to(device))
     trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema)
     if not trainer.parameters:
@@ -386,6 +386,18 @@ def _split(
         return rows, None
     train.weight = train.weight / train.weight.mean()
     return train, held_out
+
+
+def _representative(train: _Rows, generator: torch.Generator) -> Tensor:
+    """Rows for layers that learn from data: a sample by weight where weights differ."""
+    if bool((train.weight == train.weight[0]).all()):
+        return train.x[: 50 * CHUNK]
+    count = min(len(train.x), 50 * CHUNK)
+    start = torch.rand((), generator=generator, device=generator.device).to(train.weight)
+    # Systematic sampling: every row comes as often as its weight says, to within one.
+    levels = (torch.arange(count).to(train.weight) + start) / count
+    share = train.weight.cumsum(0) / train.weight.sum()
+    return train.x[torch.searchsorted(share, levels).clamp(max=len(share) - 1)]
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowlab.layers.coupling import conditioner_inputs
+from flowlab.layers.coupling import conditioner_inputs, initial_parameters
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.scalar import Affine, ScalarMap
-from flowlab.networks import MaskedMLP
+from flowlab.networks import MaskedMLP, start_at
 
 
 class Autoregressive(Layer):
@@ -72,6 +72,7 @@ class Autoregressive(Layer):
             dropout=dropout,
             generator=generator,
         )
+        start_at(self.network.mlp.linears[-1], initial_parameters(self.scalar))
 
     @property
     def keeps_box(self) -> bool:  # type: ignore[override]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.scalar import Affine, ScalarMap
-from flowlab.networks import network
+from flowlab.networks import network, start_at
 
 
 class Coupling(Layer):
@@ -72,6 +72,7 @@ class Coupling(Layer):
             dropout=dropout,
             generator=generator,
         )
+        start_at(self.network.linears[-1], initial_parameters(self.scalar))
 
     @property
     def keeps_box(self) -> bool:  # type: ignore[override]
@@ -108,3 +109,8 @@ def conditioner_inputs(rows: Tensor, context: Tensor | None, periodic: bool) -> 
     if context is not None:
         parts.append(flat(context))
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def initial_parameters(scalar: ScalarMap) -> Tensor | None:
+    """Where a scalar map's parameters start, None for zero."""
+    return scalar.initial() if hasattr(scalar, "initial") else None

@@ -16,7 +16,8 @@ class Layer(nn.Module):
     log|det| of its own direction, (*batch,), in nats. A subclass writes the two methods; it need
     not check shapes, `Flow` does that once.
 
-    A layer that learns from data before training (`ActNorm`, `Whitening`, `Marginal`) overrides `initialise`.
+    A layer that learns from data before training (`ActNorm`, `Whitening`, `Marginal`) overrides `initialise` and notes
+    in a boolean buffer `initialised` that it was called; `fit` calls it where it was not.
 
     Attributes:
         features: Width of noise and data.
@@ -51,7 +52,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def initialise(self, x: Tensor) -> None:
-        """Set whatever this layer learns from data, given rows x (n, features) on its data side."""
+        """Learn from data: rows x (n, features) on this layer's data side."""
 
     def support(self, noise: constraints.Constraint) -> constraints.Constraint:
         """Where this layer's data lie when its noise lies in `noise`."""

@@ -179,7 +179,7 @@ class ElementwiseAffine(Layer):
 class ActNorm(ElementwiseAffine):
     """An `ElementwiseAffine` that `fit` starts with the data's mean and standard deviation. Kingma & Dhariwal 2018, section 3.1.
 
-    Initialisation is explicit, once, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
+    Initialisation is explicit, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
 
     Args:
         features: Width of noise and data.
@@ -193,8 +193,6 @@ class ActNorm(ElementwiseAffine):
         self.register_buffer("initialised", torch.tensor(False))
 
     def initialise(self, x: Tensor) -> None:
-        if bool(self.initialised):
-            return
         mean, scale = mean_and_scale(x)
         # The soft clamp's inverse, so that exp(log_scale) is the standard deviation itself.
         log_scale = (scale.log() / self.bound).clamp(-0.999, 0.999).atanh() * self.bound
@@ -222,12 +220,14 @@ class Whitening(Layer):
         floor: Smallest share of an eigenvalue.
     """
 
+    initialised: Tensor
     mean: Tensor
     scale_tril: Tensor
 
     def __init__(self, features: int, *, floor: float = 1e-9) -> None:
         super().__init__()
         self.features, self.floor = features, floor
+        self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale_tril", torch.eye(features))
 
@@ -243,6 +243,7 @@ class Whitening(Layer):
         with torch.no_grad():
             self.mean.copy_(mean)
             self.scale_tril.copy_(scale[:, None] * torch.linalg.cholesky(correlation))
+            self.initialised.fill_(True)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return z @ self.scale_tril.T + self.mean, self._log_det().expand(z.shape[:-1])

@@ -1,5 +1,6 @@
 """The mixture-of-Gaussians scalar map: the data are a Gaussian mixture, the noise is its normal score."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,13 +20,17 @@ class MixtureCDF:
     (`inverse`) is a formula, sampling solves for x. All sums are taken in logs and on the side of the nearer tail, so that nothing
     is lost hundreds of standard deviations out.
 
+    One more component, standard normal with the fixed weight `floor`, bounds what an outlier can cost.
+
     Attributes:
-        components: Number of components.
+        components: Number of components with free weight, mean and scale.
         log_scale_bound: Largest |log σ_k|, in nats.
+        floor: Weight of the fixed standard normal component.
     """
 
     components: int = 8
     log_scale_bound: float = 7.0
+    floor: float = 1e-3
 
     periodic: ClassVar[bool] = False
     keeps_box: ClassVar[bool] = False
@@ -33,6 +38,15 @@ class MixtureCDF:
     @property
     def count(self) -> int:
         return 3 * self.components
+
+    def initial(self) -> Tensor:
+        """Means apart and scales below one, nearly the identity: components that start equal would stay equal."""
+        level = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
+        means = torch.special.ndtri(level)
+        means = means * (0.5 / means.square().mean().clamp(min=0.5)).sqrt()
+        wanted = (1 - means.square().mean()).log() / 2
+        log_scales = (wanted / (1 - wanted.abs() / self.log_scale_bound)).expand(self.components)  # undo the soft clip
+        return torch.cat([torch.zeros(self.components), means, log_scales]).float()
 
     def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return self._normal_score(x, *self._components(params))
@@ -51,7 +65,13 @@ class MixtureCDF:
 
     def _components(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, means, log_scales = params.split(self.components)
-        return torch.log_softmax(logits, 0), means, soft_clip(log_scales, self.log_scale_bound)
+        log_weights = torch.log_softmax(logits, 0) + math.log1p(-self.floor)
+        zero = torch.zeros_like(params[:1])
+        return (
+            torch.cat([log_weights, zero + math.log(self.floor)]),
+            torch.cat([means, zero]),
+            torch.cat([soft_clip(log_scales, self.log_scale_bound), zero]),
+        )
 
     @staticmethod
     def _normal_score(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ class ScalarMap(Protocol):
     `forward` (noise to data) and `inverse` (data to noise) take values of any shape (*s) and parameters
     (count, *s) – parameters first, because a softmax over a small last axis is slow – and return the mapped
     values and the elementwise log-derivative of their own direction, both (*s). Zero parameters mean
-    the identity. Implementations are frozen dataclasses: their fields are what a saved file keeps.
+    the identity. A map whose gradient is degenerate there has `initial()`, parameters (count,) near the identity to
+    start from. Implementations are frozen dataclasses: their fields are what a saved file keeps.
 
     Attributes:
         count: Parameters per value.
