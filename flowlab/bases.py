@@ -120,7 +120,7 @@ class StudentT(Base):
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         df = self.degrees_of_freedom().expand(*shape, self.features)
         noise = torch.empty_like(df).normal_(generator=generator)
-        gamma = torch._standard_gamma(df / 2, generator)  # type: ignore[arg-type]
+        gamma = torch._standard_gamma(df / 2, generator)
         return noise * (df / 2 / gamma.clamp(min=torch.finfo(df.dtype).tiny)).sqrt()
 
 
@@ -252,7 +252,9 @@ class GaussianMixture(Base):
     def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         n = math.prod(shape)
         weights = self.logits.softmax(0)
-        which = torch.multinomial(weights, n, replacement=True, generator=generator) if n else weights.new_zeros(0).long()
+        which = (
+            torch.multinomial(weights, n, replacement=True, generator=generator) if n else weights.new_zeros(0).long()
+        )
         noise = self.means.new_empty(n, self.features).normal_(generator=generator)
         z = self.means[which] + (self.scale_tril()[which] @ noise.unsqueeze(-1)).squeeze(-1)
         return z.view(*shape, self.features)

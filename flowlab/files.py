@@ -70,6 +70,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         >>> flowlab.load(path).features
         3
     """
+    header: dict[str, Any]
+    module: nn.Module | None
     if isinstance(model, nn.Module):
         header, module = {"kind": "module"}, model
     elif hasattr(model, "_to_file"):
@@ -78,7 +80,12 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         raise TypeError(f"cannot save a {type(model).__name__}: only flows, layers, bases and FlowDensity")
     from flowlab import __version__
 
-    header = {"format": FORMAT, "version": __version__, **header, "module": None if module is None else describe(module)}
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        **header,
+        "module": None if module is None else describe(module),
+    }
     tensors = {} if module is None else {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -122,7 +129,16 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
         return getattr(importlib.import_module(_kinds[kind]), kind)._from_file(header, module)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise FileError(f"{path} is damaged: its description cannot be built ({error})") from error
 
 
@@ -188,19 +204,10 @@ def build(description: Any, tensors: dict[str, Tensor]) -> nn.Module:
         if tensor.is_floating_point() != (name not in fresh):
             raise FileError(f"tensor {name} has the wrong type {tensor.dtype}")
         # Integers index something: none may exceed the largest of a newly built module.
-        if name in fresh and tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) <= int(fresh[name].max()):
-            if fresh[name].dtype != torch.bool:
-                raise FileError(f"tensor {name} holds indices out of range")
-    for name, submodule in module.named_modules():  # each layer may have a floating-point type of its own
-        prefix = f"{name}." if name else ""
-        own = {*submodule._parameters, *submodule._buffers}
-        for key in own & {k.removeprefix(prefix) for k in tensors if k.startswith(prefix)}:
-            target = submodule._parameters.get(key)
-            if target is not None:
-                target.data = target.data.to(tensors[prefix + key].dtype)
-            elif submodule._buffers.get(key) is not None:
-                submodule._buffers[key] = submodule._buffers[key].to(tensors[prefix + key].dtype)  # type: ignore[union-attr]
-    module.load_state_dict(tensors)
+        indices = name in fresh and tensor.dtype != torch.bool and tensor.numel() > 0
+        if indices and not 0 <= int(tensor.min()) <= int(tensor.max()) <= int(fresh[name].max()):
+            raise FileError(f"tensor {name} holds indices out of range")
+    module.load_state_dict(tensors, assign=True)  # each layer may have a floating-point type of its own
     return module
 
 

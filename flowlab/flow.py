@@ -1,7 +1,7 @@
 """`Flow`: layers plus a base distribution make a trainable distribution."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor, nn
@@ -193,7 +193,9 @@ class Flow(nn.Module):
 
     def __repr__(self) -> str:
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        lines = [f"Flow({self.features} features, context {self.context_features}, {trained:,} parameters, fast: {self.fast}"]
+        lines = [
+            f"Flow({self.features} features, context {self.context_features}, {trained:,} parameters, fast: {self.fast}"
+        ]
         lines += [f"  base: {type(self.base).__name__}({self.base.extra_repr()})"]
         lines += [f"  {i}: {type(layer).__name__}({layer.extra_repr()})" for i, layer in enumerate(self)]
         return "\n".join(lines) + "\n)"
@@ -211,7 +213,7 @@ def dtype_of(module: nn.Module) -> torch.dtype | None:
 class FlowDistribution(Distribution):
     """A flow given a context, as torch.distributions knows distributions: batch_shape is the context's batch."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ on the last axis, where elementwise kernels and small softmaxes are fast, and a 
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ class MLP(nn.Module):
         self.activation, self.dropout = activation, dropout
         widths = (in_features, *hidden_widths(self.hidden, self.residual), out_features)
         last = len(widths) - 2
-        self.linears = nn.ModuleList(
+        linears = [
             Linear(
                 widths[i],
                 widths[i + 1],
@@ -142,8 +143,14 @@ class MLP(nn.Module):
                 generator=generator,
             )
             for i in range(last + 1)
-        )
+        ]
+        self.linears = nn.ModuleList(linears)
         self.drop = Dropout(dropout)
+
+    @property
+    def last(self) -> Linear:
+        """The output layer."""
+        return self.linears[-1]  # type: ignore[return-value]
 
     def hidden_units(self, x: Tensor) -> Tensor:
         """The activations that the last linear layer reads."""
@@ -153,11 +160,11 @@ class MLP(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linears[-1](self.hidden_units(x))
+        return self.last(self.hidden_units(x))
 
     def columns(self, x: Tensor) -> Tensor:
         """The transposed result for x (n, in_features): (out_features, n)."""
-        return self.linears[-1].columns(self.hidden_units(x))
+        return self.last.columns(self.hidden_units(x))
 
 
 class ResidualMLP(MLP):
@@ -232,7 +239,7 @@ class MaskedMLP(nn.Module):
         ]
         inputs = torch.cat([(rank + 1).repeat(inputs_per_feature), torch.zeros(context_features, dtype=torch.long)])
         degrees = [inputs, *degrees, rank.repeat(outputs)]
-        masks = [(out[:, None] >= into[None, :]).float() for into, out in zip(degrees, degrees[1:], strict=False)]
+        masks = [(out[:, None] >= into[None, :]).float() for into, out in pairwise(degrees)]
         self.mlp = network(residual)(
             len(inputs),
             outputs * features,

@@ -127,7 +127,9 @@ def fit(
         _check_rows("context", context, flow.context_features, data)
     weight = torch.ones(len(data), dtype=torch.float64) if sample_weight is None else sample_weight.double().cpu()
     if weight.shape != (len(data),) or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(f"sample_weight must be {len(data)} finite non-negative numbers, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"sample_weight must be {len(data)} finite non-negative numbers, got shape {tuple(weight.shape)}"
+        )
     if not float(weight.sum()) > 0:
         raise ValueError("sample_weight is zero everywhere: give some row a positive weight")
 
@@ -237,7 +239,7 @@ class _Trainer:
     ) -> None:
         self.flow, self.objective, self.rate = flow, objective, rate
         self.weight_decay, self.clip, self.ema = weight_decay, clip, ema
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         if self.parameters:
             self._start()

@@ -72,7 +72,7 @@ class Autoregressive(Layer):
             dropout=dropout,
             generator=generator,
         )
-        start_at(self.network.mlp.linears[-1], initial_parameters(self.scalar))
+        start_at(self.network.mlp.last, initial_parameters(self.scalar))
 
     @property
     def keeps_box(self) -> bool:  # type: ignore[override]

@@ -72,7 +72,7 @@ class Coupling(Layer):
             dropout=dropout,
             generator=generator,
         )
-        start_at(self.network.linears[-1], initial_parameters(self.scalar))
+        start_at(self.network.last, initial_parameters(self.scalar))
 
     @property
     def keeps_box(self) -> bool:  # type: ignore[override]

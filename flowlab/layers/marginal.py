@@ -1,6 +1,7 @@
 """`Marginal`: each column alone is made Gaussian by a smooth monotone map fitted to data."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,7 +55,9 @@ class Marginal(Layer):
         self.register_buffer("knots_x", grid.clone())
         self.register_buffer("knots_z", grid.clone())
         self.register_buffer("slopes", torch.ones(bins + 1, features))  # dz/dx at the knots
-        self.register_buffer("last", torch.full((features,), bins))  # a column may use fewer bins than there is room for
+        self.register_buffer(
+            "last", torch.full((features,), bins)
+        )  # a column may use fewer bins than there is room for
         self.register_buffer("tail_shape", torch.full((2, features), GAUSSIAN))  # ξ below and above
         self.register_buffer("tail_scale", torch.ones(2, features))  # σ below and above, the data's units
 
@@ -180,17 +183,22 @@ def tail_to_data(beyond: Tensor, end: Tensor, slope: Tensor, shape: Tensor, scal
     return torch.where(gaussian, straight[0], x), torch.where(gaussian, straight[1], log_slope)
 
 
+@dataclass
 class _Column:
     """One column's fitted map: knots (k,), slopes dz/dx (k,), tail shape and scale (2,), in float64."""
 
-    def __init__(self, knots_x: Tensor, knots_z: Tensor, slopes: Tensor, shape: Tensor, scale: Tensor) -> None:
-        self.knots_x, self.knots_z, self.slopes = knots_x, knots_z, slopes
-        self.shape, self.scale = shape, scale
+    knots_x: Tensor
+    knots_z: Tensor
+    slopes: Tensor
+    shape: Tensor
+    scale: Tensor
 
     def log_density(self, x: Tensor) -> Tensor:
-        parts = [self.knots_x, self.knots_z, self.slopes, torch.tensor([len(self.knots_x) - 1]), self.shape, self.scale]
-        parts = [part[..., None] if part.shape == (1,) else part[:, None, None] for part in parts]
-        z, log_slope = column_map(x[None], *parts, to_noise=True)  # type: ignore[misc]
+        knots_x, knots_z, slopes, shape, scale = (
+            part[:, None, None] for part in (self.knots_x, self.knots_z, self.slopes, self.shape, self.scale)
+        )
+        last = torch.tensor([[len(self.knots_x) - 1]])
+        z, log_slope = column_map(x[None], knots_x, knots_z, slopes, last, shape, scale, to_noise=True)
         return (-z.square() / 2 - LOG_SQRT_2PI + log_slope)[0]
 
 

@@ -334,7 +334,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
     def _storable(self, table: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which rows are finite and within the range of their integer types."""
-        ok = np.isfinite(table).all(1)
+        ok = np.asarray(np.isfinite(table).all(axis=1))
         dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * table.shape[1]
         for j, name in enumerate(dtypes):
             kind = np.dtype(name.lower()) if name.lower() != "float" else np.dtype(np.float64)
@@ -385,7 +385,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
         model._dtypes, model._index_names, model._precision = state["dtypes"], state["index_names"], state["precision"]
         model.columns_ = Columns([Column(**column) for column in state["columns"]])
-        if len(model.columns_.columns) != model.n_features_in_ or len(model.columns_.modelled) != getattr(flow, "features", 0):
+        if len(model.columns_.columns) != model.n_features_in_ or len(model.columns_.modelled) != getattr(
+            flow, "features", 0
+        ):
             raise files.FileError("the columns do not fit the flow")
         model.flow_, model.preprocessing_ = flow, state["preprocessing"]
         model.history_ = pd.DataFrame(state["history"])
@@ -407,4 +409,6 @@ def seed_from(random_state: Any) -> int:
         return int(random_state.integers(2**62))
     if isinstance(random_state, int | np.integer) and random_state >= 0:
         return int(random_state)
-    raise ValueError(f"random_state must be a non-negative int, a numpy RandomState or Generator, or None, not {random_state!r}")
+    raise ValueError(
+        f"random_state must be a non-negative int, a numpy RandomState or Generator, or None, not {random_state!r}"
+    )

@@ -1,0 +1,47 @@
+# flowlab: `make demo` and `make test` work from a bare checkout with nothing but Python >= 3.11.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint format bench docs clean
+
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+# The environment is made once, and again only when the requirements change.
+$(READY): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) (Python packages, a few minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows and pictures to demo/
+	$(BIN)/flowlab demo -o demo
+
+test: $(READY) lint  ## lint, types, tests and doctests
+	@echo "== tests"
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## ruff and mypy
+	@echo "== lint and types"
+	$(BIN)/ruff check flowlab tests examples datasets
+	$(BIN)/ruff format --check flowlab tests examples datasets
+	$(BIN)/mypy
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff format flowlab tests examples datasets
+	$(BIN)/ruff check --fix flowlab tests examples datasets
+
+bench: $(READY)  ## long measurements; tables go to benchmarks/results/
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks yet"; exit 1; }
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(READY)  ## API pages in site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pdoc --docformat google --output-directory site flowlab
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m flowlab`."""
+
+from flowlab.cli import main
+
+main()
