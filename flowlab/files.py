@@ -207,7 +207,9 @@ def build(description: Any, tensors: dict[str, Tensor]) -> nn.Module:
         indices = name in fresh and tensor.dtype != torch.bool and tensor.numel() > 0
         if indices and not 0 <= int(tensor.min()) <= int(tensor.max()) <= int(fresh[name].max()):
             raise FileError(f"tensor {name} holds indices out of range")
-    module.load_state_dict(tensors, assign=True)  # each layer may have a floating-point type of its own
+    # Assigned, since each layer may have a floating-point type of its own; copied, since a file's memory is not aligned
+    # as torch's own is, and other kernels would round differently.
+    module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return module
 
 

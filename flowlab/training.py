@@ -137,6 +137,7 @@ def fit(
     seed = int(torch.randint(2**62, (), generator=generator))
     generator = torch.Generator(device).manual_seed(seed)
     train, held_out = _split(data, context, weight, validation, generator)
+    flow.eval()  # no dropout while layers learn from data
     flow.initialise(_representative(train, generator).to(device))
     head, train, held_out, offset = _precompute(flow, objective, train.to(device), held_out and held_out.to(device))
     trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema)
@@ -155,7 +156,7 @@ def fit(
     history = History()
     plateau_scale, stale, best = 1.0, 0, math.inf
     best_weights = [p.detach().clone() for p in trainer.parameters]
-    seen = 0.0  # validation before the last tenth of training
+    seen = math.inf  # best validation before the last tenth of training
     bar = _bar(total, progress)
     try:
         step = 0
@@ -199,9 +200,9 @@ def fit(
         else:
             gained, error = seen - best, history.records[-1]["standard_error"] if history.records else 0.0
             history.converged = gained < error / 2
-            history.reason = f"all {epochs} epochs used; the last tenth of them gained {gained:.3g} nats per row" + (
-                "" if history.converged else ", and more epochs may gain more"
-            )
+            history.reason = f"all {epochs} epochs used; the last tenth of them gained {gained:.3g} nats per row"
+            if not history.converged:
+                history.reason += ", and more epochs may gain more"
     finally:
         bar.close()
         trainer.load(best_weights)
@@ -256,7 +257,8 @@ class _Trainer:
         self.streak, self.worst_streak, self.skipped, self.loss, self.norm = torch.zeros(5, device=device).unbind()
 
     def step(self, batch: _Rows, rate: float) -> None:
-        self.flow.train()
+        if not self.flow.training:
+            self.flow.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -264,7 +266,8 @@ class _Trainer:
         loss = (losses * batch.weight.to(losses.dtype)).mean()
         loss.backward()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        # In double precision: the square of a large single-precision gradient overflows where the gradient does not.
+        norm = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64)).norm()
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         # The fused kernel leaves weights and moments alone where found_inf is 1 (torch's gradient scaler uses this, too).

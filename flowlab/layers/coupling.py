@@ -104,11 +104,22 @@ def alternating_mask(features: int, flip: bool = False) -> list[bool]:
 
 
 def conditioner_inputs(rows: Tensor, context: Tensor | None, periodic: bool) -> Tensor:
-    """What a conditioner sees: the features (angles as cosine and sine), then the context."""
+    """What a conditioner sees: the features (angles as cosine and sine), then the context, outliers tamed."""
     parts = [rows.cos(), rows.sin()] if periodic else [rows]
     if context is not None:
         parts.append(flat(context))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return tame(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
+
+
+def tame(x: Tensor, bound: float = 100.0) -> Tensor:
+    """x up to ±bound, and growing like a logarithm beyond, with a continuous slope.
+
+    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard deviations
+    would, through dozens of layers, leave the range of a float.
+    """
+    inner = x.clamp(-bound, bound)
+    beyond = x - inner
+    return inner + beyond.sign() * beyond.abs().log1p()
 
 
 def initial_parameters(scalar: ScalarMap) -> Tensor | None:

@@ -1,0 +1,202 @@
+"""Every layer in every meaningful variant: the table that drives test_layers.py, and helpers that build test inputs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from flowlab import Flow, bases
+from flowlab.layers import (
+    ActNorm,
+    Additive,
+    Affine,
+    Autoregressive,
+    CircularSpline,
+    Coupling,
+    ElementwiseAffine,
+    Householder,
+    Layer,
+    LULinear,
+    Marginal,
+    MixtureCDF,
+    Permutation,
+    Planar,
+    Radial,
+    RationalQuadraticSpline,
+    ScalarMap,
+    Sylvester,
+    Whitening,
+)
+
+SCALARS: dict[str, ScalarMap] = {
+    "additive": Additive(),
+    "affine": Affine(),
+    "spline": RationalQuadraticSpline(bins=4),
+    "circular": CircularSpline(bins=4),
+    "mixture": MixtureCDF(components=3),
+}
+NARROW = {"hidden": (8,)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to build a layer, and what may be asked of it.
+
+    Attributes:
+        build: Function of features, context_features and generator.
+        takes_context: Whether the layer can depend on a context.
+        circular: Values are angles in [-π, π), equal modulo 2π.
+        identity: How far from the identity the layer may be as built, for |x| < 3; None if it is none at all.
+        numeric: One of its directions is a numerical inverse.
+    """
+
+    build: Callable[[int, int, Generator], Layer]
+    takes_context: bool = True
+    circular: bool = False
+    identity: float | None = 1e-6
+    numeric: bool = False
+
+    def __call__(
+        self,
+        features: int,
+        context_features: int = 0,
+        generator: Generator | None = None,
+        *,
+        dtype: torch.dtype = torch.float64,
+        perturbed: bool = True,
+    ) -> Layer:
+        """The layer, by default in double precision and not at its initial parameters."""
+        generator = generator or torch.Generator().manual_seed(features + 10 * context_features)
+        layer = self.build(features, context_features, generator).double()
+        return (perturb(layer, generator) if perturbed else layer).to(dtype)
+
+
+def perturb(module: nn.Module, generator: Generator | None = None, scale: float = 0.2) -> nn.Module:
+    """Add normal noise to every parameter, in place, so that layers are not the identity."""
+    generator = generator or torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.empty_like(parameter).normal_(generator=generator)
+    return module
+
+
+def skewed(features: int, rows: int = 400) -> Tensor:
+    """A fixed sample whose columns are, in turn, log-normal, heavy-tailed, bounded, and correlated with the first."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.empty(rows, features, dtype=torch.float64).normal_(generator=generator)
+    wide = torch.empty(rows, features, dtype=torch.float64).normal_(generator=generator)
+    kinds = [
+        lambda z, w: z.exp(),
+        lambda z, w: 10 + z / w.abs().clamp(min=0.05),
+        lambda z, w: torch.special.ndtr(z),
+        lambda z, w: noise[:, 0] + 0.5 * z,
+    ]
+    return torch.stack([kinds[j % 4](noise[:, j], wide[:, j]) for j in range(features)], -1)
+
+
+def fitted(layer: Layer) -> Layer:
+    """The layer after `initialise` on the fixed sample."""
+    layer = layer.double()
+    layer.initialise(skewed(layer.features))
+    return layer
+
+
+def shuffled(features: int, generator: Generator) -> list[int]:
+    return torch.randperm(features, generator=generator).tolist()
+
+
+def _conditioned(scalar: ScalarMap) -> dict[str, Callable[[int, int, Generator], Layer]]:
+    """The couplings and autoregressive layers of one scalar map."""
+
+    def coupling(features: int, context: int, generator: Generator, **options: object) -> Layer:
+        return Coupling(features, scalar, context_features=context, generator=generator, **{**NARROW, **options})
+
+    def autoregressive(features: int, context: int, generator: Generator, **options: object) -> Layer:
+        return Autoregressive(features, scalar, context_features=context, generator=generator, **{**NARROW, **options})
+
+    return {
+        "coupling": coupling,
+        "coupling, residual, own mask": lambda f, c, g: coupling(
+            f, c, g, mask=[i % 3 == 0 for i in range(f)], residual=True, activation="silu"
+        ),
+        "autoregressive, fast density": autoregressive,
+        "autoregressive, fast sampling": lambda f, c, g: autoregressive(f, c, g, fast="sampling"),
+        "autoregressive, residual, random order": lambda f, c, g: autoregressive(
+            f, c, g, order=shuffled(f, g), residual=True, activation="tanh"
+        ),
+    }
+
+
+def _table() -> dict[str, Entry]:
+    table: dict[str, Entry] = {}
+    for name, scalar in SCALARS.items():
+        mixture = isinstance(scalar, MixtureCDF)
+        for kind, build in _conditioned(scalar).items():
+            table[f"{kind}: {name}"] = Entry(
+                build, circular=scalar.periodic, identity=0.05 if mixture else 1e-6, numeric=mixture
+            )
+    table |= {
+        "planar": Entry(lambda f, c, g: Planar(f, context_features=c, generator=g, **NARROW), numeric=True),
+        "radial": Entry(lambda f, c, g: Radial(f, context_features=c, generator=g, **NARROW)),
+        "sylvester": Entry(lambda f, c, g: Sylvester(f, context_features=c, generator=g, **NARROW), numeric=True),
+        "sylvester, one direction": Entry(
+            lambda f, c, g: Sylvester(f, 1, context_features=c, generator=g, **NARROW), numeric=True
+        ),
+        "elementwise affine": Entry(
+            lambda f, c, g: ElementwiseAffine(f, context_features=c, generator=g, **NARROW),
+        ),
+        "LU": Entry(lambda f, c, g: LULinear(f), takes_context=False),
+        "householder": Entry(lambda f, c, g: Householder(f, generator=g), takes_context=False),
+        "householder, two reflections": Entry(lambda f, c, g: Householder(f, 2, generator=g), takes_context=False),
+        "permutation": Entry(lambda f, c, g: Permutation(f, generator=g), takes_context=False, identity=None),
+        "actnorm": Entry(lambda f, c, g: ActNorm(f), takes_context=False),
+        "actnorm, fitted": Entry(lambda f, c, g: fitted(ActNorm(f)), takes_context=False, identity=None),
+        "whitening": Entry(lambda f, c, g: Whitening(f), takes_context=False),
+        "whitening, fitted": Entry(lambda f, c, g: fitted(Whitening(f)), takes_context=False, identity=None),
+        "marginal": Entry(lambda f, c, g: Marginal(f), takes_context=False),
+        "marginal, fitted": Entry(lambda f, c, g: fitted(Marginal(f)), takes_context=False, identity=None),
+    }
+    return table
+
+
+LAYERS = _table()
+
+
+def noise_for(
+    entry: Entry,
+    features: int,
+    batch: tuple[int, ...] = (16,),
+    dtype: torch.dtype = torch.float64,
+    seed: int = 2,
+) -> Tensor:
+    """Moderate noise for a layer: standard normal, for circular layers uniform angles."""
+    noise = torch.empty(*batch, features, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    if entry.circular:
+        return noise.uniform_(-math.pi, math.pi, generator=generator).to(dtype)
+    return noise.normal_(generator=generator).to(dtype)
+
+
+def context_for(
+    context_features: int, batch: tuple[int, ...] = (16,), dtype: torch.dtype = torch.float64
+) -> Tensor | None:
+    """A standard normal context, None for `context_features=0`."""
+    if not context_features:
+        return None
+    generator = torch.Generator().manual_seed(3)
+    return torch.empty(*batch, context_features, dtype=torch.float64).normal_(generator=generator).to(dtype)
+
+
+def flow_of(entry: Entry, layer: Layer) -> Flow:
+    """A flow of one double-precision layer over the base that suits it."""
+    circular, features = entry.circular, layer.features
+    base = bases.Uniform(features, low=-math.pi, high=math.pi) if circular else bases.Gaussian(features)
+    return Flow(base.double(), [layer])
+
+
+def distance(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| elementwise, on the circle for circular layers."""
+    apart = (a - b).abs()
+    return torch.minimum(apart, 2 * math.pi - apart).abs() if entry.circular else apart

@@ -1,0 +1,166 @@
+"""Model files: what comes back, and what is refused."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import flowlab
+from flowlab.files import FileError, register
+from flowlab.layers import Coupling, LULinear, Permutation, Whitening
+
+PRESETS = ["planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf", "nsf", "circular_nsf"]
+
+
+def rewritten(path: Path, change, tensors=None) -> Path:
+    """The file with its JSON description changed by a function."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["flowlab"])
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = change(header) or header
+    save_file(kept if tensors is None else tensors(kept), path, metadata={"flowlab": json.dumps(header)})
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    path = tmp_path / "m.flow"
+    flowlab.save(flowlab.presets.real_nvp(3, layers=2, hidden=(8,)), path)
+    return path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("context_features", [0, 2])
+def test_presets_come_back_with_the_same_numbers(name, context_features, tmp_path, generator):
+    flow = getattr(flowlab.presets, name)(3, context_features=context_features, layers=2, hidden=(8,))
+    for parameter in flow.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    flowlab.save(flow, tmp_path / "m.flow")
+    loaded = flowlab.load(tmp_path / "m.flow")
+    x = torch.rand(5, 3, generator=generator)
+    context = torch.randn(5, context_features, generator=generator) if context_features else None
+    assert torch.equal(loaded.log_prob(x, context), flow.log_prob(x, context))
+    assert repr(loaded) == repr(flow)
+    assert all(a.requires_grad == b.requires_grad for a, b in zip(flow.parameters(), loaded.parameters(), strict=True))
+
+
+def test_floating_point_types_are_kept_layer_by_layer(tmp_path):
+    flow = flowlab.Flow(flowlab.bases.Gaussian(2), [Coupling(2, hidden=(4,)), Whitening(2).double()])
+    flow.initialise(torch.randn(50, 2, dtype=torch.float64))
+    flowlab.save(flow, tmp_path / "m.flow")
+    loaded = flowlab.load(tmp_path / "m.flow")
+    assert loaded.dtype == torch.float64
+    assert next(loaded.layers[0].parameters()).dtype == torch.float32
+    x = torch.randn(4, 2, dtype=torch.float64)
+    assert torch.equal(loaded.log_prob(x), flow.log_prob(x))
+
+
+def test_a_registered_layer_of_ones_own_is_kept_and_a_foreign_one_refused(tmp_path):
+    class Mine(flowlab.layers.Layer):
+        def __init__(self, features: int, power: float = 2.0) -> None:
+            super().__init__()
+            self.features, self.power = features, power
+
+    flow = flowlab.Flow(flowlab.bases.Gaussian(2), [Mine(2, 3.0)])
+    path = tmp_path / "m.flow"
+    path.write_bytes(b"what was here before")
+    with pytest.raises(TypeError, match="cannot save a Mine: decorate"):
+        flowlab.save(flow, path)
+    assert path.read_bytes() == b"what was here before"
+    assert list(tmp_path.iterdir()) == [path]  # nothing half-written beside it
+    register(Mine)
+    flowlab.save(flow, path)
+    assert flowlab.load(path).layers[0].power == 3.0
+    with pytest.raises(ValueError, match="taken"):
+        register(type("Coupling", (), {}))
+
+
+def test_a_saved_flow_holds_no_pickle(saved):
+    data = saved.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    json.loads(data[8 : 8 + length])  # a JSON header, then nothing but numbers
+    with pytest.raises(Exception, match=r"(?i)pickl|load|key"):
+        pickle.loads(data)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, 0.99])
+def test_truncated_files_are_refused(saved, kept):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(FileError, match="not a flowlab file, or is damaged"):
+        flowlab.load(saved)
+
+
+def test_foreign_and_missing_files(tmp_path):
+    path = tmp_path / "x.flow"
+    with pytest.raises(FileNotFoundError, match="x.flow"):
+        flowlab.load(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(FileError, match="not a flowlab file"):
+        flowlab.load(path)
+    torch.save({"a": torch.ones(1)}, path)
+    with pytest.raises(FileError, match="not a flowlab file"):
+        flowlab.load(path)
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(FileError, match="not one of flowlab's"):
+        flowlab.load(path)
+
+
+def first_layer(header: dict) -> dict:
+    return header["module"]["args"]["layers"][0]
+
+
+HOSTILE = {
+    "newer": (lambda h: h.update(format=99, version="9.9"), "upgrade flowlab"),
+    "no format": (lambda h: h.pop("format"), "no format number"),
+    "unknown class": (lambda h: first_layer(h).update({"class": "os.system"}), "unknown class 'os.system'"),
+    "base class": (lambda h: first_layer(h).update({"class": "Layer"}), "unknown class"),
+    "unknown argument": (lambda h: first_layer(h)["args"].update(command="rm -rf /"), "no argument command"),
+    "unknown kind": (lambda h: h.update(kind="subprocess"), "unknown kind"),
+    "huge width": (lambda h: first_layer(h)["args"].update(hidden=[10**9, 10**9]), "tensors do not fit"),
+    "absurd width": (lambda h: first_layer(h)["args"].update(hidden=[10**30]), "damaged"),
+    "wrong type": (lambda h: first_layer(h)["args"].update(features="three"), "damaged"),
+    "missing argument": (lambda h: h["module"]["args"].pop("base"), "damaged"),
+    "no module": (lambda h: h.pop("module"), "damaged"),
+    "list": (lambda h: h.update(module=[1, 2]), "not that of a module"),
+    "more layers": (lambda h: h["module"]["args"]["layers"].append(first_layer(h)), "tensors do not fit"),
+    "deep": (lambda h: json.loads("[" * 900 + "]" * 900), "no format number"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_descriptions_are_refused(saved, case):
+    change, message = HOSTILE[case]
+
+    def apply(header):
+        result = change(header)
+        return result if isinstance(result, list) else None
+
+    with pytest.raises(FileError, match=message):
+        flowlab.load(rewritten(saved, apply))
+
+
+def test_hostile_tensors_are_refused(tmp_path):
+    path = tmp_path / "p.flow"
+    flow = flowlab.Flow(flowlab.bases.Gaussian(3), [Permutation(3, [2, 0, 1]), LULinear(3)])
+
+    def change(name, value):
+        flowlab.save(flow, path)
+        return rewritten(path, lambda header: None, lambda kept: {**kept, name: value})
+
+    with pytest.raises(FileError, match="out of range"):
+        flowlab.load(change("layers.0.permutation", torch.tensor([0, 1, 10**9])))
+    with pytest.raises(FileError, match="wrong type"):
+        flowlab.load(change("layers.1.shift", torch.zeros(3, dtype=torch.long)))
+    with pytest.raises(FileError, match="do not fit"):
+        flowlab.load(change("layers.1.shift", torch.zeros(4)))
+
+
+def test_only_models_can_be_saved(tmp_path):
+    with pytest.raises(TypeError, match="cannot save a dict"):
+        flowlab.save({}, tmp_path / "m.flow")
+    assert list(tmp_path.iterdir()) == []
