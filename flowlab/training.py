@@ -102,7 +102,7 @@ def fit(
         ema: Decay of the moving average of the weights per step; 0 turns it off.
         patience: Evaluations without improvement after which training stops. There is one per epoch, or per 25 steps where epochs are shorter.
         generator: Source of the split, the batches and the dropout; torch's global generator when None.
-        progress: Show a progress bar.
+        progress: Show a progress bar in terminals and notebooks.
 
     Returns:
         The history, with the reason for stopping.
@@ -441,4 +441,5 @@ def _bar(total: int, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
     make: Callable[..., Any] = tqdm
-    return make(total=total, disable=not progress, desc="fit", unit="step", leave=False)
+    # None shows a bar in terminals and notebooks, and nothing where output goes to a file.
+    return make(total=total, disable=None if progress else True, desc="fit", unit="step", leave=False)

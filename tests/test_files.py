@@ -97,7 +97,7 @@ def test_truncated_files_are_refused(saved, kept):
 
 def test_foreign_and_missing_files(tmp_path):
     path = tmp_path / "x.flow"
-    with pytest.raises(FileNotFoundError, match="x.flow"):
+    with pytest.raises(FileNotFoundError, match=r"x\.flow"):
         flowlab.load(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(FileError, match="not a flowlab file"):

@@ -1,6 +1,7 @@
 """`fit`: what it reaches, what it reports, and what it survives."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -215,12 +216,13 @@ def test_every_schedule_and_average_learns(schedule, ema):
         assert last < 1e-4
 
 
-def test_progress_false_is_silent_and_true_shows_a_bar(capsys):
+def test_progress_false_is_silent_and_true_shows_a_bar(capsys, monkeypatch):
     x, _ = correlated(200, seeded())
     flow = flowlab.presets.nice(3, layers=1, hidden=(4,), generator=seeded())
     flowlab.fit(flow, x, epochs=2, progress=False)
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     flowlab.fit(flow, x, epochs=2, progress=True)
     assert "fit" in capsys.readouterr().err
 

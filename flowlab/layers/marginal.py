@@ -226,14 +226,14 @@ def fit_column(x: Tensor, most_bins: int) -> _Column:
 def fit_bins(x: Tensor, bins: int) -> _Column:
     """Fit a sorted column with a given number of bins."""
     n = len(x)
-    mean, scale = (float(v) for v in mean_and_scale(x[:, None]))
+    centre, scale = centre_and_spread(x)
     in_tail = min(max(round(n**0.5), 3), n // 4)
     if x[0] == x[-1] or in_tail < 1:
-        # No spread: a Gaussian around the value, of unit width (or that of the two values there are).
+        # No spread, or too few rows for a tail: a Gaussian.
         z = torch.linspace(-2, 2, bins + 1, dtype=torch.float64)
         one = torch.ones_like(z)
         tails = torch.full((2,), GAUSSIAN, dtype=torch.float64)
-        return _Column(mean + scale * z, z, one / scale, tails, torch.ones(2, dtype=torch.float64))
+        return _Column(centre + scale * z, z, one / scale, tails, torch.ones(2, dtype=torch.float64))
     # Knots are equally spaced half in noise, half in probability; the outer two leave `in_tail` rows to each tail.
     outer = in_tail / n
     z_outer = -float(torch.special.ndtri(torch.tensor(outer, dtype=torch.float64)))
@@ -242,7 +242,7 @@ def fit_bins(x: Tensor, bins: int) -> _Column:
     level = (level + torch.special.ndtr(z)) / 2
     knots = torch.quantile(x, level) if n < 100_000 else x[(level * (n - 1)).round().long()]
     # Tied values make knots coincide: keep one of them, at the middle of its levels, so that no slope is infinite.
-    apart = max(scale * 1e-6, float(x[-1] - x[0]) * 1e-9)
+    apart = scale * 1e-6 + 8 * torch.finfo(x.dtype).eps * knots[1:].abs()
     group = torch.cat([torch.zeros(1), ((knots[1:] - knots[:-1]) > apart).double()]).cumsum(0).long()
     size = torch.zeros(int(group[-1]) + 1, dtype=torch.float64).index_add(0, group, torch.ones_like(level))
     knots = torch.zeros_like(size).index_add(0, group, knots) / size
@@ -265,6 +265,17 @@ def fit_bins(x: Tensor, bins: int) -> _Column:
     )
 
 
+def centre_and_spread(x: Tensor) -> tuple[float, float]:
+    """Median and standard deviation of a sorted column; the latter from the narrowest pair of quantiles that differ, so that outliers do not count."""
+    n = len(x)
+    for share in (0.25, 0.1, 0.02):
+        low, high = x[int(share * n)], x[n - 1 - int(share * n)]
+        if high > low:
+            return float(x[n // 2]), float(high - low) / 2 / -float(torch.special.ndtri(torch.tensor(share)))
+    mean, scale = mean_and_scale(x[:, None])
+    return float(mean), float(scale)
+
+
 def monotone_slopes(x: Tensor, z: Tensor) -> Tensor:
     """Derivatives that keep a rational-quadratic spline smooth: weighted geometric means of the neighbouring chords."""
     width = x[1:] - x[:-1]
@@ -278,24 +289,23 @@ def fit_tail(excess: Tensor, end: float, scale: float) -> tuple[float, float, fl
     """Shape ξ, scale σ and the slope dz/dx at the last knot of the tail that makes the excesses likeliest.
 
     Candidates are a straight (Gaussian) tail and generalised Pareto tails on a grid of shapes; the σ of
-    each is found on a grid around the mean excess, held by one row of prior data. With few excesses the prior on
+    each is found on a grid around what the median excess implies, which no outlier moves, held by one row of prior data. With few excesses the prior on
     the shape decides for slightly more than an exponential: a tail that is too thin costs far more than one too thick.
     """
-    mean = float(excess.mean()) if len(excess) else 0.0
-    mean = max(mean, 1e-6 * scale)
-    factor = torch.logspace(-0.7, 0.5, 25, dtype=torch.float64, base=10.0)
+    median = max(float(excess.median()) if len(excess) else 0.0, 1e-6 * scale)
+    factor = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64, base=10.0)
     log_p = float(tail_survival(torch.tensor(end, dtype=torch.float64)))
     hazard = float(log_cdf_and_hazard(torch.tensor(-end, dtype=torch.float64))[1].exp())
-    data = torch.cat([excess, torch.tensor([mean], dtype=torch.float64)])
+    data = torch.cat([excess, torch.tensor([median], dtype=torch.float64)])
     best = (-math.inf, GAUSSIAN, 1.0, 1.0)
     for xi in (GAUSSIAN, 1e-3, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         if xi == GAUSSIAN:
             # dz/dx = slope; the same slope as an exponential of mean `sigma` has at the knot.
-            sigma = mean * factor
+            sigma = median / math.log(2) * factor
             slope = 1 / (sigma * hazard)
             log_f = -((end + slope * data[:, None]).square()) / 2 - LOG_SQRT_2PI + slope.log() - log_p
         else:
-            sigma = mean * max(1 - xi, 0.3) * factor
+            sigma = median * xi / (2**xi - 1) * factor
             slope = 1 / (sigma * hazard)
             log_f = -sigma.log() - (1 + 1 / xi) * torch.log1p(xi * data[:, None] / sigma)
         total = log_f.sum(0)

@@ -72,7 +72,7 @@ def pairs(
                 axes.plot(source[:rows, j], source[:rows, i], ".", color=color, markersize=1.6, alpha=0.5)
                 axes.set_ylim(limits[0, i], limits[1, i])
                 if j > 0:
-                    axes.set_yticklabels([])
+                    axes.set_yticks([])
             if i < count - 1:
                 axes.set_xticklabels([])
             else:
@@ -80,10 +80,7 @@ def pairs(
             if j == 0:
                 axes.set_ylabel(names[i], fontsize=9)
             axes.tick_params(labelsize=7)
-    figure.suptitle(title, y=0.995)
-    figure.text(
-        0.5, 0.93 + 0.01 * count / 4, "below the diagonal: data (blue);  above: samples (red)", ha="center", fontsize=9
-    )
+    figure.suptitle(f"{title}\nbelow the diagonal: data (blue); above: samples (red)", y=0.985, fontsize=11)
     figure.subplots_adjust(wspace=0.08, hspace=0.08, top=0.92)
     return figure
 

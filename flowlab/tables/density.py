@@ -8,7 +8,14 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    check_array,
+    check_is_fitted,
+    validate_data,
+)
 from torch import Tensor
 
 from flowlab import files
@@ -280,6 +287,11 @@ class FlowDensity(DensityMixin, BaseEstimator):
     def _validated(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
         """The rows as float64, after checks whose messages name the column."""
         frame = X if isinstance(X, pd.DataFrame) else None
+        rules: dict[str, Any] = {
+            "dtype": np.float64,
+            "ensure_all_finite": False,
+            "ensure_min_samples": 2 if reset else 1,
+        }
         if frame is not None:
             for name, dtype in frame.dtypes.items():
                 if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
@@ -288,33 +300,21 @@ class FlowDensity(DensityMixin, BaseEstimator):
                     )
                 if pd.api.types.is_complex_dtype(dtype):
                     raise ValueError(f"Complex data not supported: column {name!r}")
-            if reset:
-                _check_feature_names(self, frame, reset=True)
-            else:
-                _check_feature_names(self, frame, reset=False)
-            values: Any = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+            _check_feature_names(self, frame, reset=reset)
+            values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+            _check_n_features(self, values, reset=reset)
             if reset:
                 self._dtypes: Any = [str(dtype) for dtype in frame.dtypes]
                 self._index_names: Any = [n if isinstance(n, str | int) else str(n) for n in frame.columns]
                 self._precision = 1e-15
+            array = check_array(values, input_name="X", **rules)
         else:
-            values = X
+            array = validate_data(self, X, reset=reset, **rules)
             if reset:
                 dtype = getattr(X, "dtype", np.dtype(np.float64))
                 self._dtypes = str(dtype) if getattr(dtype, "kind", "f") in "iuf" else "float64"
                 self._index_names = None
                 self._precision = float(np.finfo(dtype).eps) if getattr(dtype, "kind", "") == "f" else 1e-15
-        names = getattr(self, "feature_names_in_", None)
-        array = validate_data(
-            self,
-            values,
-            reset=reset,
-            dtype=np.float64,
-            ensure_all_finite=False,
-            ensure_min_samples=2 if reset else 1,
-        )
-        if names is not None and frame is not None:
-            self.feature_names_in_ = names  # validate_data saw an array and dropped them
         bad = ~np.isfinite(array)
         if bad.any():
             row, j = (int(i) for i in np.argwhere(bad)[0])
@@ -337,9 +337,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
         ok = np.asarray(np.isfinite(table).all(axis=1))
         dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * table.shape[1]
         for j, name in enumerate(dtypes):
-            kind = np.dtype(name.lower()) if name.lower() != "float" else np.dtype(np.float64)
-            if kind.kind in "iu":
-                limits = np.iinfo(kind)
+            dtype = numpy_dtype(name)
+            if dtype.kind in "iu":
+                limits = np.iinfo(dtype)
                 ok &= (table[:, j] >= limits.min) & (table[:, j] <= limits.max)
         return ok
 
@@ -350,7 +350,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             return (np.round(table) if integer else table).astype(self._dtypes)
         columns = {}
         for j, dtype in enumerate(self._dtypes):
-            values = np.round(table[:, j]) if "int" in dtype.lower() else table[:, j]
+            values = np.round(table[:, j]) if numpy_dtype(dtype).kind in "iu" else table[:, j]
             columns[j] = pd.Series(values).astype(dtype)
         frame = pd.DataFrame(columns)
         frame.columns = pd.Index(self._index_names)
@@ -369,7 +369,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
             "precision": self._precision,
             "columns": self.columns_.to_json(),
             "preprocessing": self.preprocessing_,
-            "history": self.history_.to_dict("list"),
+            "history": {
+                name: [value if np.isfinite(value) else None for value in values]
+                for name, values in self.history_.to_dict("list").items()
+            },
             "converged": bool(self.converged_),
             "stop_reason": self.stop_reason_,
             "validation_score": None if np.isnan(self.validation_score_) else self.validation_score_,
@@ -390,13 +393,19 @@ class FlowDensity(DensityMixin, BaseEstimator):
         ):
             raise files.FileError("the columns do not fit the flow")
         model.flow_, model.preprocessing_ = flow, state["preprocessing"]
-        model.history_ = pd.DataFrame(state["history"])
+        model.history_ = pd.DataFrame(state["history"]).astype(float)
         model.converged_, model.stop_reason_ = state["converged"], state["stop_reason"]
         score = state["validation_score"]
         model.validation_score_ = np.nan if score is None else score
         if flow is not None:
             model.device = str(next(iter(flow.buffers())).device)
         return model
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type behind a pandas type's name: int64 behind Int64."""
+    dtype = pd.api.types.pandas_dtype(name)
+    return getattr(dtype, "numpy_dtype", dtype)
 
 
 def seed_from(random_state: Any) -> int:

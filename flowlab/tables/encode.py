@@ -3,7 +3,7 @@
 Constants and exactly collinear columns are taken out and put back. Columns whose values repeat are dequantised at their resolution.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -123,30 +123,41 @@ class Columns:
 
 def learn_column(x: Array, name: str, precision: float) -> Column:
     """Kind and resolution of one column, by itself."""
-    rounding = precision * float(np.abs(x).max(initial=0.0)) * 8
-    if float(np.ptp(x)) <= rounding:
-        return Column(name, "constant", "all values are equal", value=float(np.median(x)), tolerance=2 * rounding)
+    rounding = 8 * precision * np.abs(x)
+    if float(np.ptp(x)) <= rounding.max():
+        tolerance = 2 * float(rounding.max())
+        return Column(name, "constant", "all values are equal", value=float(np.median(x)), tolerance=tolerance)
     values, counts = np.unique(x, return_counts=True)
     if len(values) > (1 - REPEATS) * len(x):
         return Column(name)
     resolution = decimal_grid(x, rounding)
     if resolution:
         return Column(name, "grid", f"{len(values)} distinct values, multiples of {resolution:g}", resolution)
-    atoms = values[counts >= max(ATOM * len(x), 2)]
-    if len(atoms) and len(atoms) <= 50:
-        width = ATOM_WIDTH * float(x.std())
-        share = float(counts[counts >= max(ATOM * len(x), 2)].sum() / len(x))
+    frequent = counts >= max(ATOM * len(x), 2)
+    atoms = values[frequent]
+    if 0 < len(atoms) <= 50:
+        width = ATOM_WIDTH * spread(x)
+        share = float(counts[frequent].sum() / len(x))
         return Column(name, "atoms", f"{share:.0%} of rows are on {len(atoms)} repeated values", width, atoms.tolist())
     # Ties off any decimal grid, none of them frequent: cells as wide as the smallest gap keep every value apart.
     gap = float(np.diff(values).min())
     return Column(name, "atoms", "values repeat off any decimal grid", gap, values[counts > 1][:1000].tolist())
 
 
-def decimal_grid(x: Array, rounding: float) -> float:
+def spread(x: Array) -> float:
+    """A standard deviation that outliers do not touch: from the narrowest pair of quantiles that differ."""
+    for share, sigmas in ((0.25, 1.35), (0.1, 2.56), (0.02, 4.11)):
+        low, high = np.quantile(x, [share, 1 - share])
+        if high > low:
+            return float(high - low) / sigmas
+    return float(x.std())
+
+
+def decimal_grid(x: Array, rounding: Array) -> float:
     """The coarsest power of ten of which nearly all values are multiples, 0 if there is none."""
     for decimals in range(-9, 13):
         step = 10.0**-decimals
-        if step < 100 * rounding:
+        if step < 100 * np.median(rounding):
             return 0.0
         off = np.abs(x - np.round(x / step) * step)
         if step <= np.ptp(x) and np.mean(off <= np.maximum(rounding, 1e-6 * step)) >= ON_GRID:
@@ -186,12 +197,16 @@ def mark_derived(x: Array, columns: list[Column], precision: float) -> None:
             weights = np.zeros(len(columns))
             weights[kept] = coefficients * scale[j] / scale[kept]
             used = [columns[k].name for k in kept if weights[k]]
-            column.kind, column.weights = "derived", tidy(weights)
-            column.value = tidy(np.array([centre[j] - centre @ np.array(column.weights)]), float(scale[j]))[0]
-            column.reason = f"an exact linear combination of {', '.join(used)}"
-            deviation = np.abs(x[:, j] - Columns._exact(column, x)).max()
-            column.tolerance = 4 * float(deviation) + 1e-6 * float(scale[j])
-            continue
+            derived = replace(column, kind="derived", weights=tidy(weights))
+            derived.value = tidy(np.array([centre[j] - centre @ np.array(derived.weights)]), float(scale[j]))[0]
+            derived.reason = f"an exact linear combination of {', '.join(used)}"
+            deviation = np.abs(x[:, j] - Columns._exact(derived, x))
+            rounding = 64 * precision * np.abs(x[:, [*kept, j]]).max(1)
+            # An outlier alone can make columns look collinear: every row must agree, by the measure of the bulk.
+            if (deviation <= 1e-6 * spread(x[:, j]) + rounding).all():
+                derived.tolerance = 4 * float(deviation.max()) + 1e-6 * spread(x[:, j])
+                columns[j] = derived
+                continue
         kept.append(j)
         if size > 0:
             basis = np.column_stack([basis, residual / np.linalg.norm(residual)])

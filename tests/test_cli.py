@@ -1,0 +1,108 @@
+"""The command line, as a shell sees it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import flowlab
+from flowlab.cli import app, main
+
+
+def flowlab_command(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "flowlab", *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=300)
+    frame = pd.DataFrame({"a": a, "b": 2 * a + 0.1 * rng.normal(size=300), "n": rng.poisson(4.0, 300)})
+    frame.to_csv(folder / "table.csv", index=False)
+    frame.to_parquet(folder / "table.parquet")
+    frame.assign(kind="x").to_csv(folder / "mixed.csv", index=False)
+    done = flowlab_command("fit", folder / "table.csv", "-o", folder / "m.flow", "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert "held-out log-likelihood" in done.stdout
+    return folder
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """The command in this process: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["flowlab", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_score_gives_what_the_estimator_gives(folder, monkeypatch, capsys):
+    code, out, _ = run(
+        monkeypatch, capsys, "score", folder / "m.flow", folder / "table.parquet", "-o", folder / "s.csv"
+    )
+    assert code == 0
+    assert "300 rows" in out
+    expected = flowlab.load(folder / "m.flow").score_samples(pd.read_csv(folder / "table.csv"))
+    assert np.allclose(pd.read_csv(folder / "s.csv")["log_prob"], expected)
+
+
+def test_sample_writes_rows_with_the_tables_types_and_repeats_by_seed(folder, monkeypatch, capsys):
+    for name in ("r1.parquet", "r2.parquet"):
+        code, out, _ = run(
+            monkeypatch, capsys, "sample", folder / "m.flow", "-n", 50, "-o", folder / name, "--seed", 7, "--quiet"
+        )
+        assert (code, out) == (0, "")
+    rows = pd.read_parquet(folder / "r1.parquet")
+    assert rows.dtypes.equals(pd.read_csv(folder / "table.csv").dtypes)
+    assert len(rows) == 50
+    pd.testing.assert_frame_equal(rows, pd.read_parquet(folder / "r2.parquet"))
+
+
+def test_info_and_help(folder, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "info", folder / "m.flow")
+    assert code == 0
+    assert "n: grid" in out
+    assert "Autoregressive(3, MixtureCDF" in out
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+
+
+def test_chosen_columns(folder, monkeypatch, capsys):
+    arguments = ("fit", folder / "mixed.csv", "-o", folder / "ab.flow", "--columns", "b, a", "--quiet")
+    assert run(monkeypatch, capsys, *arguments)[:2] == (0, "")
+    assert flowlab.load(folder / "ab.flow").feature_names_in_.tolist() == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "{}/none.csv", "-o", "{}/x.flow"), "no file"),
+        (("fit", "{}/table.csv", "-o", "{}/no/folder/x.flow"), "no folder"),
+        (("fit", "{}/mixed.csv", "-o", "{}/x.flow"), '--columns "a,b,n"'),
+        (("fit", "{}/mixed.csv", "-o", "{}/x.flow", "--columns", "a,z"), "no column z"),
+        (("fit", "{}/m.flow", "-o", "{}/x.flow"), "must end in one of"),
+        (("score", "{}/table.csv", "{}/table.csv", "-o", "{}/x.csv"), "not a flowlab file"),
+        (("score", "{}/m.flow", "{}/table.csv", "-o", "{}/x.xlsx"), "must end in one of"),
+        (("sample", "{}/none.flow", "-o", "{}/x.csv"), "no file"),
+        (("info", "{}/table.parquet"), "not a flowlab file"),
+    ],
+)
+def test_errors_are_one_readable_line_and_leave_nothing_behind(folder, monkeypatch, capsys, arguments, message):
+    before = sorted(p.name for p in folder.iterdir())
+    code, _, errors = run(monkeypatch, capsys, *(a.format(folder) for a in arguments))
+    assert code == 1
+    assert message in errors
+    assert "Traceback" not in errors
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_debug_shows_the_traceback_and_wrong_usage_is_exit_code_two(folder):
+    done = flowlab_command("info", folder / "none.flow", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert flowlab_command("sample", folder / "m.flow").returncode == 2
+    assert flowlab_command("sample", folder / "m.flow", "-o", folder / "x.csv", "-n", -1).returncode == 2
