@@ -10,6 +10,8 @@ from torch.distributions import Distribution, constraints
 from flowlab.bases import Base
 from flowlab.layers.layer import Layer
 
+CHUNK = 8192  # rows mapped at once where memory would grow with their number
+
 
 class Flow(nn.Module):
     """A distribution over data x = g(z), with noise z from `base` and the invertible chain g = layers in sampling order.
@@ -112,7 +114,7 @@ class Flow(nn.Module):
                     layer.initialise(value)
                 if layer.context_features:
                     return  # what lies further towards the noise depends on a context
-                x = layer.inverse(value)[0]
+                x = torch.cat([layer.inverse(chunk)[0] for chunk in value.split(CHUNK)])
 
     def distribution(self, context: Tensor | None = None) -> "FlowDistribution":
         """This flow, given a context, as a `torch.distributions.Distribution`."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flowlab.flow import Flow
+from flowlab.flow import CHUNK, Flow
 from flowlab.networks import Dropout
 from flowlab.objectives import NLL, Objective
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CHUNK = 8192  # rows evaluated at once without a gradient
 CHECK_EVERY = 25  # steps between looks at whether steps were skipped
 SKIPS_TO_ROLL_BACK = 5  # skipped steps in a row
 ROLL_BACKS = 6  # halvings of the learning rate before training gives up
@@ -138,7 +137,7 @@ def fit(
     generator = torch.Generator(device).manual_seed(seed)
     train, held_out = _split(data, context, weight, validation, generator)
     flow.eval()  # no dropout while layers learn from data
-    flow.initialise(_representative(train, generator).to(device))
+    flow.initialise(representative(train.x, train.weight, generator).to(device))
     head, train, held_out, offset = _precompute(flow, objective, train.to(device), held_out and held_out.to(device))
     trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema)
     if not trainer.parameters:
@@ -393,16 +392,16 @@ def _split(
     return train, held_out
 
 
-def _representative(train: _Rows, generator: torch.Generator) -> Tensor:
-    """Rows for layers that learn from data: a sample by weight where weights differ."""
-    if bool((train.weight == train.weight[0]).all()):
-        return train.x[: 50 * CHUNK]
-    count = min(len(train.x), 50 * CHUNK)
-    start = torch.rand((), generator=generator, device=generator.device).to(train.weight)
-    # Systematic sampling: every row comes as often as its weight says, to within one.
-    levels = (torch.arange(count).to(train.weight) + start) / count
-    share = train.weight.cumsum(0) / train.weight.sum()
-    return train.x[torch.searchsorted(share, levels).clamp(max=len(share) - 1)]
+def representative(x: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Rows for layers that learn from data: where weights differ, a row comes as often as its weight says."""
+    if bool((weight == weight[0]).all()):
+        return x[: 50 * CHUNK]
+    count = min(len(x), 50 * CHUNK)
+    start = torch.rand((), generator=generator, device=weight.device, dtype=weight.dtype)
+    # Systematic sampling: the number of copies is the expected one, to within one.
+    levels = (torch.arange(count).to(weight) + start) / count
+    share = weight.cumsum(0) / weight.sum()
+    return x[torch.searchsorted(share, levels).clamp(max=len(share) - 1)]
 
 
 @torch.no_grad()

@@ -58,6 +58,9 @@ class Layer(nn.Module):
         """Where this layer's data lie when its noise lies in `noise`."""
         return noise if self.keeps_box else constraints.real_vector
 
+    def extra_repr(self) -> str:
+        return str(self.features)
+
 
 def flat(x: Tensor) -> Tensor:
     """(*batch, width) as rows (n, width)."""

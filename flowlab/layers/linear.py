@@ -45,9 +45,6 @@ class Permutation(Layer):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return x.index_select(-1, self.back), zero_log_det(x)
 
-    def extra_repr(self) -> str:
-        return str(self.features)
-
 
 class LULinear(Layer):
     """x = L U z + shift, with a unit lower and a positive upper triangular factor.
@@ -81,9 +78,6 @@ class LULinear(Layer):
         lower, upper, diagonal = self.factors()
         z = solve_rows(lower, x - self.shift, upper=False)
         return solve_rows(upper, z, upper=True), (-diagonal.log().sum()).expand(x.shape[:-1])
-
-    def extra_repr(self) -> str:
-        return str(self.features)
 
 
 def solve_rows(triangular: Tensor, rows: Tensor, upper: bool) -> Tensor:
@@ -172,9 +166,6 @@ class ElementwiseAffine(Layer):
     def _params(self, context: Tensor | None) -> Tensor:
         return self.parameters_(context).unflatten(-1, (2, self.features)).movedim(-2, 0)
 
-    def extra_repr(self) -> str:
-        return str(self.features)
-
 
 class ActNorm(ElementwiseAffine):
     """An `ElementwiseAffine` that `fit` starts with the data's mean and standard deviation. Kingma & Dhariwal 2018, section 3.1.
@@ -253,6 +244,3 @@ class Whitening(Layer):
 
     def _log_det(self) -> Tensor:
         return self.scale_tril.diagonal().log().sum()
-
-    def extra_repr(self) -> str:
-        return str(self.features)

@@ -100,9 +100,6 @@ class Marginal(Layer):
         )
         return mapped.T.reshape(value.shape), log_slope.sum(0).view(value.shape[:-1])
 
-    def extra_repr(self) -> str:
-        return str(self.features)
-
 
 def column_map(
     value: Tensor,

@@ -50,9 +50,6 @@ class _Residual(Layer):
         self.features, self.context_features, self.hidden = features, context_features, tuple(hidden)
         self.parameters_ = ContextParameters(initial, context_features, hidden, generator)
 
-    def extra_repr(self) -> str:
-        return str(self.features)
-
 
 class Planar(_Residual):
     """x = z + u tanh(w·z + b), with w·u > -1. Rezende & Mohamed 2015, "Variational inference with normalizing flows", equation 10.

@@ -12,10 +12,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 Array = NDArray[np.float64]
-CHOICE_ROWS = 12_000  # rows that choosing looks at
+CHOICE_ROWS = 10_000  # rows that choosing looks at
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 REGULARISATION = (1e-6, 1e-4, 1e-2)
-BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
+BANDWIDTHS = tuple(np.geomspace(0.01, 1.0, 17))
 
 
 def gaussian(train: Array, test: Array) -> Array:

@@ -1,5 +1,6 @@
 """`FlowDensity`: the scikit-learn estimator."""
 
+import copy
 import os
 from typing import Any
 
@@ -20,12 +21,11 @@ from torch import Tensor
 
 from flowlab import files
 from flowlab.bases import Gaussian
-from flowlab.flow import Flow
+from flowlab.flow import CHUNK, Flow
 from flowlab.layers import Autoregressive, Layer, Marginal, MixtureCDF, Whitening
 from flowlab.tables.encode import Column, Columns
-from flowlab.training import History, fit
+from flowlab.training import History, fit, representative
 
-CHUNK = 4096
 # Layers on the data side, in sampling order.
 PREPROCESSING: dict[str, tuple[type[Layer], ...]] = {
     "none": (),
@@ -222,51 +222,52 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
     def _train(self, rows: Tensor, weight: Tensor, rng: np.random.Generator) -> tuple[Flow, str, History]:
         """Race the preprocessings, then train the winner."""
-        n = len(rows)
+        n, features = rows.shape
         order = torch.from_numpy(rng.permutation(n))
         # A few rows say little: hold out at least ten where there are forty.
         held = max(round(self.validation * n), min(10, n // 4)) if self.validation else 0
         held_out, train = order[:held], order[held:]
         seed = int(rng.integers(2**62))
+        shown = representative(rows[train], weight[train], torch.Generator().manual_seed(seed))
+        prepared = _Preprocessing(shown)
+        batch = max(32, min(512, n // 8)) if self.batch_size == "auto" else int(self.batch_size)
+        per_epoch = max(len(train) // batch, 1)
+        epochs = round(min(max(100 * per_epoch, 400), 3000) / per_epoch) if self.epochs == "auto" else int(self.epochs)
 
-        def run(preprocessing: str, steps: int | None) -> tuple[Flow, History]:
+        def run(preprocessing: str, epochs: int, progress: bool) -> tuple[Flow, History]:
             generator = torch.Generator().manual_seed(seed)
-            flow = self._build(preprocessing, rows.shape[1], n, generator).to(self.device)
-            batch = max(32, min(512, n // 8)) if self.batch_size == "auto" else int(self.batch_size)
-            per_epoch = max(len(train) // batch, 1)
-            epochs = self.epochs
-            if steps is not None:
-                epochs = max(steps // per_epoch, 1)
-            elif epochs == "auto":
-                epochs = round(min(max(100 * per_epoch, 400), 3000) / per_epoch) or 1
+            layers = [*self._core(features, n, generator), *prepared.layers(PREPROCESSING[preprocessing])]
+            flow = Flow(Gaussian(features), layers).to(self.device)
             history = fit(
                 flow,
                 rows[train],
                 validation=rows[held_out] if held else 0.0,
                 sample_weight=weight[train],
-                epochs=int(epochs),
+                epochs=epochs,
                 batch_size=batch,
                 learning_rate=self.learning_rate,
                 patience=self.patience,
                 generator=generator,
-                progress=self.progress and steps is None,
+                progress=progress,
             )
             return flow, history
 
         chosen = self.preprocessing
         if chosen == "auto":
             chosen = RACE[0]
-            if held and rows.shape[1] > 1:  # a single column needs no whitening
-                scores = {name: run(name, RACE_STEPS)[1].best for name in RACE}
+            if held and features > 1:  # a single column needs no whitening
+                short = min(max(RACE_STEPS // per_epoch, 1), epochs)
+                scores = {name: run(name, short, False)[1].best for name in RACE}
                 chosen = min(scores, key=lambda name: scores[name])
-        flow, history = run(chosen, None)
+        flow, history = run(chosen, max(epochs, 1), self.progress)
         return flow.double(), chosen, history
 
-    def _build(self, preprocessing: str, features: int, n: int, generator: torch.Generator) -> Flow:
+    def _core(self, features: int, n: int, generator: torch.Generator) -> list[Layer]:
+        """The layers that are trained."""
         dropout = self.dropout
         if dropout == "auto":
             dropout = 0.2 if n < 5_000 else 0.1 if n < 20_000 else 0.0
-        core = [
+        return [
             Autoregressive(
                 features,
                 MixtureCDF(self.components),
@@ -277,7 +278,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
             )
             for _ in range(self.layers)
         ]
-        return Flow(Gaussian(features), [*core, *(layer(features).double() for layer in PREPROCESSING[preprocessing])])
 
     @torch.no_grad()
     def _log_prob(self, rows: Tensor) -> NDArray[np.float64]:
@@ -400,6 +400,27 @@ class FlowDensity(DensityMixin, BaseEstimator):
         if flow is not None:
             model.device = str(next(iter(flow.buffers())).device)
         return model
+
+
+class _Preprocessing:
+    """Preprocessing layers in double precision, fitted to rows once however many chains share them."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.fitted: dict[tuple[type[Layer], ...], tuple[list[Layer], Tensor]] = {(): ([], rows)}
+
+    def layers(self, kinds: tuple[type[Layer], ...]) -> list[Layer]:
+        """The layers of these kinds, in sampling order."""
+        return copy.deepcopy(self._fit(kinds)[0])
+
+    @torch.no_grad()
+    def _fit(self, kinds: tuple[type[Layer], ...]) -> tuple[list[Layer], Tensor]:
+        if kinds not in self.fitted:
+            outer, rows = self._fit(kinds[1:])  # what lies nearer to the data comes first
+            layer = kinds[0](rows.shape[1]).double()
+            layer.initialise(rows)
+            noise = torch.cat([layer.inverse(chunk)[0] for chunk in rows.split(CHUNK)])
+            self.fitted[kinds] = [layer, *outer], noise
+        return self.fitted[kinds]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
