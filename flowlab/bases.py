@@ -110,7 +110,11 @@ class StudentT(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         df = self.degrees_of_freedom()
-        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - (df * math.pi).log() / 2
+        # The difference of two log-gammas loses its digits where both are large: there, Stirling's series.
+        few = df.clamp(max=100)
+        gammas = torch.lgamma((few + 1) / 2) - torch.lgamma(few / 2)
+        gammas = torch.where(df <= 100, gammas, (df / 2).log() / 2 - 1 / (4 * df) + 1 / (24 * df**3))
+        constant = gammas - (df * math.pi).log() / 2
         # log(1 + z²/df) without overflow of the square.
         tail = torch.where(
             z.abs() < 1e6, torch.log1p(z.clamp(-1e6, 1e6).square() / df), 2 * z.abs().clamp(min=1).log() - df.log()
@@ -133,29 +137,27 @@ class Uniform(Base):
         high: Upper end of every side.
     """
 
-    bounds: Tensor
+    like: Tensor
 
     def __init__(self, features: int, *, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"low must be below high, not low={low}, high={high}")
         self.features, self.low, self.high = features, low, high
-        self.register_buffer("bounds", torch.tensor([low, high]))
+        self.register_buffer("like", torch.zeros(()))  # has the floating-point type and the device of the draws
 
     @property
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.interval(self.low, self.high), 1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        low, high = self.bounds
-        inside = ((z >= low) & (z <= high)).all(-1)
-        constant = -self.features * math.log(self.high - self.low)
+        inside = (z >= self.low) & (z <= self.high)
         # A zero that depends on z keeps gradients defined (as zero) everywhere.
-        return torch.where(inside, constant, -math.inf) + 0 * z.sum(-1)
+        zero = 0 * torch.where(inside, z, self.low).sum(-1)
+        return zero + torch.where(inside.all(-1), zero - self.features * math.log(self.high - self.low), -math.inf)
 
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        low, high = self.bounds
-        return low + (high - low) * self.bounds.new_empty((*shape, self.features)).uniform_(generator=generator)
+        return self.like.new_empty((*shape, self.features)).uniform_(self.low, self.high, generator=generator)
 
 
 class GaussianMixture(Base):

@@ -32,7 +32,9 @@ def check_layer(
         tolerance = 2e-3 if dtype == torch.float32 else 1e-7
     if x is None:
         x = torch.empty(16, layer.features, dtype=dtype).normal_(generator=generator)
-        x = x.clamp(-3, 3) if getattr(layer, "keeps_box", False) else x  # an angle comes back in [-π, π)
+        x = (
+            x.clamp(-3, 3) if getattr(getattr(layer, "scalar", None), "periodic", False) else x
+        )  # an angle comes back in [-π, π)
     if context is None and layer.context_features:
         context = torch.empty(len(x), layer.context_features, dtype=dtype).normal_(generator=generator)
     data, log_det = layer(x, context)

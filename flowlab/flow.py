@@ -146,7 +146,7 @@ class Flow(nn.Module):
     def _rsample(
         self, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch = () if context is None else context.shape[:-1]
+        batch = context.shape[:-1] if isinstance(context, Tensor) else ()
         z = self.base.rsample((*shape, *batch), generator)
         x, log_det = self.forward(z, context)
         return x, z, log_det
@@ -183,6 +183,8 @@ class Flow(nn.Module):
             return value, None
         if context is None:
             raise ValueError(f"this flow needs a context of shape (*batch, {self.context_features})")
+        if not isinstance(context, Tensor):
+            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
         if context.ndim == 0 or context.shape[-1] != self.context_features:
             raise ValueError(f"context must have shape (*batch, {self.context_features}), not {tuple(context.shape)}")
         try:

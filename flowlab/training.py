@@ -115,7 +115,8 @@ def fit(
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = 3 + 2 * torch.randn(1000, 2, generator=generator)
         >>> flow = flowlab.presets.real_nvp(2, layers=2, hidden=(16,), generator=generator)
-        >>> history = flowlab.fit(flow, x, epochs=30, generator=generator, progress=False)
+        >>> options = {"batch_size": 100, "epochs": 30, "learning_rate": 1e-2, "progress": False}
+        >>> history = flowlab.fit(flow, x, generator=generator, **options)
         >>> bool((flow.sample((2000,), generator=generator).mean(0) - 3).abs().max() < 0.3)
         True
     """

@@ -192,6 +192,15 @@ def test_uniform_density(dtype: torch.dtype) -> None:
     assert torch.equal(gradient, torch.zeros_like(z))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_edges_are_inside(dtype: torch.dtype) -> None:
+    """Also where single precision cannot hold them."""
+    base = Uniform(1, low=0.1, high=0.3).to(dtype)
+    edges = torch.tensor([[0.1], [0.3]], dtype=dtype)
+    assert torch.isfinite(base.log_prob(edges)).all()
+    assert (base.log_prob(edges + torch.tensor([[-1e-6], [1e-6]], dtype=dtype)) == -math.inf).all()
+
+
 def test_uniform_density_at_infinity() -> None:
     assert Uniform(1).log_prob(torch.tensor([math.inf])) == -math.inf
 

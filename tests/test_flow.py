@@ -107,14 +107,16 @@ BROADCASTS = [
 
 
 @pytest.mark.parametrize(("batch", "context_batch", "together"), BROADCASTS, ids=str)
+@EVERY_PRESET
 def test_log_prob_broadcasts_with_the_context(
-    conditional: Flow, batch: tuple[int, ...], context_batch: tuple[int, ...], together: tuple[int, ...]
+    name: str, batch: tuple[int, ...], context_batch: tuple[int, ...], together: tuple[int, ...]
 ) -> None:
-    x, context = rows(*batch, 3), rows(*context_batch, 2)
-    log_prob = conditional.log_prob(x, context)
+    flow = preset(name, 2, layers=1, context_features=2)
+    x, context = rows(*batch, 2), rows(*context_batch, 2)
+    log_prob = flow.log_prob(x, context)
     assert log_prob.shape == together
-    assert conditional.to_noise(x, context).shape == conditional.from_noise(x, context).shape == (*together, 3)
-    expected = conditional.log_prob(x.expand(*together, 3).clone(), context.expand(*together, 2).clone())
+    assert flow.to_noise(x, context).shape == flow.from_noise(x, context).shape == (*together, 2)
+    expected = flow.log_prob(x.expand(*together, 2).clone(), context.expand(*together, 2).clone())
     torch.testing.assert_close(log_prob, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -153,7 +155,7 @@ def test_draws(flow: Flow) -> None:
 
 def test_log_prob_is_the_change_of_variables() -> None:
     """Two layers by hand: x = e⁻¹ (2 z) + 3 has density N(3, 2/e)."""
-    scale, shift = ElementwiseAffine(1), ElementwiseAffine(1)
+    scale, shift = ElementwiseAffine(1, bound=10.0), ElementwiseAffine(1, bound=10.0)
     flow = Flow(Gaussian(1), [scale, shift]).double()
     with torch.no_grad():
         scale.parameters_.value.copy_(torch.tensor([0.0, 10 * math.atanh(math.log(2) / 10)]))
@@ -162,6 +164,13 @@ def test_log_prob_is_the_change_of_variables() -> None:
     expected = torch.distributions.Normal(3.0, 2 / math.e).log_prob(x)
     torch.testing.assert_close(flow.log_prob(x.unsqueeze(-1)).detach(), expected)
     torch.testing.assert_close(flow.from_noise(torch.ones(1).double()).item(), 3 + 2 / math.e)
+
+
+def test_no_layers() -> None:
+    flow, x = Flow(StudentT(2), []), torch.ones(5, 2)
+    assert torch.equal(flow.log_prob(x), flow.base.log_prob(x))
+    assert torch.equal(flow.from_noise(x), x)
+    assert flow.fast == "both"
 
 
 # The door --------------------------------------------------------------------------------------------------------------
@@ -397,7 +406,7 @@ def test_mixed_precision() -> None:
         flow.from_noise(noise.double())
     drawn, log_prob = flow.rsample_and_log_prob((20,), generator=seeded())
     torch.testing.assert_close(flow.log_prob(drawn).double(), log_prob.double(), rtol=1e-3, atol=1e-3)
-    for gradient in torch.autograd.grad(flow.log_prob(x).sum(), [p for p in flow.parameters()]):
+    for gradient in torch.autograd.grad(flow.log_prob(x).sum(), list(flow.parameters())):
         assert gradient.dtype == torch.float32
         assert torch.isfinite(gradient).all()
 
@@ -472,15 +481,13 @@ def test_repr(flow: Flow, expected: list[str]) -> None:
 
 
 def test_frozen_parameters(flow: Flow) -> None:
-    before = "parameters, fast" in repr(flow)
     first = flow.layers[0]
     first.requires_grad_(False)
     flow.log_prob(rows(5, 3)).sum().backward()
     assert all(p.grad is None for p in first.parameters())
     assert all(p.grad is not None for p in flow.layers[1].parameters())
     trained = sum(p.numel() for p in flow.layers[1].parameters())
-    assert before
-    assert f"{trained:,} parameters" in repr(flow)
+    assert f" {trained:,} parameters" in repr(flow)
     flow.requires_grad_(False)
     assert not flow.log_prob(rows(5, 3)).requires_grad
     x = rows(5, 3).requires_grad_()
@@ -654,6 +661,26 @@ def test_compiled_flow(name: str) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(method, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x, context), method(x, context), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["real_nvp", "maf", "circular_nsf"])
+@pytest.mark.parametrize("method", ["log_prob", "from_noise"])
+def test_exported_flow(name: str, method: str) -> None:
+    """torch.export takes both directions, with a batch of any size."""
+
+    class Exported(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = preset(name, 2, context_features=1)
+
+        def forward(self, x: Tensor, context: Tensor) -> Tensor:
+            return getattr(self.flow, method)(x, context)
+
+    model, batch = Exported(), torch.export.Dim("batch", min=2)
+    draw = model.flow.base.sample
+    program = torch.export.export(model, (draw((6,)), rows(6, 1)), dynamic_shapes=({0: batch}, {0: batch}))
+    x, context = draw((9,), seeded()), rows(9, 1)
+    torch.testing.assert_close(program.module()(x, context), model(x, context), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["real_nvp", "iaf", "nsf"])

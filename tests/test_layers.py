@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_for, skewed
+from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_for, perturb
 from torch import Tensor
 
 import flowlab
-from flowlab.layers import ActNorm, Layer, Marginal, Permutation, Whitening
+from flowlab.layers import ActNorm, Autoregressive, Coupling, Layer, Marginal, Permutation, Whitening
 
 FEATURES = (1, 2, 3, 7)
 # Absolute and relative error of a few layers' worth of rounding, at moderate values.
@@ -122,6 +122,24 @@ def test_batch_shapes(entry: Entry, features: int, context_features: int, batch:
             assert_close(log_det[tuple(index)], alone_log_det, 1e-10)
 
 
+@cases(features=(3,), contexts=(0,))
+def test_strided_values(entry: Entry, features: int, context_features: int) -> None:
+    """Views of other tensors give the same numbers, and are left alone."""
+    layer, z = entry(features, context_features), noise_for(entry, features, (4, 5))
+    for function in (layer.forward, layer.inverse):
+        expected = function(z)
+        wide = torch.stack([z, z + 1], -1)
+        for view in (z.mT.contiguous().mT, wide[..., 0], z.transpose(0, 1).contiguous().transpose(0, 1)):
+            before = view.clone()
+            mapped, log_det = function(view)
+            assert_same(entry, mapped, expected[0], 1e-12)
+            assert_close(log_det, expected[1], 1e-12)
+            assert torch.equal(view, before)
+        repeated, log_det = function(z[:1, :1].expand(4, 5, -1))
+        assert_same(entry, repeated, expected[0][:1, :1].expand(4, 5, -1), 1e-12)
+        assert_close(log_det, expected[1][:1, :1].expand(4, 5), 1e-12)
+
+
 # Near zero, moderate, at the splines' bound and at their inner knots as built (bins=4), and far and farther out.
 HARD = [1e-6, 1e-3, 1.0, 2.5, 5.0, math.pi / 2, math.pi, 30.0, 1e3, 1e6]
 
@@ -209,11 +227,11 @@ def test_copies_after_use(entry: Entry, features: int, context_features: int, du
         mapped, log_det = function(value, context)
         (mapped.sum() + log_det.sum()).backward()
     twin = duplicate(layer)
-    before = [(layer(z, context), layer.inverse(z, context))]
+    before = (layer(z, context), layer.inverse(z, context))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(1.0)  # the copy shares nothing with the original
-    for got, expected in zip((twin(z, context), twin.inverse(z, context)), before[0], strict=True):
+    for got, expected in zip((twin(z, context), twin.inverse(z, context)), before, strict=True):
         assert torch.equal(got[0], expected[0])
         assert torch.equal(got[1], expected[1])
 
@@ -232,10 +250,14 @@ def test_vmap_and_jacrev(entry: Entry, features: int, context_features: int) -> 
         assert_close(matrix, jacobian(lambda v: function(v, context)[0], value), 1e-8)  # noqa: B023
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# All steps of a numerical inverse are traced, which takes a while: the mixture with one feature, and not in every variant.
+COMPILED = [name for name, entry in LAYERS.items() if not (entry.numeric and "residual" in name)]
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_without_graph_breaks(name: str) -> None:
     entry = LAYERS[name]
-    features = 1 if name.endswith("mixture") else 2  # all steps of a numerical inverse are traced, which takes a while
+    features = 1 if name.endswith("mixture") else 2
     layer, z = entry(features), noise_for(entry, features)
     for function, value in both_directions(layer, z):
         torch._dynamo.reset()
@@ -296,3 +318,71 @@ def test_untrained_flow_is_its_base(name: str) -> None:
         flow.base.sample((50,), torch.Generator().manual_seed(0)),
         1e-6,
     )
+
+
+# What single layers promise --------------------------------------------------------------------------------------------
+
+
+def test_permutation_reorders_as_documented() -> None:
+    x, log_det = Permutation(3, [2, 0, 1])(torch.tensor([10.0, 11.0, 12.0]))
+    assert x.tolist() == [12.0, 10.0, 11.0]  # data feature i is noise feature permutation[i]
+    assert log_det == 0
+
+
+@pytest.mark.parametrize("mask", [None, [True, False, False, True], [False, False, False, True]], ids=str)
+def test_coupling_changes_what_its_mask_says(mask: list[bool] | None) -> None:
+    layer = perturb(Coupling(4, mask=mask, hidden=(8,)).double(), scale=0.5)
+    z = noise_for(LAYERS["planar"], 4)
+    changed = torch.tensor([False, True, False, True] if mask is None else mask)
+    for function in (layer.forward, layer.inverse):
+        moved = function(z)[0] - z
+        assert torch.equal(moved[:, ~changed], torch.zeros_like(moved[:, ~changed]))
+        assert bool((moved[:, changed] != 0).all())
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("fast", ["density", "sampling"])
+@pytest.mark.parametrize("order", [None, [2, 0, 3, 1]], ids=["own order", "shuffled"])
+def test_autoregressive_sees_every_earlier_feature(order: list[int] | None, fast: str, residual: bool) -> None:
+    """The Jacobian has a zero for each later feature, and none for an earlier one."""
+    layer = Autoregressive(4, None, order, fast, hidden=(16, 16), residual=residual, activation="tanh")
+    layer = perturb(layer.double(), scale=0.5)
+    turn = torch.tensor(list(range(4)) if order is None else order).argsort()
+    later = turn[None, :] > turn[:, None]
+    for function in (layer.forward, layer.inverse):
+        matrix = jacobian(lambda v: function(v)[0], noise_for(LAYERS["planar"], 4))  # noqa: B023
+        assert torch.equal(matrix[:, later], torch.zeros_like(matrix[:, later]))
+        assert bool((matrix[:, ~later].abs().amax(0) > 1e-6).all())
+
+
+def test_dropout_acts_in_training_alone(generator: torch.Generator) -> None:
+    layer = perturb(Coupling(2, hidden=(32,), dropout=0.5, generator=generator).double())
+    z = noise_for(LAYERS["planar"], 2)
+    layer.eval()
+    assert torch.equal(layer(z)[0], layer(z)[0])
+    layer.train()
+    assert not torch.equal(layer(z)[0], layer(z)[0])
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda z, log_det: (z, log_det + 0.01),
+        lambda z, log_det: (z + 0.01, log_det),
+        lambda z, log_det: (1.01 * z, log_det),
+        lambda z, log_det: (z, -log_det),
+        lambda z, log_det: (z, log_det.unsqueeze(-1)),
+        lambda z, log_det: (z * math.nan, log_det),
+    ],
+    ids=["log-det off", "shifted", "scaled", "wrong sign", "wrong shape", "NaN"],
+)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_check_layer_finds_mistakes(mistake: Callable, direction: str) -> None:
+    class Wrong(Coupling):
+        pass
+
+    correct = getattr(Coupling, direction)
+    setattr(Wrong, direction, lambda self, value, context=None: mistake(*correct(self, value, context)))
+    flowlab.check_layer(perturb(Coupling(2, hidden=(8,))))
+    with pytest.raises(AssertionError):
+        flowlab.check_layer(perturb(Wrong(2, hidden=(8,)), scale=0.5))

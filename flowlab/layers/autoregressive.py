@@ -5,8 +5,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from flowlab.layers.coupling import conditioner_inputs, initial_parameters
+from flowlab.layers.coupling import conditioner_inputs, initial_parameters, scalar_support
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.scalar import Affine, ScalarMap
 from flowlab.networks import MaskedMLP, start_at
@@ -74,9 +75,8 @@ class Autoregressive(Layer):
         )
         start_at(self.network.mlp.last, initial_parameters(self.scalar))
 
-    @property
-    def keeps_box(self) -> bool:  # type: ignore[override]
-        return self.scalar.keeps_box
+    def support(self, noise: constraints.Constraint) -> constraints.Constraint:
+        return scalar_support(self.scalar, noise)
 
     @property
     def order(self) -> Tensor:
@@ -99,15 +99,16 @@ class Autoregressive(Layer):
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The other direction: the parameters of a feature need the mapped values of those before it."""
-        columns = list(flat(value).T)
-        mapped = [torch.zeros_like(columns[0])] * self.features
+        columns = flat(value).T
+        mapped = torch.zeros_like(columns)
         log_det = torch.zeros_like(columns[0])
-        for i in self.order.tolist():
-            inputs = conditioner_inputs(torch.stack(mapped, -1), context, self.scalar.periodic)
-            params = self.network.columns(inputs).view(self.scalar.count, self.features, -1)[:, i]
-            mapped[i], term = self._map(columns[i], params, inverse)
-            log_det = log_det + term
-        return torch.stack(mapped, -1).view(value.shape), log_det.view(value.shape[:-1])
+        for i in self.order.split(1):  # a tensor: as a number it would break torch.compile's graph
+            inputs = conditioner_inputs(mapped.T, context, self.scalar.periodic)
+            params = self.network.columns(inputs).view(self.scalar.count, *columns.shape).index_select(1, i)
+            column, term = self._map(columns.index_select(0, i), params, inverse)
+            mapped = mapped.index_copy(0, i, column)
+            log_det = log_det + term[0]
+        return mapped.T.reshape(value.shape), log_det.view(value.shape[:-1])
 
     def extra_repr(self) -> str:
         return f"{self.features}, {self.scalar}, fast={self.fast!r}"

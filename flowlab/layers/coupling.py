@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.scalar import Affine, ScalarMap
@@ -74,9 +75,8 @@ class Coupling(Layer):
         )
         start_at(self.network.last, initial_parameters(self.scalar))
 
-    @property
-    def keeps_box(self) -> bool:  # type: ignore[override]
-        return self.scalar.keeps_box
+    def support(self, noise: constraints.Constraint) -> constraints.Constraint:
+        return scalar_support(self.scalar, noise)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._map(z, context, inverse=False)
@@ -120,6 +120,15 @@ def tame(x: Tensor, bound: float = 100.0) -> Tensor:
     inner = x.clamp(-bound, bound)
     beyond = x - inner
     return inner + beyond.sign() * beyond.abs().log1p()
+
+
+def scalar_support(scalar: ScalarMap, noise: constraints.Constraint) -> constraints.Constraint:
+    """Where data lie when a scalar map is applied to noise in `noise`: a box around the map's own stays as it is."""
+    side = getattr(noise, "base_constraint", None)
+    if scalar.box is None or not isinstance(side, constraints.interval):
+        return constraints.real_vector
+    keeps = side.lower_bound <= scalar.box[0] and side.upper_bound >= scalar.box[1]
+    return noise if keeps else constraints.real_vector
 
 
 def initial_parameters(scalar: ScalarMap) -> Tensor | None:

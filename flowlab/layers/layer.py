@@ -1,6 +1,6 @@
 """The contract of every layer. Read this first."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -41,7 +41,6 @@ class Layer(nn.Module):
     features: int
     context_features: int = 0
     fast: Fast = "both"
-    keeps_box: ClassVar[bool] = False  # True: a box support of the base is the support of the data, too
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise to data: x (*batch, features) and log|det dx/dz| (*batch,)."""
@@ -56,7 +55,7 @@ class Layer(nn.Module):
 
     def support(self, noise: constraints.Constraint) -> constraints.Constraint:
         """Where this layer's data lie when its noise lies in `noise`."""
-        return noise if self.keeps_box else constraints.real_vector
+        return constraints.real_vector
 
     def extra_repr(self) -> str:
         return str(self.features)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowlab.layers.layer import Layer, zero_log_det
@@ -25,7 +26,6 @@ class Permutation(Layer):
 
     permutation: Tensor
     back: Tensor
-    keeps_box = True
 
     def __init__(
         self, features: int, permutation: Sequence[int] | None = None, *, generator: torch.Generator | None = None
@@ -44,6 +44,9 @@ class Permutation(Layer):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return x.index_select(-1, self.back), zero_log_det(x)
+
+    def support(self, noise: constraints.Constraint) -> constraints.Constraint:
+        return noise
 
 
 class LULinear(Layer):
@@ -147,7 +150,7 @@ class ElementwiseAffine(Layer):
         *,
         context_features: int = 0,
         hidden: Sequence[int] = (64,),
-        bound: float = 10.0,
+        bound: float = 30.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -179,7 +182,7 @@ class ActNorm(ElementwiseAffine):
 
     initialised: Tensor
 
-    def __init__(self, features: int, *, bound: float = 10.0) -> None:
+    def __init__(self, features: int, *, bound: float = 30.0) -> None:
         super().__init__(features, bound=bound)
         self.register_buffer("initialised", torch.tensor(False))
 

@@ -117,10 +117,9 @@ def column_map(
     ends_z = torch.cat([knots_z[:1], knots_z.gather(0, index)])
     ends_slope = torch.cat([slopes[:1], slopes.gather(0, index)])
     ends = ends_x if to_noise else ends_z
-    inside = torch.maximum(torch.minimum(value, ends[1]), ends[0])
-    # A value at the last knot would be sought in the room behind it: one ulp down keeps it in the last bin.
-    inside = torch.minimum(inside, torch.nextafter(ends[1], ends[0]))
-    mapped, log_slope = rational_quadratic(inside, knots_x, knots_z, slopes, inverse=not to_noise)
+    # Not clamp or minimum, whose gradients on the outermost knots are not the map's.
+    inside = torch.where(value < ends[0], ends[0], torch.where(value > ends[1], ends[1], value))
+    mapped, log_slope = rational_quadratic(inside, knots_x, knots_z, slopes, inverse=not to_noise, last=index)
     for side, sign in ((0, -1.0), (1, 1.0)):
         beyond = sign * (value - ends[side])
         safe = beyond.clamp(min=0)

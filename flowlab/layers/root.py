@@ -52,8 +52,10 @@ def solve(
             last = error.abs()
             new = torch.where(good, newton, (low + high) / 2)
             tolerance = 4 * epsilon * (new.abs() + 1e-3)
-            done = ((new - x).abs() <= tolerance) | (high - low <= tolerance)
-            x = torch.where(error == 0, x, new)
+            # Where the function is flat, its own rounding is what limits x, and the next step settles the rest.
+            settled = error.abs() <= 2 * epsilon * (1 + target.abs())
+            done = settled | ((new - x).abs() <= tolerance) | (high - low <= tolerance)
+            x = torch.where(settled, x, new)
             if not tracing and bool(done.all()):
                 break
         else:

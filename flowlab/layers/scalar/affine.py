@@ -12,7 +12,7 @@ class Additive:
     """x = z + shift. Dinh et al. 2014, "NICE", section 3.2."""
 
     periodic: ClassVar[bool] = False
-    keeps_box: ClassVar[bool] = False
+    box: ClassVar[None] = None
     count: ClassVar[int] = 1
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ class Affine:
     bound: float = 3.0
 
     periodic: ClassVar[bool] = False
-    keeps_box: ClassVar[bool] = False
+    box: ClassVar[None] = None
     count: ClassVar[int] = 2
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,20 +33,24 @@ class MixtureCDF:
     floor: float = 1e-3
 
     periodic: ClassVar[bool] = False
-    keeps_box: ClassVar[bool] = False
+    box: ClassVar[None] = None
 
     @property
     def count(self) -> int:
         return 3 * self.components
 
     def initial(self) -> Tensor:
-        """Means apart and scales below one, nearly the identity: components that start equal would stay equal."""
-        level = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
-        means = torch.special.ndtri(level)
-        means = means * (0.5 / means.square().mean().clamp(min=0.5)).sqrt()
-        wanted = (1 - means.square().mean()).log() / 2
+        """Means apart and scales below one, nearly the identity: components that start equal would stay equal.
+
+        N(0, 1) is N(0, s²) smoothed by N(0, 1 - s²), and the sum over evenly spaced means is the smoothing's trapezoidal rule.
+        """
+        width = min(0.7, 0.2 * (self.components - 1))  # of the smoothing; few components must stay close together
+        means = torch.linspace(-2.8, 2.8, self.components, dtype=torch.float64) * width
+        logits = -(means / width).square() / 2 if width else means
+        spread = (logits.softmax(0) * means.square()).sum()
+        wanted = (1 - spread).log() / 2
         log_scales = (wanted / (1 - wanted.abs() / self.log_scale_bound)).expand(self.components)  # undo the soft clip
-        return torch.cat([torch.zeros(self.components), means, log_scales]).float()
+        return torch.cat([logits, means, log_scales]).float()
 
     def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return self._normal_score(x, *self._components(params))

@@ -17,11 +17,13 @@ class ScalarMap(Protocol):
     Attributes:
         count: Parameters per value.
         periodic: Whether values are angles in [-π, π); conditioners then see cosine and sine.
-        keeps_box: Whether a uniform base's box stays the support of the data.
+        box: The interval that the map takes onto itself, and beyond which it is the identity; None for none.
     """
 
     periodic: ClassVar[bool]
-    keeps_box: ClassVar[bool]
+
+    @property
+    def box(self) -> tuple[float, float] | None: ...
 
     @property
     def count(self) -> int: ...

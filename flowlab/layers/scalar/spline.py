@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 def rational_quadratic(
-    value: Tensor, knots_x: Tensor, knots_y: Tensor, slopes: Tensor, inverse: bool = False
+    value: Tensor,
+    knots_x: Tensor,
+    knots_y: Tensor,
+    slopes: Tensor,
+    inverse: bool = False,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate monotone rational-quadratic splines.
 
@@ -19,6 +24,7 @@ def rational_quadratic(
         knots_y: Increasing knots on the output side, likewise.
         slopes: Positive derivatives at the knots, likewise.
         inverse: Evaluate the inverse function: `value` lies on the output side.
+        last: Index of the last knot in use, broadcastable to (1, *s), where some columns use fewer; all knots when None.
 
     Returns:
         The function's value and the log of its derivative, both (*s), each of the direction asked for.
@@ -26,6 +32,8 @@ def rational_quadratic(
     searched = knots_y if inverse else knots_x
     # Inner knots alone are searched, so that the bin is valid by construction, at the edges as well.
     bin = (value >= searched[1:-1]).sum(0, keepdim=True)
+    if last is not None:
+        bin = torch.minimum(bin, last - 1)
     shape = (1, *value.shape)
 
     def pick(knots: Tensor, index: Tensor) -> Tensor:
@@ -44,9 +52,11 @@ def rational_quadratic(
         c = -slope * rise
         # The discriminant is positive in exact arithmetic; the floor guards rounding, and the root's gradient at 0.
         discriminant = (b * b - 4 * a * c).clamp(min=torch.finfo(value.dtype).tiny)
-        theta = (2 * c / (-b - discriminant.sqrt())).clamp(0, 1)
+        theta = 2 * c / (-b - discriminant.sqrt())
     else:
-        theta = ((value - x0) / width).clamp(0, 1)
+        theta = (value - x0) / width
+    # Rounding may leave [0, 1] by an ulp. Only the value is clamped: a clamped gradient would be zero on the knots.
+    theta = theta + (theta.clamp(0, 1) - theta).detach()
     cross = theta * (1 - theta)
     denominator = slope + bend * cross
     log_slope = (
@@ -88,7 +98,10 @@ class RationalQuadraticSpline:
     slope: float = 1e-3
 
     periodic: ClassVar[bool] = False
-    keeps_box: ClassVar[bool] = True
+
+    @property
+    def box(self) -> tuple[float, float]:
+        return -self.bound, self.bound
 
     @property
     def count(self) -> int:
@@ -133,7 +146,7 @@ class CircularSpline:
     slope: float = 1e-3
 
     periodic: ClassVar[bool] = True
-    keeps_box: ClassVar[bool] = True
+    box: ClassVar[tuple[float, float]] = (-math.pi, math.pi)
 
     @property
     def count(self) -> int:
