@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,21 @@ ROLL_BACKS = 6  # halvings of the learning rate before training gives up
 
 class TrainingError(ArithmeticError):
     """Training kept producing non-finite losses or gradients at ever smaller learning rates."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block, and what it used before afterwards.
+
+    The steps of small flows are too short to share: a second thread gains a sixth of the time on an idle machine, and loses
+    a factor of ten where another process wants its core, since each of the hundreds of kernels of a step waits for it.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass

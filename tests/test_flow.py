@@ -446,6 +446,15 @@ def test_presets(name: str) -> None:
     assert sum(p.numel() for p in deeper.parameters()) > sum(p.numel() for p in flow.parameters())
 
 
+@EVERY_PRESET
+def test_presets_mix_all_features(name: str) -> None:
+    """Masks and orders take turns: after three layers every feature depends on every feature of the noise."""
+    flow = preset(name, 4, layers=3)
+    z = flow.base.sample((30,), seeded())
+    matrix = torch.func.vmap(torch.func.jacrev(flow.from_noise))(z)
+    assert bool((matrix.abs().amax(0) > 1e-6).all())
+
+
 @pytest.mark.parametrize(
     ("flow", "expected"),
     [

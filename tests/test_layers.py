@@ -177,6 +177,17 @@ def test_fitted_marginal_at_its_knots(dtype: torch.dtype) -> None:
         assert_close(torch.linalg.slogdet(matrix).logabsdet, log_det, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("features", [1, 2, 3])
+def test_fitted_marginal_has_a_continuous_slope(features: int) -> None:
+    """At the knots, where the tails begin, and where they go over into straight lines."""
+    layer = LAYERS["marginal, fitted"](features)
+    z = torch.arange(-40, 40, 1e-3, dtype=torch.float64)
+    for j in range(features):
+        rows = torch.zeros(len(z), features, dtype=torch.float64)
+        rows[:, j] = z
+        assert layer(rows)[1].diff().abs().max() < 0.1
+
+
 @pytest.mark.parametrize("name", [name for name, entry in LAYERS.items() if entry.identity is not None])
 def test_identity_as_built(name: str) -> None:
     entry = LAYERS[name]
@@ -251,7 +262,9 @@ def test_vmap_and_jacrev(entry: Entry, features: int, context_features: int) -> 
 
 
 # All steps of a numerical inverse are traced, which takes a while: the mixture with one feature, and not in every variant.
-COMPILED = [name for name, entry in LAYERS.items() if not (entry.numeric and "residual" in name)]
+COMPILED = [
+    name for name, entry in LAYERS.items() if not (entry.numeric and ("residual" in name or "fast sampling" in name))
+]
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -345,14 +358,54 @@ def test_coupling_changes_what_its_mask_says(mask: list[bool] | None) -> None:
 @pytest.mark.parametrize("order", [None, [2, 0, 3, 1]], ids=["own order", "shuffled"])
 def test_autoregressive_sees_every_earlier_feature(order: list[int] | None, fast: str, residual: bool) -> None:
     """The Jacobian has a zero for each later feature, and none for an earlier one."""
-    layer = Autoregressive(4, None, order, fast, hidden=(16, 16), residual=residual, activation="tanh")
-    layer = perturb(layer.double(), scale=0.5)
+    options = {"hidden": (16, 16), "residual": residual, "activation": "tanh"}
+    layer = perturb(Autoregressive(4, None, order, fast, **options).double(), scale=0.5)
     turn = torch.tensor(list(range(4)) if order is None else order).argsort()
     later = turn[None, :] > turn[:, None]
     for function in (layer.forward, layer.inverse):
         matrix = jacobian(lambda v: function(v)[0], noise_for(LAYERS["planar"], 4))  # noqa: B023
         assert torch.equal(matrix[:, later], torch.zeros_like(matrix[:, later]))
         assert bool((matrix[:, ~later].abs().amax(0) > 1e-6).all())
+    conditional = perturb(Autoregressive(4, None, order, fast, context_features=1, **options).double(), scale=0.5)
+    z, context = noise_for(LAYERS["planar"], 4), context_for(1)
+    for function in (conditional.forward, conditional.inverse):
+        moved = function(z, context)[0] - function(z, context + 1)[0]
+        assert bool((moved.abs() > 1e-6).any(0).all())  # the first feature, too
+
+
+@pytest.mark.parametrize("name", ["planar", "radial", "sylvester", "sylvester, one direction"])
+@pytest.mark.parametrize("scale", [3.0, 30.0])
+def test_residual_layers_are_invertible_whatever_their_parameters(name: str, scale: float) -> None:
+    for seed in range(10):
+        layer = LAYERS[name](3, perturbed=False)
+        perturb(layer, torch.Generator().manual_seed(seed), scale)
+        z = 3 * noise_for(LAYERS[name], 3, (100,))
+        x, log_det = layer(z)
+        back, log_det_back = layer.inverse(x)
+        assert torch.isfinite(log_det).all()
+        # Slopes near 1e-3, in one direction after the other, leave little of z's digits, but all of x's.
+        again, log_det_again = layer(back)
+        assert_close(again, x, 1e-9)
+        assert_close(log_det_back, -log_det_again, 1e-6)
+        if scale < 10:
+            assert_close(back, z, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+def test_radial_at_its_centre(dtype: torch.dtype) -> None:
+    layer = flowlab.layers.Radial(3).to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(0.5)  # the centre, and what sets radius and strength
+    centre = torch.full((1, 3), 0.5, dtype=dtype)
+    for function in (layer.forward, layer.inverse):
+        mapped, log_det = function(centre)
+        assert_close(mapped, centre, 1e-12)
+        assert log_det.abs() > 0.1
+        beside = function(centre + 1e-6)[1]
+        assert_close(log_det, beside, 1e-4)
+        for gradient in torch.autograd.grad(function(centre)[1].sum(), list(layer.parameters())):
+            assert torch.isfinite(gradient).all()
 
 
 def test_dropout_acts_in_training_alone(generator: torch.Generator) -> None:

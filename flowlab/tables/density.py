@@ -24,7 +24,7 @@ from flowlab.bases import Gaussian
 from flowlab.flow import CHUNK, Flow
 from flowlab.layers import Autoregressive, Layer, Marginal, MixtureCDF, Whitening
 from flowlab.tables.encode import Column, Columns
-from flowlab.training import History, fit, representative
+from flowlab.training import History, fit, representative, threads
 
 # Layers on the data side, in sampling order.
 PREPROCESSING: dict[str, tuple[type[Layer], ...]] = {
@@ -62,6 +62,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         validation: Share of rows held out to stop early and to choose the preprocessing.
         patience: Evaluations without improvement that end training.
         device: Where to train, "cpu" or "cuda".
+        n_jobs: Threads for training. One by default: its steps are short, and more would hardly help (see `training.threads`).
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
         progress: Show a progress bar.
 
@@ -98,6 +99,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         validation: float = 0.1,
         patience: int = 30,
         device: str = "cpu",
+        n_jobs: int = 1,
         random_state: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -112,6 +114,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.validation = validation
         self.patience = patience
         self.device = device
+        self.n_jobs = n_jobs
         self.random_state = random_state
         self.progress = progress
 
@@ -141,7 +144,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         rows = torch.from_numpy(self.columns_.encode(x, rng))
         self.flow_, self.preprocessing_, history = None, "none", History(converged=True, reason="nothing to model")
         if self.columns_.modelled:
-            self.flow_, self.preprocessing_, history = self._train(rows, torch.from_numpy(weight), rng)
+            with threads(self.n_jobs):
+                self.flow_, self.preprocessing_, history = self._train(rows, torch.from_numpy(weight), rng)
         self.history_, self.converged_, self.stop_reason_ = history.frame, history.converged, history.reason
         self.validation_score_ = -history.best
         return self
