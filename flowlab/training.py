@@ -154,8 +154,9 @@ def fit(
     generator = torch.Generator(device).manual_seed(seed)
     train, held_out = _split(data, context, weight, validation, generator)
     flow.eval()  # no dropout while layers learn from data
-    flow.initialise(representative(train.x, train.weight, generator).to(device))
-    head, train, held_out, offset = _precompute(flow, objective, train.to(device), held_out and held_out.to(device))
+    train, held_out = train.to(device), None if held_out is None else held_out.to(device)
+    flow.initialise(representative(train.x, train.weight, generator))
+    head, train, held_out, offset = _precompute(flow, objective, train, held_out)
     trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema)
     if not trainer.parameters:
         raise ValueError("the flow has no trainable parameters")

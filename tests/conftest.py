@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from constructors import preset
 from hypothesis import settings
+
+from flowlab import Flow
 
 torch.set_num_threads(1)  # pytest-xdist runs one process per core
 
@@ -14,3 +17,13 @@ settings.load_profile("flowlab")
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def flow() -> Flow:
+    return preset("real_nvp", 3)
+
+
+@pytest.fixture
+def conditional() -> Flow:
+    return preset("real_nvp", 3, context_features=2)

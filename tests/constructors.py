@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from flowlab import Flow, bases
+from flowlab import Flow, bases, presets
 from flowlab.layers import (
     ActNorm,
     Additive,
@@ -200,3 +202,39 @@ def distance(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
     """|a - b| elementwise, on the circle for circular layers."""
     apart = (a - b).abs()
     return torch.minimum(apart, 2 * math.pi - apart).abs() if entry.circular else apart
+
+
+PRESETS: dict[str, tuple[Callable[..., Flow], str]] = {
+    "planar": (presets.planar, "sampling"),
+    "radial": (presets.radial, "both"),
+    "sylvester": (presets.sylvester, "sampling"),
+    "nice": (presets.nice, "both"),
+    "real_nvp": (presets.real_nvp, "both"),
+    "glow": (presets.glow, "both"),
+    "maf": (presets.maf, "density"),
+    "iaf": (presets.iaf, "sampling"),
+    "nsf": (presets.nsf, "both"),
+    "nsf, autoregressive": (
+        lambda features, **options: presets.nsf(features, autoregressive=True, **options),
+        "density",
+    ),
+    "circular_nsf": (presets.circular_nsf, "both"),
+    "circular_nsf, autoregressive": (
+        lambda features, **options: presets.circular_nsf(features, autoregressive=True, **options),
+        "density",
+    ),
+}
+EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def preset(name: str, features: int, *, perturbed: bool = True, **options: Any) -> Flow:
+    flow = PRESETS[name][0](features, hidden=(8,), generator=seeded(), **{"layers": 2, **options}).double()
+    return perturb(flow) if perturbed else flow
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(4))

@@ -1,4 +1,4 @@
-"""`Flow` and the presets: shapes, the checks at the door, torch.distributions, types, copies and files."""
+"""`Flow`: shapes, the checks at the door, copies, files and compilation."""
 
 import copy
 import math
@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from constructors import context_for, perturb, skewed
+from constructors import EVERY_PRESET, perturb, preset, rows, seeded, skewed
 from torch import Tensor
-from torch.distributions import Categorical, Independent, MixtureSameFamily, constraints
 
 import flowlab
-from flowlab import Flow, presets
-from flowlab.bases import Gaussian, GaussianMixture, StudentT, Uniform
+from flowlab import Flow
+from flowlab.bases import Gaussian, StudentT
 from flowlab.layers import (
     ActNorm,
-    Affine,
     Autoregressive,
     Coupling,
     ElementwiseAffine,
@@ -26,55 +24,8 @@ from flowlab.layers import (
     Marginal,
     Permutation,
     Planar,
-    Radial,
     Whitening,
 )
-
-PRESETS: dict[str, tuple[Callable[..., Flow], str]] = {
-    "planar": (presets.planar, "sampling"),
-    "radial": (presets.radial, "both"),
-    "sylvester": (presets.sylvester, "sampling"),
-    "nice": (presets.nice, "both"),
-    "real_nvp": (presets.real_nvp, "both"),
-    "glow": (presets.glow, "both"),
-    "maf": (presets.maf, "density"),
-    "iaf": (presets.iaf, "sampling"),
-    "nsf": (presets.nsf, "both"),
-    "nsf, autoregressive": (
-        lambda features, **options: presets.nsf(features, autoregressive=True, **options),
-        "density",
-    ),
-    "circular_nsf": (presets.circular_nsf, "both"),
-    "circular_nsf, autoregressive": (
-        lambda features, **options: presets.circular_nsf(features, autoregressive=True, **options),
-        "density",
-    ),
-}
-EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def preset(name: str, features: int, *, perturbed: bool = True, **options: Any) -> Flow:
-    flow = PRESETS[name][0](features, hidden=(8,), generator=seeded(), **{"layers": 2, **options}).double()
-    return perturb(flow) if perturbed else flow
-
-
-@pytest.fixture
-def flow() -> Flow:
-    return preset("real_nvp", 3)
-
-
-@pytest.fixture
-def conditional() -> Flow:
-    return preset("real_nvp", 3, context_features=2)
-
-
-def rows(*shape: int) -> Tensor:
-    return torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(4))
-
 
 # Shapes ----------------------------------------------------------------------------------------------------------------
 
@@ -254,238 +205,6 @@ def test_layers_refuse_arguments(build: Callable[[], Any], message: str) -> None
         build()
 
 
-# torch.distributions ---------------------------------------------------------------------------------------------------
-
-
-def test_distribution_without_context(flow: Flow) -> None:
-    q = flow.distribution()
-    assert isinstance(q, torch.distributions.Distribution)
-    assert (q.batch_shape, q.event_shape) == ((), (3,))
-    assert q.has_rsample
-    assert q.support is constraints.real_vector
-    assert q.sample().shape == (3,)
-    assert q.sample((2, 5)).shape == (2, 5, 3)
-    assert not q.sample((4,)).requires_grad
-    assert q.rsample((4,)).requires_grad
-    x, log_prob = q.rsample_and_log_prob((7,))
-    torch.testing.assert_close(q.log_prob(x), log_prob)
-    torch.testing.assert_close(q.log_prob(x), flow.log_prob(x))
-    assert "batch_shape=()" in repr(q)
-    assert "event_shape=(3,)" in repr(q)
-
-
-def test_distribution_with_context(conditional: Flow) -> None:
-    context = rows(4, 2)
-    q = conditional.distribution(context)
-    assert (q.batch_shape, q.event_shape) == ((4,), (3,))
-    x = q.sample((6,))
-    assert x.shape == (6, 4, 3)
-    torch.testing.assert_close(q.log_prob(x), conditional.log_prob(x, context))
-    assert q.log_prob(rows(3)).shape == (4,)
-
-
-@pytest.mark.parametrize("context", [None, rows(2), rows(4, 2)], ids=["none", "one", "batch"])
-def test_distribution_expands(context: Tensor | None) -> None:
-    flow = preset("real_nvp", 3, context_features=0 if context is None else 2)
-    q = flow.distribution(context).expand((5, 4))
-    assert q.batch_shape == (5, 4)
-    assert q.event_shape == (3,)
-    x = q.sample((2,))
-    assert x.shape == (2, 5, 4, 3)
-    assert len(x.unique(dim=2).unique(dim=1).flatten()) == x.numel()  # independent draws, not copies
-    log_prob = q.log_prob(x)
-    assert log_prob.shape == (2, 5, 4)
-    torch.testing.assert_close(log_prob, flow.log_prob(x, context))
-    assert q.log_prob(rows(3)).shape == (5, 4)
-    drawn, log_prob = q.rsample_and_log_prob((2,))
-    torch.testing.assert_close(q.log_prob(drawn), log_prob)
-
-
-def test_distribution_validates(flow: Flow) -> None:
-    q = flowlab.flow.FlowDistribution(flow, validate_args=True)
-    with pytest.raises(ValueError, match="event_shape"):
-        q.log_prob(rows(5, 2))
-    with pytest.raises(ValueError, match="to be within the support"):
-        q.log_prob(torch.full((3,), math.nan, dtype=torch.float64))
-    circular = flowlab.flow.FlowDistribution(preset("circular_nsf", 2), validate_args=True)
-    with pytest.raises(ValueError, match="to be within the support"):
-        circular.log_prob(torch.tensor([0.0, 4.0], dtype=torch.float64))
-    assert torch.isfinite(circular.log_prob(torch.tensor([0.0, 3.0], dtype=torch.float64)))
-    lenient = flowlab.flow.FlowDistribution(flow, validate_args=False)
-    assert lenient.log_prob(torch.full((3,), math.nan, dtype=torch.float64)).isnan()
-
-
-def test_independent(conditional: Flow) -> None:
-    q = Independent(conditional.distribution(rows(4, 2)), 1)
-    assert (q.batch_shape, q.event_shape) == ((), (4, 3))
-    x = q.rsample((6,))
-    assert x.shape == (6, 4, 3)
-    torch.testing.assert_close(q.log_prob(x), conditional.log_prob(x, rows(4, 2)).sum(-1))
-    assert q.has_rsample
-    assert bool(q.support.check(x).all())
-
-
-def test_mixture_same_family(conditional: Flow) -> None:
-    context, logits = rows(4, 2), torch.tensor([0.1, -1.0, 2.0, 0.0], dtype=torch.float64)
-    q = MixtureSameFamily(Categorical(logits=logits), conditional.distribution(context))
-    assert (q.batch_shape, q.event_shape) == ((), (3,))
-    x = q.sample((6,))
-    assert x.shape == (6, 3)
-    terms = conditional.log_prob(x.unsqueeze(-2), context) + logits.log_softmax(0)
-    torch.testing.assert_close(q.log_prob(x), terms.logsumexp(-1))
-
-
-def test_distribution_trains_the_flow(conditional: Flow) -> None:
-    """An evidence bound written with torch.distributions alone reaches every parameter."""
-    q = conditional.distribution(rows(4, 2))
-    x = q.rsample((10,))
-    (q.log_prob(x) - torch.distributions.Normal(1.0, 2.0).log_prob(x).sum(-1)).mean().backward()
-    for parameter in conditional.parameters():
-        assert parameter.grad is not None
-        assert torch.isfinite(parameter.grad).all()
-
-
-# Supports, types, presets ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("autoregressive", [False, True])
-def test_circular_support(autoregressive: bool) -> None:
-    flow = perturb(presets.circular_nsf(2, layers=2, hidden=(8,), autoregressive=autoregressive))
-    x = flow.sample((1000,), generator=seeded())
-    assert bool(flow.support.check(x).all())
-    assert not bool(flow.support.check(torch.tensor([0.0, 3.2])))
-    assert torch.isfinite(flow.log_prob(x)).all()
-
-
-def test_supports() -> None:
-    box = Uniform(2, low=0.0, high=1.0)
-    outside = torch.tensor([0.5, 1.5])
-    assert not bool(Flow(box, []).support.check(outside))
-    assert not bool(Flow(box, [Permutation(2, [1, 0])]).support.check(outside))
-    # What moves the box has no support that it could name, and claims none.
-    for layer in (LULinear(2), Coupling(2, Affine()), ElementwiseAffine(2), Radial(2)):
-        assert bool(Flow(box, [layer]).support.check(outside))
-
-
-def test_uniform_noise_in_a_spline_keeps_its_box() -> None:
-    """A spline on [-5, 5] maps the box onto itself: the support that the flow states is where its draws are."""
-    flow = perturb(Flow(Uniform(2, low=-5.0, high=5.0), [Coupling(2, flowlab.layers.RationalQuadraticSpline())]))
-    x = flow.sample((2000,), generator=seeded())
-    assert bool(flow.support.check(x).all())
-
-
-@pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0), (-20.0, 20.0)], ids=str)
-def test_stated_support_holds_the_draws(box: tuple[float, float]) -> None:
-    """Where a spline's box is not the base's, the flow must not claim a support that its draws leave."""
-    layers = [Coupling(2, flowlab.layers.RationalQuadraticSpline(), mask) for mask in ([True, False], [False, True])]
-    flow = perturb(Flow(Uniform(2, low=box[0], high=box[1]), layers), scale=1.0)
-    x = flow.sample((2000,), generator=seeded())
-    assert bool(flow.support.check(x).all())
-
-
-def test_mixed_precision() -> None:
-    """Double-precision preprocessing on the data side of single-precision layers: data are double, parameters single."""
-    whitening = Whitening(2).double()
-    marginal = Marginal(2).double()
-    flow = perturb(Flow(Gaussian(2), [Coupling(2, hidden=(8,)), LULinear(2), whitening, marginal]))
-    x = skewed(2) * torch.tensor([1e-3, 1e6]) + torch.tensor([1.0, 1e9])
-    flow.initialise(x)
-    assert flow.dtype == torch.float64
-    log_prob = flow.log_prob(x)
-    assert torch.isfinite(log_prob).all()
-    assert flow.to_noise(x).dtype == torch.float32
-    assert flow.sample((3,)).dtype == torch.float64
-    noise = flow.base.sample((50,), seeded())
-    assert flow.from_noise(noise).dtype == torch.float64
-    torch.testing.assert_close(flow.to_noise(flow.from_noise(noise)), noise, rtol=1e-3, atol=1e-3)
-    exact = copy.deepcopy(flow).double()
-    torch.testing.assert_close(log_prob.double(), exact.log_prob(x), rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match=r"x is torch.float32, this flow takes torch.float64"):
-        flow.log_prob(x.float())
-    with pytest.raises(ValueError, match=r"z is torch.float64, this flow takes torch.float32"):
-        flow.from_noise(noise.double())
-    drawn, log_prob = flow.rsample_and_log_prob((20,), generator=seeded())
-    torch.testing.assert_close(flow.log_prob(drawn).double(), log_prob.double(), rtol=1e-3, atol=1e-3)
-    for gradient in torch.autograd.grad(flow.log_prob(x).sum(), list(flow.parameters())):
-        assert gradient.dtype == torch.float32
-        assert torch.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_context_takes_the_type_of_the_layer(dtype: torch.dtype) -> None:
-    flow = preset("maf", 2, context_features=2).to(dtype)
-    context = rows(5, 2)
-    x = rows(5, 2).to(dtype)
-    torch.testing.assert_close(flow.log_prob(x, context.float()), flow.log_prob(x, context), rtol=1e-5, atol=1e-5)
-    assert flow.log_prob(x, context).dtype == dtype
-
-
-@pytest.mark.parametrize("context_features", [0, 2])
-@pytest.mark.parametrize("features", [1, 2, 5])
-@EVERY_PRESET
-def test_presets_check(name: str, features: int, context_features: int) -> None:
-    flow = preset(name, features, context_features=context_features)
-    assert (flow.features, flow.context_features) == (features, context_features)
-    context = context_for(context_features, ())
-    flowlab.check_flow(flow, context, draws=4000, generator=seeded())
-
-
-@EVERY_PRESET
-def test_presets(name: str) -> None:
-    flow = preset(name, 3, perturbed=False)
-    assert flow.fast == PRESETS[name][1]
-    z = flow.base.sample((20,), seeded())
-    torch.testing.assert_close(flow.log_prob(z).detach(), flow.base.log_prob(z), rtol=1e-6, atol=1e-6)
-    twin = preset(name, 3, perturbed=False)
-    for a, b in zip(flow.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a, b)
-    before = torch.random.get_rng_state()
-    preset(name, 3)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    deeper = preset(name, 3, layers=4)
-    assert sum(p.numel() for p in deeper.parameters()) > sum(p.numel() for p in flow.parameters())
-
-
-@EVERY_PRESET
-def test_presets_mix_all_features(name: str) -> None:
-    """Masks and orders take turns: after three layers every feature depends on every feature of the noise."""
-    flow = preset(name, 4, layers=3)
-    z = flow.base.sample((30,), seeded())
-    matrix = torch.func.vmap(torch.func.jacrev(flow.from_noise))(z)
-    assert bool((matrix.abs().amax(0) > 1e-6).all())
-
-
-@pytest.mark.parametrize(
-    ("flow", "expected"),
-    [
-        (
-            Flow(Gaussian(2), [Coupling(2, hidden=(8,)), Permutation(2)]),
-            [
-                "2 features",
-                "context 0",
-                "34 parameters",
-                "fast: both",
-                "Gaussian(2)",
-                "0: Coupling",
-                "Affine",
-                "1: Permutation",
-            ],
-        ),
-        (
-            Flow(StudentT(3), [Autoregressive(3, context_features=4)]),
-            ["3 features", "context 4", "fast: density", "StudentT"],
-        ),
-        (Flow(GaussianMixture(2, 3), [Planar(2)]), ["fast: sampling", "GaussianMixture", "0: Planar"]),
-        (Flow(Gaussian(2), [Planar(2), Autoregressive(2)]), ["fast: neither"]),
-        (Flow(Gaussian(1), [LULinear(1)]), ["4 parameters"]),
-    ],
-    ids=["coupling", "context", "mixture", "neither", "LU"],
-)
-def test_repr(flow: Flow, expected: list[str]) -> None:
-    for part in expected:
-        assert part in repr(flow)
-
-
 # Parameters, copies, files ---------------------------------------------------------------------------------------------
 
 
@@ -605,19 +324,6 @@ def test_initialise_once(build: Callable[[int], flowlab.layers.Layer]) -> None:
     assert torch.equal(flow.log_prob(x).detach(), after)
 
 
-@pytest.mark.parametrize("build", [ActNorm, Whitening, Marginal])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_fitted_noise_is_standard(build: Callable[[int], flowlab.layers.Layer], scale: float) -> None:
-    x = scale * (skewed(4, rows=2000)[:, [0, 2, 3]] + 100)
-    layer = build(3).double()
-    layer.initialise(x)
-    z, _ = layer.inverse(x)
-    torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), rtol=0, atol=0.05)
-    torch.testing.assert_close(z.std(0), torch.ones(3).double(), rtol=0, atol=0.05)
-    if build is Whitening:
-        torch.testing.assert_close(torch.cov(z.T), torch.eye(3).double(), rtol=0, atol=0.01)
-
-
 def test_initialise_passes_data_down_the_chain() -> None:
     """Each layer learns from the data as the layers beyond it leave them."""
     inner, outer = ActNorm(2), Whitening(2)
@@ -629,34 +335,6 @@ def test_initialise_passes_data_down_the_chain() -> None:
     z = flow.to_noise(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(2).double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(2).double(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("build", [ActNorm, Whitening, Marginal])
-@pytest.mark.parametrize(
-    "columns",
-    [
-        lambda x: torch.cat([x, torch.full_like(x, 7.0)], 1),
-        lambda x: torch.cat([x, x], 1),
-        lambda x: torch.cat([x, x.round()], 1),
-        lambda x: torch.cat([x, (x > 0).double()], 1),
-        lambda x: torch.cat([x, 1e9 + x], 1),
-        lambda x: torch.cat([x, x], 1)[:2],
-        lambda x: torch.cat([x, x], 1)[:1],
-        lambda x: torch.cat([x, torch.where(x > 3, x, 0.0)], 1),
-    ],
-    ids=["constant", "collinear", "rounded", "two values", "far off", "two rows", "one row", "nearly constant"],
-)
-def test_awkward_columns(build: Callable[[int], flowlab.layers.Layer], columns: Callable[[Tensor], Tensor]) -> None:
-    x = columns(rows(300, 1))
-    layer = build(2).double()
-    layer.initialise(x)
-    wide = torch.cat([x, x + 1, -1e3 * x])
-    z, log_det = layer.inverse(wide)
-    assert torch.isfinite(z).all()
-    assert torch.isfinite(log_det).all()
-    back, log_det_back = layer(z)
-    torch.testing.assert_close(back, wide, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-4, atol=1e-4)
 
 
 # Compiling a whole flow ------------------------------------------------------------------------------------------------

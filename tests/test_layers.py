@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_for, perturb
+from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_for, perturb, skewed
 from torch import Tensor
 
 import flowlab
@@ -406,6 +406,47 @@ def test_radial_at_its_centre(dtype: torch.dtype) -> None:
         assert_close(log_det, beside, 1e-4)
         for gradient in torch.autograd.grad(function(centre)[1].sum(), list(layer.parameters())):
             assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("build", [ActNorm, Whitening, Marginal])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_fitted_noise_is_standard(build: Callable[[int], Layer], scale: float) -> None:
+    x = scale * (skewed(4, rows=2000)[:, [0, 2, 3]] + 100)
+    layer = build(3).double()
+    layer.initialise(x)
+    z, _ = layer.inverse(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(z.std(0), torch.ones(3).double(), rtol=0, atol=0.05)
+    if build is Whitening:
+        torch.testing.assert_close(torch.cov(z.T), torch.eye(3).double(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("build", [ActNorm, Whitening, Marginal])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        lambda x: torch.cat([x, torch.full_like(x, 7.0)], 1),
+        lambda x: torch.cat([x, x], 1),
+        lambda x: torch.cat([x, x.round()], 1),
+        lambda x: torch.cat([x, (x > 0).double()], 1),
+        lambda x: torch.cat([x, 1e9 + x], 1),
+        lambda x: torch.cat([x, x], 1)[:2],
+        lambda x: torch.cat([x, x], 1)[:1],
+        lambda x: torch.cat([x, torch.where(x > 3, x, 0.0)], 1),
+    ],
+    ids=["constant", "collinear", "rounded", "two values", "far off", "two rows", "one row", "nearly constant"],
+)
+def test_awkward_columns(build: Callable[[int], Layer], columns: Callable[[Tensor], Tensor]) -> None:
+    x = columns(noise_for(LAYERS["planar"], 1, (300,)))
+    layer = build(2).double()
+    layer.initialise(x)
+    wide = torch.cat([x, x + 1, -1e3 * x])
+    z, log_det = layer.inverse(wide)
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_det).all()
+    back, log_det_back = layer(z)
+    torch.testing.assert_close(back, wide, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_acts_in_training_alone(generator: torch.Generator) -> None:

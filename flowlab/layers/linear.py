@@ -173,7 +173,7 @@ class ElementwiseAffine(Layer):
 class ActNorm(ElementwiseAffine):
     """An `ElementwiseAffine` that `fit` starts with the data's mean and standard deviation. Kingma & Dhariwal 2018, section 3.1.
 
-    Initialisation is explicit, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
+    A standard deviation outside exp(±bound) counts as that. Initialisation is explicit, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
 
     Args:
         features: Width of noise and data.

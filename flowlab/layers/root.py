@@ -1,5 +1,6 @@
 """Inverting monotone functions that have no formula for it."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,13 +36,14 @@ def solve(
         ConvergenceError: A bracket did not shrink to the precision of its floating-point type.
     """
     tracing = transforming()
+    epsilon = torch.finfo(target.dtype).eps
     with torch.no_grad():
         low, high = low.detach().clone(), high.detach().clone()
         # Rounding may put a root a few units in the last place outside its bracket.
-        epsilon = torch.finfo(target.dtype).eps
         margin = 8 * epsilon * (low.abs() + high.abs() + 1)
         low, high = low - margin, high + margin
         x, last = (low + high) / 2, torch.full_like(target, float("inf"))
+        done = torch.zeros_like(target, dtype=torch.bool)
         for _ in range(steps):
             value, log_slope = function(x)
             error = value - target
@@ -52,10 +54,11 @@ def solve(
             last = error.abs()
             new = torch.where(good, newton, (low + high) / 2)
             tolerance = 4 * epsilon * (new.abs() + 1e-3)
-            # Where the function is flat, its own rounding is what limits x, and the next step settles the rest.
+            # Where the function is flat, its own rounding is what limits x: no step can do better.
             settled = error.abs() <= 2 * epsilon * (1 + target.abs())
-            done = settled | ((new - x).abs() <= tolerance) | (high - low <= tolerance)
-            x = torch.where(settled, x, new)
+            near = ((new - x).abs() <= tolerance) | (high - low <= tolerance)
+            x = torch.where(done | settled, x, new)
+            done = done | settled | near
             if not tracing and bool(done.all()):
                 break
         else:
@@ -63,8 +66,13 @@ def solve(
                 worst = int((high - low).flatten().argmax())
                 raise ConvergenceError(
                     f"no root after {steps} steps: target {target.flatten()[worst]:.6g} is still bracketed by "
-                    f"[{low.flatten()[worst]:.9g}, {high.flatten()[worst]:.9g}]; are the layer's parameters finite?"
+                    f"[{low.flatten()[worst]:.9g}, {high.flatten()[worst]:.9g}]; is the input finite, and are the layer's parameters finite?"
                 )
-    # One Newton step on values that autograd sees attaches the derivatives.
+    # One Newton step on values that autograd sees attaches the derivatives. Where the function is flat, its rounding
+    # errors would throw the root far away: the value moves by a few units in the last place at most.
     value, log_slope = function(x)
-    return x - (value - target) * (-log_slope.detach()).exp()
+    error = value - target
+    inverse_slope = (-log_slope.detach()).clamp(max=math.log(torch.finfo(target.dtype).max) / 2).exp()
+    room = 16 * epsilon * (x.abs() + 1e-3)
+    x = x - (error.detach() * inverse_slope).clamp(-room, room)
+    return x - (error - error.detach()) * inverse_slope
