@@ -27,16 +27,15 @@ test: $(READY) lint  ## lint, types, tests and doctests
 
 lint: $(READY)  ## ruff and mypy
 	@echo "== lint and types"
-	$(BIN)/ruff check flowlab tests examples datasets
-	$(BIN)/ruff format --check flowlab tests examples datasets
+	$(BIN)/ruff check flowlab tests examples datasets benchmarks
+	$(BIN)/ruff format --check flowlab tests examples datasets benchmarks
 	$(BIN)/mypy
 
 format: $(READY)  ## format the code
-	$(BIN)/ruff format flowlab tests examples datasets
-	$(BIN)/ruff check --fix flowlab tests examples datasets
+	$(BIN)/ruff format flowlab tests examples datasets benchmarks
+	$(BIN)/ruff check --fix flowlab tests examples datasets benchmarks
 
 bench: $(READY)  ## long measurements; tables go to benchmarks/results/
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks yet"; exit 1; }
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(READY)  ## API pages in site/

@@ -74,14 +74,10 @@ def continuous(name: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(x[rng.permutation(len(x))[:MOST_ROWS]], columns=frame.columns)
 
 
-def _table(name: str, folder: Path, seed: int, console: Console) -> list[Row]:
-    frame = continuous(name, seed)
-    held = round(TEST * len(frame))
-    test, train = frame.iloc[:held], frame.iloc[held:]
-    console.print(
-        f"\n[bold]{name}[/bold]: {len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
-    )
-    model = FlowDensity(random_state=seed, progress=True)
+def compare(frame: pd.DataFrame, seed: int, progress: bool = False) -> tuple[list[Row], FlowDensity]:
+    """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model."""
+    test, train = split(frame)
+    model = FlowDensity(random_state=seed, progress=progress)
     methods: list[tuple[str, Callable[[Array, Array], Array]]] = [
         ("Gaussian", baselines.gaussian),
         ("KDE", baselines.kernel_density),
@@ -93,6 +89,22 @@ def _table(name: str, folder: Path, seed: int, console: Console) -> list[Row]:
         started = time.perf_counter()
         log_prob = evaluate(train.to_numpy(), test.to_numpy())
         rows.append(Row(method, log_prob, time.perf_counter() - started))
+    return rows, model
+
+
+def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Test and training rows of a table in random order."""
+    held = round(TEST * len(frame))
+    return frame.iloc[:held], frame.iloc[held:]
+
+
+def _table(name: str, folder: Path, seed: int, console: Console) -> list[Row]:
+    frame = continuous(name, seed)
+    test, train = split(frame)
+    console.print(
+        f"\n[bold]{name}[/bold]: {len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
+    )
+    rows, model = compare(frame, seed, progress=True)
     console.print(_printed(name, rows))
     model.save(folder / f"{name}.flow")
     samples = model.sample(len(train), random_state=seed)
