@@ -171,8 +171,9 @@ def test_arrays_keep_their_type():
     rng = np.random.default_rng(0)
     assert quick(epochs=2).fit(rng.poisson(5.0, (200, 2))).sample(3).dtype == np.int64
     assert quick(epochs=2).fit(rng.normal(size=(200, 2)).astype(np.float32)).sample(3).dtype == np.float32
-    single = quick(epochs=2).fit(np.round(rng.normal(size=(200, 2)), 1).astype(np.float32))
-    assert [c.resolution for c in single.columns_.columns] == [0.1, 0.1]
+    rounded = np.round(1000 + rng.normal(size=(200, 2)), 1).astype(np.float32)
+    for single in (rounded, pd.DataFrame(rounded, columns=["a", "b"])):
+        assert [c.resolution for c in quick(epochs=2).fit(single).columns_.columns] == [0.1, 0.1]
 
 
 def test_constant_and_derived_columns_are_exact():

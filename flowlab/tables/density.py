@@ -310,7 +310,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             if reset:
                 self._dtypes: Any = [str(dtype) for dtype in frame.dtypes]
                 self._index_names: Any = [n if isinstance(n, str | int) else str(n) for n in frame.columns]
-                self._precision = 1e-15
+                self._precision = max(rounding(numpy_dtype(name)) for name in self._dtypes)
             array = check_array(values, input_name="X", **rules)
         else:
             array = validate_data(self, X, reset=reset, **rules)
@@ -318,11 +318,11 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 dtype = getattr(X, "dtype", np.dtype(np.float64))
                 self._dtypes = str(dtype) if getattr(dtype, "kind", "f") in "iuf" else "float64"
                 self._index_names = None
-                self._precision = float(np.finfo(dtype).eps) if getattr(dtype, "kind", "") == "f" else 1e-15
+                self._precision = rounding(numpy_dtype(self._dtypes))
         bad = ~np.isfinite(array)
         if bad.any():
             row, j = (int(i) for i in np.argwhere(bad)[0])
-            what = "NaN" if np.isnan(array[bad]).any() else "infinity"
+            what = "NaN" if np.isnan(array[:, j]).any() else "infinity"
             raise ValueError(
                 f"Input X contains {what}: column {self._names(frame)[j]!r} has {int(bad[:, j].sum())} such values, the first "
                 f"in row {row}. Drop or fill those rows: missing values are not modelled yet"
@@ -431,6 +431,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy type behind a pandas type's name: int64 behind Int64."""
     dtype = pd.api.types.pandas_dtype(name)
     return getattr(dtype, "numpy_dtype", dtype)
+
+
+def rounding(dtype: np.dtype[Any]) -> float:
+    """Relative rounding error of values that were computed in, or read as, a type."""
+    return max(float(np.finfo(dtype).eps), 1e-15) if dtype.kind == "f" else 1e-15
 
 
 def seed_from(random_state: Any) -> int:
