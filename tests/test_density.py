@@ -257,6 +257,9 @@ def test_far_away_rows_score_low_but_finite(fitted, x):
         (pd.DataFrame({"a": [1.0, 5.0], "cut": ["x", "y"]}), r"column 'cut' is of type .*: FlowDensity takes numeric"),
         (pd.DataFrame({"a": [1.0, 5.0], "flag": [True, False]}), r"column 'flag' is of type bool"),
         (pd.DataFrame({"a": pd.array([1, None, 3], "Int64")}), r"NaN: column 'a'"),
+        (pd.DataFrame({"a": [1.0, 2.0], "id": [2**60, 2**60 + 1]}), r"column 'id' holds integers above 2\*\*53"),
+        (pd.DataFrame([[1.0, 2.0], [3.0, 4.0]], columns=["a", "a"]), r"same name \['a'\]"),
+        (pd.DataFrame(index=range(5)), r"0 feature"),
     ],
 )
 def test_bad_columns_are_named(frame, message):

@@ -297,6 +297,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
             "ensure_min_samples": 2 if reset else 1,
         }
         if frame is not None:
+            if not frame.columns.is_unique:
+                twice = frame.columns[frame.columns.duplicated()].unique().tolist()
+                raise ValueError(f"several columns have the same name {twice}: rename or drop them")
             for name, dtype in frame.dtypes.items():
                 if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
                     raise ValueError(
@@ -310,13 +313,13 @@ class FlowDensity(DensityMixin, BaseEstimator):
             if reset:
                 self._dtypes: Any = [str(dtype) for dtype in frame.dtypes]
                 self._index_names: Any = [n if isinstance(n, str | int) else str(n) for n in frame.columns]
-                self._precision = max(rounding(numpy_dtype(name)) for name in self._dtypes)
+                self._precision = max((rounding(numpy_dtype(name)) for name in self._dtypes), default=1e-15)
             array = check_array(values, input_name="X", **rules)
         else:
             array = validate_data(self, X, reset=reset, **rules)
             if reset:
-                dtype = getattr(X, "dtype", np.dtype(np.float64))
-                self._dtypes = str(dtype) if getattr(dtype, "kind", "f") in "iuf" else "float64"
+                dtype = np.asarray(X).dtype if hasattr(X, "dtype") else np.dtype(np.float64)
+                self._dtypes = str(dtype) if dtype.kind in "iuf" else "float64"
                 self._index_names = None
                 self._precision = rounding(numpy_dtype(self._dtypes))
         bad = ~np.isfinite(array)
@@ -327,6 +330,13 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 f"Input X contains {what}: column {self._names(frame)[j]!r} has {int(bad[:, j].sum())} such values, the first "
                 f"in row {row}. Drop or fill those rows: missing values are not modelled yet"
             )
+        dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * array.shape[1]
+        for j, dtype in enumerate(dtypes):
+            if numpy_dtype(dtype).kind in "iu" and np.abs(array[:, j]).max() > 2**53:
+                raise ValueError(
+                    f"column {self._names(frame)[j]!r} holds integers above 2**53, which float64 cannot tell apart: "
+                    "subtract an offset, or drop the column if it is an identifier"
+                )
         return array
 
     def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
