@@ -42,7 +42,7 @@ def kernel_density(train: Array, test: Array, seed: int = 0) -> Array:
     """A Gaussian kernel density estimate in standardised columns; bandwidth chosen on validation rows."""
 
     def model(x: Array, bandwidth: float) -> KernelDensity:
-        return KernelDensity(bandwidth=bandwidth, rtol=1e-3).fit(x)
+        return KernelDensity(bandwidth=bandwidth).fit(x)
 
     def best(x: Array) -> KernelDensity:
         fitting, validation = _choice_rows(x, seed)
