@@ -23,7 +23,7 @@ from flowlab import files
 from flowlab.bases import Gaussian
 from flowlab.flow import CHUNK, Flow
 from flowlab.layers import Autoregressive, Layer, Marginal, MixtureCDF, Whitening
-from flowlab.tables.encode import Column, Columns
+from flowlab.tables.encode import Columns
 from flowlab.training import History, fit, representative, threads
 
 # Layers on the data side, in sampling order.
@@ -401,7 +401,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         if state["feature_names_in_"] is not None:
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
         model._dtypes, model._index_names, model._precision = state["dtypes"], state["index_names"], state["precision"]
-        model.columns_ = Columns([Column(**column) for column in state["columns"]])
+        model.columns_ = Columns.from_json(state["columns"])
         if len(model.columns_.columns) != model.n_features_in_ or len(model.columns_.modelled) != getattr(
             flow, "features", 0
         ):
