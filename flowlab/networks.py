@@ -1,7 +1,8 @@
-"""The networks that turn inputs into the parameters of layers: `MLP`, `ResidualMLP`, `MaskedMLP`.
+"""The networks that turn inputs into the parameters of layers: `MLP`, `MaskedMLP`.
 
-Every network ends in a `Linear` that can hand out its result feature-first (`columns`): scalar maps want the batch
-on the last axis, where elementwise kernels and small softmaxes are fast, and a transposed last product is free.
+Inside, a network works with features first: (width, n). Scalar maps want the batch on the last axis, where elementwise
+kernels and small softmaxes are fast, and matrix products are as fast as in the other layout. `columns` takes and
+returns this layout, calling the network takes and returns (*batch, width).
 """
 
 import math
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowlab.kernels import columns, linear
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
@@ -19,12 +22,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "tanh": torch.tanh,
 }
+IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}  # their gradient needs the result alone
 
 
 class Linear(nn.Module):
-    """`x @ (weight * mask).T + bias` with weights drawn from `generator`, or all zero.
+    """`(weight * mask) @ x + bias` for x (in_features, n), with weights drawn from `generator`, or all zero.
 
-    `torch.nn.Linear` would draw from the global generator, and has no mask.
+    `torch.nn.Linear` would draw from the global generator, has no mask, and works with the batch first.
     """
 
     mask: Tensor | None
@@ -48,15 +52,8 @@ class Linear(nn.Module):
                 self.weight.uniform_(-bound, bound, generator=generator)
                 self.bias.uniform_(-bound, bound, generator=generator)
 
-    def masked_weight(self) -> Tensor:
-        return self.weight if self.mask is None else self.weight * self.mask
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.masked_weight(), self.bias)
-
-    def columns(self, x: Tensor) -> Tensor:
-        """The transposed result for x (n, in_features): (out_features, n)."""
-        return torch.addmm(self.bias.unsqueeze(-1), self.masked_weight(), x.T)
+        return linear(x, self.weight, self.bias, self.mask)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
@@ -95,26 +92,28 @@ def hidden_widths(hidden: Sequence[int], residual: bool) -> tuple[int, ...]:
 
 
 def start_at(last: Linear, initial: Tensor | None) -> None:
-    """Let a network's zero-initialised last layer start at `initial` (count,), parameter by parameter."""
+    """Let a network's zero-initialised last layer start at `initial` (count,) for every feature."""
     if initial is not None:
         with torch.no_grad():
-            last.bias.copy_(initial.repeat_interleave(last.bias.numel() // len(initial)))
+            last.bias.copy_(initial.repeat(last.bias.numel() // len(initial)))
 
 
 class MLP(nn.Module):
     """A multilayer perceptron whose last layer starts at zero, so that a layer built on it starts as the identity.
 
+    With `residual=True`, `hidden` gives the widths, all equal, of pre-activation residual blocks in the form
+    of nflows' residual network (He et al. 2016, "Identity mappings in deep residual networks").
+
     Args:
         in_features: Width of the input; 0 is allowed and leaves a learnable constant.
         out_features: Width of the output.
         hidden: Widths of the hidden layers; `()` gives a linear map.
+        residual: Residual blocks in place of plain layers.
         activation: One of `relu`, `silu`, `gelu`, `elu`, `tanh`.
         dropout: Share of hidden units dropped in training.
         masks: One mask per linear layer, for `MaskedMLP`.
         generator: Source of the initial weights; torch's global generator when None.
     """
-
-    residual = False
 
     def __init__(
         self,
@@ -122,6 +121,7 @@ class MLP(nn.Module):
         out_features: int,
         hidden: Sequence[int] = (64, 64),
         *,
+        residual: bool = False,
         activation: str = "relu",
         dropout: float = 0.0,
         masks: Sequence[Tensor] | None = None,
@@ -131,8 +131,8 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         self.in_features, self.out_features, self.hidden = in_features, out_features, tuple(hidden)
-        self.activation, self.dropout = activation, dropout
-        widths = (in_features, *hidden_widths(self.hidden, self.residual), out_features)
+        self.residual, self.activation, self.dropout = residual, activation, dropout
+        widths = (in_features, *hidden_widths(self.hidden, residual), out_features)
         last = len(widths) - 2
         linears = [
             Linear(
@@ -152,61 +152,42 @@ class MLP(nn.Module):
         """The output layer."""
         return self.linears[-1]  # type: ignore[return-value]
 
-    def hidden_units(self, x: Tensor) -> Tensor:
-        """The activations that the last linear layer reads."""
+    def columns(self, x: Tensor) -> Tensor:
+        """The result (out_features, n) for x (in_features, n)."""
         activation = ACTIVATIONS[self.activation]
-        for linear in self.linears[:-1]:
-            x = self.drop(activation(linear(x)))
-        return x
+        in_place = IN_PLACE.get(self.activation, activation)
+        if self.residual:
+            first, *inner = self.linears[:-1]
+            x = first(x)
+            for one, two in zip(inner[::2], inner[1::2], strict=True):
+                x = x + two(self.drop(in_place(one(activation(x)))))
+        else:
+            for linear in self.linears[:-1]:
+                x = self.drop(in_place(linear(x)))
+        return self.last(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.hidden_units(x))
-
-    def columns(self, x: Tensor) -> Tensor:
-        """The transposed result for x (n, in_features): (out_features, n)."""
-        return self.last.columns(self.hidden_units(x))
+        """The result (*batch, out_features) for x (*batch, in_features)."""
+        return self.columns(columns(x)).T.reshape(*x.shape[:-1], self.out_features)
 
 
-class ResidualMLP(MLP):
-    """An `MLP` of pre-activation residual blocks, one per entry of `hidden`, whose widths must be equal.
+class MaskedMLP(MLP):
+    """MADE: outputs of a feature depend only on the features before it, and on the context.
 
-    The form is that of nflows' residual network (He et al. 2016, "Identity mappings in deep residual networks").
-    """
-
-    residual = True
-
-    def hidden_units(self, x: Tensor) -> Tensor:
-        activation = ACTIVATIONS[self.activation]
-        x = self.linears[0](x)
-        inner = list(self.linears[1:-1])
-        for first, second in zip(inner[::2], inner[1::2], strict=True):
-            x = x + second(self.drop(activation(first(activation(x)))))
-        return x
-
-
-def network(residual: bool) -> type[MLP]:
-    """The class behind the `residual` switch of layers."""
-    return ResidualMLP if residual else MLP
-
-
-class MaskedMLP(nn.Module):
-    """MADE: outputs of a feature depend only on features that come earlier in `order`, and on the context.
-
-    Germain et al. 2015, "MADE: Masked autoencoder for distribution estimation". Inputs are
-    `inputs_per_feature` blocks of all features, then the context, which no mask touches.
+    Germain et al. 2015, "MADE: Masked autoencoder for distribution estimation". Inputs are the context, which no mask touches,
+    then `inputs_per_feature` numbers of each feature. Outputs are the `outputs` parameters of the first feature, then of the second.
+    Hidden units are sorted by degree: a unit of degree r sees the context and the first r features. All masks are
+    therefore staircases.
 
     Args:
-        features: Number of features.
-        outputs: Parameters per feature; the output has `outputs * features` entries, parameter by parameter.
+        features: Number of features, in the order of their dependence.
+        outputs: Parameters per feature.
         hidden: Widths of the hidden layers, with `residual=True` all equal.
-        order: `order[k]` is the feature that comes k-th; 0 … features - 1 when None.
-        context_features: Width of the context, appended to the input.
+        context_features: Width of the context.
         inputs_per_feature: 2 when each feature enters as two numbers (cosine and sine of an angle).
         residual: Residual blocks in place of plain layers.
         activation, dropout, generator: As for `MLP`.
     """
-
-    order: Tensor
 
     def __init__(
         self,
@@ -214,7 +195,6 @@ class MaskedMLP(nn.Module):
         outputs: int,
         hidden: Sequence[int] = (64, 64),
         *,
-        order: Sequence[int] | None = None,
         context_features: int = 0,
         inputs_per_feature: int = 1,
         residual: bool = False,
@@ -222,40 +202,27 @@ class MaskedMLP(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        order = list(range(features)) if order is None else [int(i) for i in order]
-        if sorted(order) != list(range(features)):
-            raise ValueError(f"order must be a permutation of 0 … {features - 1}, not {order}")
-        self.register_buffer("order", torch.tensor(order))
-        rank = torch.empty(features, dtype=torch.long)
-        rank[torch.tensor(order)] = torch.arange(features)
-        # Degree r may see features of rank < r. Degree 0 sees the context alone; without a context it is
-        # of no use, except to a single feature, whose outputs need some unit to live on.
+        # Degree 0 sees the context alone; without a context it is of no use, except to a single feature, whose outputs
+        # need some unit to live on.
         lowest = 0 if context_features or features == 1 else 1
         highest = max(features - 1, lowest)
+        inputs = [0] * context_features + [i + 1 for i in range(features) for _ in range(inputs_per_feature)]
         degrees = [
-            lowest + torch.arange(width) * (highest - lowest + 1) // max(width, 1)
-            for width in hidden_widths(hidden, residual)
+            inputs,
+            *([lowest + i * (highest - lowest + 1) // w for i in range(w)] for w in hidden_widths(hidden, residual)),
+            [i for i in range(features) for _ in range(outputs)],
         ]
-        inputs = torch.cat([(rank + 1).repeat(inputs_per_feature), torch.zeros(context_features, dtype=torch.long)])
-        degrees = [inputs, *degrees, rank.repeat(outputs)]
-        masks = [(out[:, None] >= into[None, :]).float() for into, out in pairwise(degrees)]
-        self.mlp = network(residual)(
+        super().__init__(
             len(inputs),
             outputs * features,
             hidden,
+            residual=residual,
             activation=activation,
             dropout=dropout,
-            masks=masks,
+            masks=[(torch.tensor(out)[:, None] >= torch.tensor(into)).float() for into, out in pairwise(degrees)],
             generator=generator,
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x)
-
-    def columns(self, x: Tensor) -> Tensor:
-        """The transposed result for x (n, inputs): (outputs * features, n)."""
-        return self.mlp.columns(x)
+        self.features, self.outputs, self.degrees = features, outputs, degrees
 
 
 class ContextParameters(nn.Module):

@@ -118,16 +118,16 @@ def test_circular_spline_is_a_rotated_spline_of_zukos(zuko: ModuleType) -> None:
 
 
 def copy_to_made(ours: MaskedMLP, theirs: nn.Module, outputs: int) -> None:
-    """Copy a MaskedMLP's weights into an nflows MADE: its hidden degrees cycle, ours ascend; its outputs go feature by feature."""
+    """Copy a MaskedMLP's weights into an nflows MADE: its hidden degrees cycle, ours ascend."""
     features = theirs.initial_layer.in_features
     layers = [theirs.initial_layer]
     for block in theirs.blocks:
         layers += list(block.linear_layers) if hasattr(block, "linear_layers") else [block.linear]
     layers.append(theirs.final_layer)
     incoming = torch.arange(features)
-    for mine, other in zip(ours.mlp.linears, layers, strict=True):
+    for mine, other in zip(ours.linears, layers, strict=True):
         if other is theirs.final_layer:
-            outgoing = torch.arange(features * outputs).view(outputs, features).T.flatten()
+            outgoing = torch.arange(features * outputs)
         else:
             outgoing = other.degrees.argsort(stable=True).argsort()  # unit i there is the unit of its rank here
         with torch.no_grad():
@@ -147,9 +147,9 @@ def test_masked_network_is_nflows_made(nflows: ModuleType, features: int, residu
     theirs = MADE(features, width, num_blocks=blocks, output_multiplier=outputs, use_residual_blocks=residual).double()
     copy_to_made(ours, theirs, outputs)
     x = normal(20, features)
-    expected = theirs(x).view(-1, features, outputs).mT.flatten(1)
+    expected = theirs(x)
     torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.columns(x), expected.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.columns(x.T), expected.T, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("features", [3, 5])
@@ -186,7 +186,7 @@ def test_autoregressive_passes_are_zukos(zuko: ModuleType, fast: str, order: lis
     bound = ours.scalar.bound
 
     def meta(x: Tensor) -> Transform:
-        shift, raw = ours.network(x).unflatten(-1, (2, 4)).unbind(-2)
+        shift, raw = ours.network(x[:, ours.order]).unflatten(-1, (4, 2))[:, ours.rank].unbind(-1)
         log_scale = bound * torch.tanh(raw / bound)
         if fast == "density":  # data to noise
             shift, log_scale = -shift * (-log_scale).exp(), -log_scale
@@ -212,13 +212,13 @@ def test_affine_coupling_is_nflows(nflows: ModuleType, context_features: int) ->
     layer = Coupling(5, Affine(), mask, context_features=context_features, hidden=(9,), generator=seeded())
     ours = perturb(layer.double())
     with torch.no_grad():
-        ours.network.linears[-1].bias[3:] += 2.0  # the log-scales' offsets
+        ours.network.linears[-1].bias[1::2] += 2.0  # the log-scales' offsets
     bound = ours.scalar.bound
 
     class Translated(nn.Module):
         def forward(self, kept: Tensor, context: Tensor | None = None) -> Tensor:
-            inputs = kept if context is None else torch.cat([kept, context], -1)
-            shift, raw = ours.network(inputs).chunk(2, -1)
+            inputs = kept if context is None else torch.cat([context, kept], -1)
+            shift, raw = ours.network(inputs).unflatten(-1, (3, 2)).unbind(-1)
             scale = (-bound * torch.tanh(raw / bound)).exp()
             return torch.cat([-shift * scale, torch.logit(scale - 1e-3) - 2], -1)
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowlab.layers.coupling import conditioner_inputs, initial_parameters, scalar_support
-from flowlab.layers.layer import Layer, flat
+from flowlab.kernels import columns, permute, transforming
+from flowlab.layers.coupling import by_parameter, conditioner_inputs, initial_parameters, scalar_support
+from flowlab.layers.incremental import Implicit, Sweep
+from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
 from flowlab.networks import MaskedMLP, start_at
 
@@ -41,6 +43,9 @@ class Autoregressive(Layer):
         True
     """
 
+    order: Tensor
+    rank: Tensor
+
     def __init__(
         self,
         features: int,
@@ -61,11 +66,15 @@ class Autoregressive(Layer):
         self.features, self.context_features, self.fast = features, context_features, fast
         self.scalar: ScalarMap = Affine() if scalar is None else scalar
         self.hidden, self.residual, self.activation, self.dropout = tuple(hidden), residual, activation, dropout
+        order = list(range(features)) if order is None else [int(i) for i in order]
+        if sorted(order) != list(range(features)):
+            raise ValueError(f"order must be a permutation of 0 … {features - 1}, not {order}")
+        self.register_buffer("order", torch.tensor(order, dtype=torch.long))
+        self.register_buffer("rank", torch.tensor(order, dtype=torch.long).argsort())
         self.network = MaskedMLP(
             features,
             self.scalar.count,
             hidden,
-            order=order,
             context_features=context_features,
             inputs_per_feature=2 if self.scalar.periodic else 1,
             residual=residual,
@@ -73,42 +82,60 @@ class Autoregressive(Layer):
             dropout=dropout,
             generator=generator,
         )
-        start_at(self.network.mlp.last, initial_parameters(self.scalar))
+        start_at(self.network.last, initial_parameters(self.scalar))
 
     def support(self, noise: constraints.Constraint) -> constraints.Constraint:
         return scalar_support(self.scalar, noise)
 
-    @property
-    def order(self) -> Tensor:
-        return self.network.order
-
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._one_pass(z, context, False) if self.fast == "sampling" else self._by_feature(z, context, False)
+        return self._run(z, context, inverse=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._one_pass(x, context, True) if self.fast == "density" else self._by_feature(x, context, True)
+        return self._run(x, context, inverse=True)
 
-    def _map(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return self.scalar.inverse(value, params) if inverse else self.scalar.forward(value, params)
+    def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        ordered = permute(columns(value), self.order, self.rank)
+        if inverse == (self.fast == "density"):
+            mapped, log_det = self._one_pass(ordered, context, inverse)
+        elif transforming():
+            mapped, log_det = self._pass_per_feature(ordered, context, inverse)
+        else:
+            mapped, log_det = self._by_feature(ordered, context, inverse)
+        rows = permute(mapped, self.rank, self.order).T
+        return rows.view(value.shape), log_det.view(value.shape[:-1])
 
     def _one_pass(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        rows = flat(value)
-        params = self.network.columns(conditioner_inputs(rows, context, self.scalar.periodic))
-        mapped, log_det = self._map(rows.T, params.view(self.scalar.count, *rows.T.shape), inverse)
-        return mapped.T.reshape(value.shape), log_det.sum(0).view(value.shape[:-1])
+        output = self.network.columns(conditioner_inputs(value, context, self.scalar.periodic))
+        params = by_parameter(output, self.scalar.count)
+        mapped, log_det = self.scalar.inverse(value, params) if inverse else self.scalar.forward(value, params)
+        return mapped, log_det.sum(0)
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The other direction: the parameters of a feature need the mapped values of those before it."""
-        columns = flat(value).T
-        mapped = torch.zeros_like(columns)
-        log_det = torch.zeros_like(columns[0])
-        for i in self.order.split(1):  # a tensor: as a number it would break torch.compile's graph
-            inputs = conditioner_inputs(mapped.T, context, self.scalar.periodic)
-            params = self.network.columns(inputs).view(self.scalar.count, *columns.shape).index_select(1, i)
-            column, term = self._map(columns.index_select(0, i), params, inverse)
+        """The slow direction: parameters of a feature need the mapped values of those before it."""
+        slow, fast = self.scalar.inverse, self.scalar.forward
+        if not inverse:
+            slow, fast = fast, slow
+        sweep = Sweep(self.network, self.scalar, None if context is None else context.detach())
+        mapped, log_det = sweep.run(value, slow)
+        given = [value, *self.parameters()] if context is None else [value, context, *self.parameters()]
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
+            return mapped, log_det
+        residual = value - self._one_pass(mapped, context, not inverse)[0]
+        mapped = Implicit.apply(residual, mapped, sweep, fast)
+        return mapped, -self._one_pass(mapped, context, not inverse)[1]
+
+    def _pass_per_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The slow direction by whole passes, for torch.compile, torch.export and torch.func."""
+        mapped = torch.zeros_like(value)
+        log_det = torch.zeros_like(value[0])
+        for i in torch.arange(self.features, device=value.device).split(1):  # as numbers they would break graphs
+            inputs = conditioner_inputs(mapped, context, self.scalar.periodic)
+            params = by_parameter(self.network.columns(inputs), self.scalar.count).index_select(1, i)
+            column = value.index_select(0, i)
+            column, term = self.scalar.inverse(column, params) if inverse else self.scalar.forward(column, params)
             mapped = mapped.index_copy(0, i, column)
             log_det = log_det + term[0]
-        return mapped.T.reshape(value.shape), log_det.view(value.shape[:-1])
+        return mapped, log_det
 
     def extra_repr(self) -> str:
         return f"{self.features}, {self.scalar}, fast={self.fast!r}"

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowlab.layers.layer import Layer, flat
+from flowlab.kernels import columns, merge, split, tame
+from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
-from flowlab.networks import network, start_at
+from flowlab.networks import MLP, start_at
 
 
 class Coupling(Layer):
@@ -65,10 +66,11 @@ class Coupling(Layer):
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.long))
         self.register_buffer("changed", torch.tensor(changed, dtype=torch.long))
         self.register_buffer("restore", torch.tensor(kept + changed).argsort())
-        self.network = network(residual)(
+        self.network = MLP(
             len(kept) * (2 if self.scalar.periodic else 1) + context_features,
             len(changed) * self.scalar.count,
             hidden,
+            residual=residual,
             activation=activation,
             dropout=dropout,
             generator=generator,
@@ -85,13 +87,11 @@ class Coupling(Layer):
         return self._map(x, context, inverse=True)
 
     def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        rows = flat(value)
-        kept = rows.index_select(-1, self.kept)
-        changed = rows.index_select(-1, self.changed).T  # feature-first: see ScalarMap
+        kept, changed = split(columns(value), self.kept, self.changed, self.restore)
         inputs = conditioner_inputs(kept, context, self.scalar.periodic)
-        params = self.network.columns(inputs).view(self.scalar.count, *changed.shape)
+        params = by_parameter(self.network.columns(inputs), self.scalar.count)
         mapped, log_det = self.scalar.inverse(changed, params) if inverse else self.scalar.forward(changed, params)
-        rows = torch.cat([kept, mapped.T], -1).index_select(-1, self.restore)
+        rows = merge(kept, mapped, self.kept, self.changed, self.restore).T
         return rows.view(value.shape), log_det.sum(0).view(value.shape[:-1])
 
     def extra_repr(self) -> str:
@@ -103,23 +103,16 @@ def alternating_mask(features: int, flip: bool = False) -> list[bool]:
     return [features == 1 or (i % 2 == 1) != flip for i in range(features)]
 
 
-def conditioner_inputs(rows: Tensor, context: Tensor | None, periodic: bool) -> Tensor:
-    """What a conditioner sees: the features (angles as cosine and sine), then the context, outliers tamed."""
-    parts = [rows.cos(), rows.sin()] if periodic else [rows]
-    if context is not None:
-        parts.append(flat(context))
-    return tame(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
+def conditioner_inputs(features: Tensor, context: Tensor | None, periodic: bool) -> Tensor:
+    """What a conditioner sees of features (d, n): the context, then the features (angles as cosine and sine), outliers tamed."""
+    if periodic:
+        features = torch.stack([features.cos(), features.sin()], 1).flatten(0, 1)
+    return tame(features if context is None else torch.cat([columns(context), features]))
 
 
-def tame(x: Tensor, bound: float = 100.0) -> Tensor:
-    """x up to ±bound, and growing like a logarithm beyond, with a continuous slope.
-
-    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard deviations
-    would, through dozens of layers, leave the range of a float.
-    """
-    inner = x.clamp(-bound, bound)
-    beyond = x - inner
-    return inner + beyond.sign() * beyond.abs().log1p()
+def by_parameter(output: Tensor, count: int) -> Tensor:
+    """A conditioner's output, `count` parameters of one feature after the other, as a scalar map wants it: (count, d, n)."""
+    return output.view(len(output) // count, count, output.shape[-1]).transpose(0, 1)
 
 
 def scalar_support(scalar: ScalarMap, noise: constraints.Constraint) -> constraints.Constraint:

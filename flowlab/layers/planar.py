@@ -75,23 +75,41 @@ class Planar(_Residual):
 
     def _unpack(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u, w (*batch, features), b and w·u (*batch,), with u moved along w until w·u > -1 (appendix A.1)."""
-        u, w, b = self.parameters_(context).split([self.features, self.features, 1], -1)
-        wu, norm = (w * u).sum(-1), w.square().sum(-1) + torch.finfo(w.dtype).eps
+        parameters = self.parameters_(context)
+        both = parameters[..., :-1].unflatten(-1, (2, self.features))
+        u, w = both.unbind(-2)
+        wu, norm = multiply(both, w).unbind(-1)
         bounded = above_minus_one(wu)
-        u = u + ((bounded - wu) / norm).unsqueeze(-1) * w
-        return u, w, b.squeeze(-1), bounded
+        u = torch.addcmul(u, ((bounded - wu) / (norm + torch.finfo(w.dtype).eps)).unsqueeze(-1), w)
+        return u, w, parameters[..., -1], bounded
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u, w, b, wu = self._unpack(context)
-        h = torch.tanh((z * w).sum(-1) + b)
-        return z + u * h.unsqueeze(-1), torch.log1p(wu * (1 - h * h))
+        h = torch.tanh(dot(z, w) + b)
+        return add_outer(z, h, u), self._log_det(h, wu)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         u, w, b, wu = self._unpack(context)
         # Along w: with a = w·z, a + w·u tanh(a + b) = w·x.
-        a = solve_tanh((x * w).sum(-1), wu, torch.ones_like(wu), b)
+        a = solve_tanh(dot(x, w), wu, torch.ones_like(wu), b)
         h = torch.tanh(a + b)
-        return x - u * h.unsqueeze(-1), -torch.log1p(wu * (1 - h * h))
+        return add_outer(x, -h, u), -self._log_det(h, wu)
+
+    @staticmethod
+    def _log_det(h: Tensor, wu: Tensor) -> Tensor:
+        return torch.addcmul(wu, wu * h, h, value=-1).log1p()  # tanh' = 1 - tanh²
+
+
+def dot(x: Tensor, w: Tensor) -> Tensor:
+    """x·w (*batch,) of x (*batch, features) with one w (features,), or with one for each x."""
+    return x @ w if w.ndim == 1 else (x * w).sum(-1)
+
+
+def add_outer(x: Tensor, h: Tensor, u: Tensor) -> Tensor:
+    """x + h u of x (*batch, features) and h (*batch,) with one u (features,), or with one for each x."""
+    if u.ndim > 1:
+        return torch.addcmul(x, h.unsqueeze(-1), u)
+    return torch.addr(x.reshape(-1, len(u)), h.reshape(-1), u).view(x.shape)
 
 
 class Radial(_Residual):

@@ -6,14 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flowlab.kernels import transforming
+
 
 class ConvergenceError(ArithmeticError):
     """A numerical inverse did not reach its tolerance."""
-
-
-def transforming() -> bool:
-    """Whether torch.compile, torch.export or torch.func is tracing, where no value may be looked at."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def solve(

@@ -7,6 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowlab.kernels import transforming
+from flowlab.layers.scalar.spline_kernel import SplineFunction
+
 
 def rational_quadratic(
     value: Tensor,
@@ -80,6 +83,44 @@ def knot_positions(logits: Tensor, bound: float, slope: float) -> Tensor:
     return torch.cat([-edge, inner, edge])
 
 
+def spline(
+    value: Tensor, params: Tensor, bins: int, bound: float, slope: float, *, periodic: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Splines on [-bound, bound] at values (*s) from raw parameters (≥ count, *s); the one place that chooses how to compute.
+
+    The parameters are `bins` logits of widths, as many of heights, and the logarithms of the slopes: at the `bins` knots of
+    the circle where `periodic`, else at the `bins - 1` inner knots, with slope one at the ends and the identity outside.
+    """
+    if transforming() or bins == 1:
+        return plain(value, params, bins, bound, slope, periodic, inverse)
+    shape = value.shape
+    if value.ndim != 2:
+        value, params = value.reshape(1, -1), params.reshape(len(params), 1, -1)
+    # Conditioners lay parameters out feature by feature: no copy.
+    params = params.transpose(0, 1).contiguous()
+    mapped, log_slope = SplineFunction.apply(value, params, bins, bound, slope, periodic, inverse)
+    return mapped.view(shape), log_slope.view(shape)
+
+
+def plain(
+    value: Tensor, params: Tensor, bins: int, bound: float, slope: float, periodic: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """`spline` in differentiable torch operations: the reference, and what traces and second derivatives need."""
+    widths, heights, slopes = params[:bins], params[bins : 2 * bins], params[2 * bins : 3 * bins - (not periodic)]
+    knots_x, knots_y = knot_positions(widths, bound, slope), knot_positions(heights, bound, slope)
+    slopes = soft_clip(slopes, -math.log(slope)).exp()
+    if periodic:
+        slopes = torch.cat([slopes, slopes[:1]])
+    else:
+        one = torch.ones_like(params[:1])
+        slopes = torch.cat([one, slopes, one])
+    mapped, log_slope = rational_quadratic(value.clamp(-bound, bound), knots_x, knots_y, slopes, inverse)
+    if periodic:
+        return mapped, log_slope
+    inside = value.abs() < bound
+    return torch.where(inside, mapped, value), torch.where(inside, log_slope, torch.zeros_like(value))
+
+
 @dataclass(frozen=True)
 class RationalQuadraticSpline:
     """A monotone rational-quadratic spline on [-bound, bound], the identity outside.
@@ -114,15 +155,7 @@ class RationalQuadraticSpline:
         return self._map(x, params, inverse=True)
 
     def _map(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        widths, heights, slopes = params.split([self.bins, self.bins, self.bins - 1])
-        knots_x = knot_positions(widths, self.bound, self.slope)
-        knots_y = knot_positions(heights, self.bound, self.slope)
-        one = torch.ones_like(params[:1])
-        slopes = torch.cat([one, soft_clip(slopes, -math.log(self.slope)).exp(), one])
-        inside = value.abs() < self.bound
-        safe = value.clamp(-self.bound, self.bound)
-        mapped, log_slope = rational_quadratic(safe, knots_x, knots_y, slopes, inverse)
-        return torch.where(inside, mapped, value), torch.where(inside, log_slope, torch.zeros_like(value))
+        return spline(value, params, self.bins, self.bound, self.slope, periodic=False, inverse=inverse)
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -153,18 +186,12 @@ class CircularSpline:
         return 3 * self.bins + 1
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        mapped, log_slope = rational_quadratic(wrap(z), *self._knots(params))
+        mapped, log_slope = self._map(wrap(z), params, inverse=False)
         return wrap(mapped + params[-1]), log_slope
 
     def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        mapped, log_slope = rational_quadratic(wrap(x - params[-1]), *self._knots(params), inverse=True)
+        mapped, log_slope = self._map(wrap(x - params[-1]), params, inverse=True)
         return wrap(mapped), log_slope
 
-    def _knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        widths, heights, slopes, _ = params.split([self.bins, self.bins, self.bins, 1])
-        slopes = soft_clip(slopes, -math.log(self.slope)).exp()
-        return (
-            knot_positions(widths, math.pi, self.slope),
-            knot_positions(heights, math.pi, self.slope),
-            torch.cat([slopes, slopes[:1]]),
-        )
+    def _map(self, angle: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return spline(angle, params, self.bins, math.pi, self.slope, periodic=True, inverse=inverse)

@@ -1,0 +1,188 @@
+"""Functions with a hand-written backward: what the hot paths run in place of several torch operations.
+
+Each computes the same as a plain form made of torch operations, and falls back to it under torch.compile, torch.export and
+torch.func; second derivatives (`create_graph=True`) come from the plain form, too. All work with features first:
+matrices (features, n) whose rows are long, so that kernels run along the batch.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def transforming() -> bool:
+    """Whether torch.compile, torch.export or torch.func is tracing, where no value may be looked at."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def differentiable_backward(
+    plain: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients of `plain` in those inputs that need one, as a graph of their own."""
+    needed = [x for x in inputs if x.requires_grad]
+    with torch.enable_grad():
+        outputs = plain(*inputs)
+    found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=True, materialize_grads=True))
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def plain_backward() -> bool:
+    """Whether a backward has to be made of plain operations: for second derivatives, or for a batch of gradients."""
+    return torch.is_grad_enabled() or transforming()
+
+
+def columns(x: Tensor) -> Tensor:
+    """(*batch, features) with features first: (features, n). Copies only where memory is not already laid out so."""
+    return x.reshape(-1, x.shape[-1]).T.contiguous()
+
+
+# ---- products ---------------------------------------------------------------------------------------------------
+
+# oneDNN's product, which torch.compile uses: on AMD processors it is twice as fast as MKL's behind torch.mm, at the same
+# precision, and takes transposed operands without copying. torch has no public function for it, hence the fallback.
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_SMALL = 16  # with a side shorter than this, oneDNN's preparations cost more than it saves
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b (p, r) of matrices a (p, q) and b (q, r), without a gradient."""
+    (p, q), r = a.shape, b.shape[1]
+    if min(p, q, r) >= _SMALL and _ONEDNN is not None and _is_plain_float(a):
+        return _ONEDNN(a, b.T, None, "none", [], "")
+    return a @ b
+
+
+def _is_plain_float(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not transforming()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.addmm(bias.unsqueeze(-1), weight if mask is None else weight * mask, x)
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        masked = weight if mask is None else weight * mask
+        ctx.save_for_backward(x, weight, bias, mask, masked)
+        return product(masked, x).add_(bias.unsqueeze(-1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mask, masked = ctx.saved_tensors
+        if plain_backward():
+            plain = functools.partial(_linear, mask=mask)
+            return *differentiable_backward(plain, (x, weight, bias), (grad,)), None
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_weight = None
+        if need_weight:
+            # BLAS is up to six times slower where the result's rows are short; its transpose is then the faster one.
+            grad_weight = (x @ grad.T).T if len(x) < _SMALL <= len(grad) else product(grad, x.T)
+            if mask is not None:
+                grad_weight.mul_(mask)
+        return product(masked.T, grad) if need_x else None, grad_weight, grad.sum(1) if need_bias else None, None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
+    """weight * mask @ x + bias for x (in, n): (out, n)."""
+    return _linear(x, weight, bias, mask) if transforming() else _Linear.apply(x, weight, bias, mask)
+
+
+# ---- rows of features -------------------------------------------------------------------------------------------
+
+
+class _Split(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(first, second, restore)
+        return x.index_select(0, first), x.index_select(0, second)
+
+    @staticmethod
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor | None, ...]:
+        return merge(grad_first, grad_second, *ctx.saved_tensors), None, None, None
+
+
+class _Merge(Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> Tensor:
+        ctx.save_for_backward(first, second, restore)
+        return torch.cat([a, b]).index_select(0, restore)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *split(grad, *ctx.saved_tensors), None, None, None
+
+
+def split(x: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of x (features, n) at the indices `first` and `second`; `restore` says where in them each row of x is."""
+    if transforming():
+        return x.index_select(0, first), x.index_select(0, second)
+    return _Split.apply(x, first, second, restore)
+
+
+def merge(a: Tensor, b: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> Tensor:
+    """The inverse of `split`."""
+    if transforming():
+        return torch.cat([a, b]).index_select(0, restore)
+    return _Merge.apply(a, b, first, second, restore)
+
+
+class _Permute(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return permute(grad, inverse, order), None, None
+
+
+def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """The rows of x in another order, whose inverse the caller knows."""
+    return x.index_select(0, order) if transforming() else _Permute.apply(x, order, inverse)
+
+
+# ---- taming -----------------------------------------------------------------------------------------------------
+
+
+def _tame(x: Tensor, bound: float) -> Tensor:
+    inner = x.clamp(-bound, bound)
+    beyond = x - inner
+    return inner + beyond.sign() * beyond.abs().log1p()
+
+
+class _Tame(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        inner = x.clamp(-bound, bound)
+        return torch.sub(x, inner).abs_().log1p_().copysign_(x).add_(inner)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad / ((x - x.clamp(-ctx.bound, ctx.bound)).abs() + 1), None
+
+
+def tame(x: Tensor, bound: float = 100.0) -> Tensor:
+    """x up to ±bound, and growing like a logarithm beyond, with a continuous slope.
+
+    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard deviations
+    would, through dozens of layers, leave the range of a float.
+    """
+    if transforming():
+        return _tame(x, bound)
+    if (
+        x.device.type == "cpu" and x.numel()
+    ):  # looking is cheaper than computing; on other devices it would mean waiting
+        low, high = torch.aminmax(x.detach())
+        if low.item() >= -bound and high.item() <= bound:
+            return x
+    return _Tame.apply(x, bound)
