@@ -8,9 +8,12 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from flowlab.bases import Base
+from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer
 
-CHUNK = 8192  # rows mapped at once where memory would grow with their number
+# Rows mapped at once where no gradient is needed: what layers hand on then stays in the processor's cache (measured from 256 to
+# 8,192 on one and two cores), and memory does not grow with the number of rows.
+CHUNK = 4096
 
 
 class Flow(nn.Module):
@@ -98,12 +101,12 @@ class Flow(nn.Module):
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise to data with log|det dx/dz|, like a `Layer`."""
         z, context = self._check("z", z, context, dtype_of(self.base))
-        return self._chain(z, context, to_noise=False)
+        return self._map(z, context, to_noise=False)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise with log|det dz/dx|, like a `Layer`."""
         x, context = self._check("x", x, context, self.dtype)
-        return self._chain(x, context, to_noise=True)
+        return self._map(x, context, to_noise=True)
 
     def initialise(self, x: Tensor) -> None:
         """Let the layers that learn from data do so, once, given rows x (n, features); `fit` calls it."""
@@ -150,6 +153,22 @@ class Flow(nn.Module):
         z = self.base.rsample((*shape, *batch), generator)
         x, log_det = self.forward(z, context)
         return x, z, log_det
+
+    def _map(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
+        """Through all layers; where no gradient is recorded, in chunks."""
+        batch = value.shape[:-1]
+        if torch.is_grad_enabled() or batch.numel() <= CHUNK or transforming():
+            return self._chain(value, context, to_noise)
+        value = value.reshape(-1, self.features)
+        context = None if context is None else context.reshape(len(value), -1)
+        mapped = log_det = value
+        for start in range(0, len(value), CHUNK):
+            rows = slice(start, start + CHUNK)
+            part, term = self._chain(value[rows], None if context is None else context[rows], to_noise)
+            if start == 0:
+                mapped, log_det = part.new_empty(value.shape), term.new_empty(len(value))
+            mapped[rows], log_det[rows] = part, term
+        return mapped.view(*batch, -1), log_det.view(batch)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
         log_det: Tensor | None = None
@@ -206,11 +225,19 @@ class Flow(nn.Module):
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:
-    """The floating-point type of a module's tensors, None if it has none."""
-    for tensors in (module.parameters(), module.buffers()):
-        for tensor in tensors:
-            if tensor.dtype.is_floating_point:
-                return tensor.dtype
+    """The floating-point type of a module's tensors, parameters before buffers, None if it has none."""
+    return _dtype_among(module, "_parameters") or _dtype_among(module, "_buffers")
+
+
+def _dtype_among(module: nn.Module, kind: str) -> torch.dtype | None:
+    # By hand, not through module.parameters(): this runs for every layer in every call.
+    for tensor in getattr(module, kind).values():
+        if tensor is not None and tensor.dtype.is_floating_point:
+            return tensor.dtype
+    for child in module._modules.values():
+        dtype = None if child is None else _dtype_among(child, kind)
+        if dtype is not None:
+            return dtype
     return None
 
 

@@ -47,7 +47,7 @@ class History:
 
     Attributes:
         records: One dict per evaluation: step, epoch, learning_rate, train and validation loss (nats per row), its standard error,
-            gradient_norm, skipped (steps so far that were not finite).
+            gradient_norm, skipped (steps so far that were not finite), seconds (wall time so far).
         converged: Whether more training is not expected to help.
         reason: Why training stopped, in plain words.
         best_step: The step whose weights were kept.
@@ -158,8 +158,6 @@ def fit(
     flow.initialise(representative(train.x, train.weight, generator))
     head, train, held_out, offset = _precompute(flow, objective, train, held_out)
     trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema)
-    if not trainer.parameters:
-        raise ValueError("the flow has no trainable parameters")
 
     dropouts = [module for module in head.modules() if isinstance(module, Dropout)]
     for module in dropouts:
@@ -172,7 +170,7 @@ def fit(
     warmup = min(warmup, total // 10)
     history = History()
     plateau_scale, stale, best = 1.0, 0, math.inf
-    best_weights = [p.detach().clone() for p in trainer.parameters]
+    best_weights = trainer.copy()
     seen = math.inf  # best validation before the last tenth of training
     bar = _bar(total, progress)
     try:
@@ -193,6 +191,7 @@ def fit(
                     continue
                 record = trainer.evaluate(train, held_out)
                 record = {"step": step, "epoch": epoch + 1, "learning_rate": rate * trainer.rate, **record}
+                record["seconds"] = time.perf_counter() - started
                 record["train"] += offset[0]
                 record["validation"] += offset[1]
                 history.records.append(record)
@@ -223,6 +222,7 @@ def fit(
     finally:
         bar.close()
         trainer.load(best_weights)
+        trainer.release()
         for module in dropouts:
             module.generator = None
         flow.eval()
@@ -249,27 +249,53 @@ class _Rows:
         return [self.take(slice(i, i + CHUNK)) for i in range(0, len(self.x), CHUNK)]
 
 
+def keep_freed_memory() -> None:
+    """Lets glibc keep what a training step frees for the next step, in place of returning it to the system.
+
+    Freeing one block of almost 32 MiB raises malloc's own thresholds to it, for the rest of the process. Without that,
+    every step asks the system for its memory anew, page by page, which takes up to half of its time. Elsewhere it has no effect.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 class _Trainer:
-    """The optimizer's step and the moving average of weights. Nothing here waits for the device in a step."""
+    """The optimizer's step and the moving average of weights. Nothing here waits for the device in a step.
+
+    While it lives, the parameters are views of a few flat tensors, one per kind, and so are their gradients: norm,
+    clipping, optimizer and average are single operations, however many layers there are. `release` ends that.
+    """
 
     def __init__(
         self, flow: Flow, objective: Objective, rate: float, weight_decay: float, clip: float, ema: float
     ) -> None:
         self.flow, self.objective, self.rate = flow, objective, rate
         self.weight_decay, self.clip, self.ema = weight_decay, clip, ema
-        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
-        if self.parameters:
-            self._start()
+        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("the flow has no trainable parameters")
+        keep_freed_memory()
+        kinds: dict[tuple[torch.dtype, bool], list[nn.Parameter]] = {}
+        for p in self.parameters:
+            kinds.setdefault((p.dtype, p.ndim >= 2), []).append(p)
+        self.weights = [nn.Parameter(torch.cat([p.detach().flatten() for p in same])) for same in kinds.values()]
+        self.decays = [matrix for _, matrix in kinds]
+        for flat, same in zip(self.weights, kinds.values(), strict=True):
+            flat.grad = torch.zeros_like(flat)
+            pieces = [p.numel() for p in same]
+            for p, data, grad in zip(same, flat.detach().split(pieces), flat.grad.split(pieces), strict=True):
+                p.data, p.grad = data.view(p.shape), grad.view(p.shape)
+        self.gradients = [flat.grad for flat in self.weights if flat.grad is not None]
+        self.average = self.copy()
+        self._start()
 
     def _start(self) -> None:
         """A fresh optimizer; what is remembered of skipped steps starts anew."""
         groups = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [flat], "weight_decay": self.weight_decay if decays else 0.0}
+            for flat, decays in zip(self.weights, self.decays, strict=True)
         ]
-        device = self.parameters[0].device
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.rate, fused=True)
+        device = self.weights[0].device
+        self.optimizer = torch.optim.AdamW(groups, lr=self.rate, fused=True)
         self.steps = 0
         self.streak, self.worst_streak, self.skipped, self.loss, self.norm = torch.zeros(5, device=device).unbind()
 
@@ -278,22 +304,22 @@ class _Trainer:
             self.flow.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * rate
-        self.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_zero_(self.gradients)
         losses = self.objective(self.flow, batch.x, batch.context)
         loss = (losses * batch.weight.to(losses.dtype)).mean()
         loss.backward()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
         # In double precision: the square of a large single-precision gradient overflows where the gradient does not.
-        norm = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64)).norm()
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in self.gradients]
+        norm = torch.stack(norms).norm()
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        torch._foreach_mul_(self.gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         # The fused kernel leaves weights and moments alone where found_inf is 1 (torch's gradient scaler uses this, too).
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.steps += 1
         with torch.no_grad():
             decay = min(self.ema, self.steps / (10 + self.steps))
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
             self.streak = (self.streak + 1) * bad
             self.worst_streak = torch.maximum(self.worst_streak, self.streak)
             self.skipped = self.skipped + bad
@@ -307,7 +333,7 @@ class _Trainer:
     def evaluate(self, train: _Rows, held_out: _Rows | None) -> dict[str, float]:
         """Mean loss of held-out rows under the averaged weights, with its standard error, and of a sample of training rows."""
         self.flow.eval()
-        current = [p.detach().clone() for p in self.parameters]
+        current = self.copy()
         self.load(self.average)
         train_loss, train_error = self._mean_loss(train.take(slice(0, CHUNK)))
         loss, error = (train_loss, train_error) if held_out is None else self._mean_loss(held_out)
@@ -329,13 +355,22 @@ class _Trainer:
         mean = (share * losses).sum()
         return float(mean), float((share.square() * (losses - mean).square()).sum().sqrt())
 
+    def copy(self) -> list[Tensor]:
+        """The weights now."""
+        return [flat.detach().clone() for flat in self.weights]
+
     @torch.no_grad()
     def load(self, weights: list[Tensor]) -> None:
-        torch._foreach_copy_(self.parameters, weights)
+        torch._foreach_copy_(self.weights, weights)
 
     @torch.no_grad()
     def copy_averaged(self, into: list[Tensor]) -> None:
         torch._foreach_copy_(into, self.average)
+
+    def release(self) -> None:
+        """Gives every parameter memory of its own again."""
+        for p in self.parameters:
+            p.data, p.grad = p.detach().clone(), None
 
     @torch.no_grad()
     def restart(self, weights: list[Tensor]) -> None:

@@ -3,13 +3,16 @@
 Sampling is a formula. Density inverts one-dimensional monotone equations (`root.solve`), with exact first derivatives.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowlab.layers.layer import Fast, Layer
+from flowlab.kernels import differentiable_backward, plain_backward, transforming
+from flowlab.layers.layer import Fast, Layer, flat
 from flowlab.layers.linear import SOFTPLUS_ONE, reflect
 from flowlab.layers.root import solve
 from flowlab.networks import ContextParameters
@@ -73,43 +76,88 @@ class Planar(_Residual):
         initial = torch.cat([torch.zeros(features), w, torch.zeros(1)])
         super().__init__(features, initial, context_features, hidden, generator)
 
-    def _unpack(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u, w (*batch, features), b and w·u (*batch,), with u moved along w until w·u > -1 (appendix A.1)."""
-        parameters = self.parameters_(context)
-        both = parameters[..., :-1].unflatten(-1, (2, self.features))
-        u, w = both.unbind(-2)
-        wu, norm = multiply(both, w).unbind(-1)
-        bounded = above_minus_one(wu)
-        u = torch.addcmul(u, ((bounded - wu) / (norm + torch.finfo(w.dtype).eps)).unsqueeze(-1), w)
-        return u, w, parameters[..., -1], bounded
-
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u, w, b, wu = self._unpack(context)
-        h = torch.tanh(dot(z, w) + b)
-        return add_outer(z, h, u), self._log_det(h, wu)
+        parameters = self.parameters_(context)
+        # Looking at numbers would mean waiting for other devices than the CPU.
+        if parameters.ndim > 1 or transforming() or z.device.type != "cpu":
+            return planar(z, parameters)
+        x, log_det = _PlanarFunction.apply(flat(z), parameters)
+        return x.view(z.shape), log_det.view(z.shape[:-1])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u, w, b, wu = self._unpack(context)
+        u, w, b, wu = unpack(self.parameters_(context))
         # Along w: with a = w·z, a + w·u tanh(a + b) = w·x.
         a = solve_tanh(dot(x, w), wu, torch.ones_like(wu), b)
         h = torch.tanh(a + b)
-        return add_outer(x, -h, u), -self._log_det(h, wu)
+        return x - u * h.unsqueeze(-1), -torch.log1p(wu * (1 - h * h))
+
+
+def unpack(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Planar u, w (*batch, features), b and w·u (*batch,), with u moved along w until w·u > -1 (appendix A.1)."""
+    both, b = parameters[..., :-1].unflatten(-1, (2, -1)), parameters[..., -1]
+    u, w = both.unbind(-2)
+    wu, norm = multiply(both, w).unbind(-1)
+    bounded = above_minus_one(wu)
+    return u + ((bounded - wu) / (norm + torch.finfo(w.dtype).eps)).unsqueeze(-1) * w, w, b, bounded
+
+
+def planar(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """The planar map of z (*batch, features) and its log-determinant, in plain operations."""
+    u, w, b, wu = unpack(parameters)
+    h = torch.tanh(dot(z, w) + b)
+    return z + u * h.unsqueeze(-1), torch.log1p(wu * (1 - h * h))
+
+
+class _PlanarFunction(torch.autograd.Function):
+    """`planar` of rows z (n, features) with one set of parameters.
+
+    The few numbers that u, w and b are made into are computed as Python floats: as tensors they would take most of the time.
+    """
 
     @staticmethod
-    def _log_det(h: Tensor, wu: Tensor) -> Tensor:
-        return torch.addcmul(wu, wu * h, h, value=-1).log1p()  # tanh' = 1 - tanh²
+    def forward(ctx: Any, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        both, b = parameters[:-1].view(2, -1), parameters[-1]
+        u, w = both.unbind(0)
+        wu, norm = (both @ w).tolist()
+        norm += torch.finfo(w.dtype).eps
+        raw = wu + SOFTPLUS_ONE
+        softplus = max(raw, 0) + math.log1p(math.exp(-abs(raw)))
+        bounded = (1 - MARGIN) * (softplus - 1)
+        along = (bounded - wu) / norm
+        moved = torch.add(u, w, alpha=along)
+        h = (z @ w).add_(b).tanh_()
+        slope = (h * h).neg_().add_(1)
+        stretch = slope * bounded
+        ctx.save_for_backward(z, parameters, moved, h, slope, stretch)
+        ctx.numbers = norm, bounded, along, (1 - MARGIN) * math.exp(raw - softplus)
+        return torch.addr(z, h, moved), stretch.log1p()
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        z, parameters, moved, h, slope, stretch = ctx.saved_tensors
+        if plain_backward():
+            found = differentiable_backward(planar, (z, parameters), (grad_x, grad_log_det))
+            return found[0], found[1]
+        norm, bounded, along, bounded_slope = ctx.numbers
+        u, w = parameters[:-1].view(2, -1).unbind(0)
+        share = grad_log_det / (stretch + 1)
+        grad_a = torch.addcmul(grad_x @ moved, share, h, value=-2 * bounded).mul_(slope)
+        grad = torch.empty_like(parameters)
+        grad_u, grad_w = grad[:-1].view(2, -1).unbind(0)
+        torch.mv(grad_x.T, h, out=grad_u)
+        torch.mv(z.T, grad_a, out=grad_w)
+        grad[-1] = grad_a.sum()
+        to_bounded, to_along = (share @ slope).item(), (grad_u @ w).item() / norm
+        to_wu = (to_bounded + to_along) * bounded_slope - to_along
+        # moved = u + along w with along = (bounded(w·u) - w·u) / w·w
+        grad_w.add_(grad_u, alpha=along).add_(u, alpha=to_wu).add_(w, alpha=-2 * to_along * along)
+        grad_u.add_(w, alpha=to_wu)
+        return torch.addr(grad_x, grad_a, w), grad
 
 
 def dot(x: Tensor, w: Tensor) -> Tensor:
     """x·w (*batch,) of x (*batch, features) with one w (features,), or with one for each x."""
     return x @ w if w.ndim == 1 else (x * w).sum(-1)
-
-
-def add_outer(x: Tensor, h: Tensor, u: Tensor) -> Tensor:
-    """x + h u of x (*batch, features) and h (*batch,) with one u (features,), or with one for each x."""
-    if u.ndim > 1:
-        return torch.addcmul(x, h.unsqueeze(-1), u)
-    return torch.addr(x.reshape(-1, len(u)), h.reshape(-1), u).view(x.shape)
 
 
 class Radial(_Residual):
