@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import flowlab
 from flowlab import demo, presets
 from flowlab.flow import CHUNK
-from flowlab.training import threads
+from flowlab.runtime import threads
 
 SEEDS = (0, 1, 2)
 HELD_OUT = 0.1  # share of the training rows that both are validated on
@@ -168,7 +168,7 @@ def picture(runs: dict[int, tuple[Run, Run]], path: Path) -> None:
         for name, run, colour in zip(("zuko", "flowlab"), pair, ("#d9822b", "#1f5fa8")):
             axis.plot(run.seconds, run.validation, color=colour, marker=".", markersize=4, linewidth=1, label=name)
         axis.axhline(pair[0].validation[pair[0].best], color="#888888", linewidth=0.8, linestyle="--")
-        axis.set(xscale="log", xlabel="seconds of training", title=f"seed {seed}")
+        axis.set(xscale="log", xlabel="seconds of training", title=f"seed {seed}", xlim=(pair[0].seconds[0] / 4, None))
         axis.grid(color="#eeeeee")
     top = max(run.validation[run.best] for pair in runs.values() for run in pair)
     low = min(pair[0].validation[0] for pair in runs.values())

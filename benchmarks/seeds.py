@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from flowlab import demo
-from flowlab.training import threads
+from flowlab.runtime import threads
 
 SEEDS = (1, 2, 3)  # the demo prints seed 0
 RESULTS = Path(__file__).parent / "results" / "seeds.md"

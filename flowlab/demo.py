@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from flowlab import datasets, presets
 from flowlab.report import baselines, figures
+from flowlab.runtime import threads
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.encode import Columns
-from flowlab.training import fit, threads
+from flowlab.training import fit
 
 Array = NDArray[np.float64]
 TEST = 0.2  # share of rows held out

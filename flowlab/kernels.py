@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+_functorch_stack = torch._C._functorch.peek_interpreter_stack
+
 
 def transforming() -> bool:
     """Whether torch.compile, torch.export or torch.func is tracing, where no value may be looked at."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or _functorch_stack() is not None
 
 
 def differentiable_backward(
@@ -51,13 +53,10 @@ _SMALL = 16  # with a side shorter than this, oneDNN's preparations cost more th
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b (p, r) of matrices a (p, q) and b (q, r), without a gradient."""
     (p, q), r = a.shape, b.shape[1]
-    if min(p, q, r) >= _SMALL and _ONEDNN is not None and _is_plain_float(a):
+    fits = min(p, q, r) >= _SMALL and a.dtype == torch.float32 and a.is_cpu
+    if fits and _ONEDNN is not None and _functorch_stack() is None:
         return _ONEDNN(a, b.T, None, "none", [], "")
     return a @ b
-
-
-def _is_plain_float(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not transforming()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,5 +1,7 @@
 """flowlab, as its presets build it and as `fit` trains it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,10 @@ from . import BINS, BOUND, HIDDEN, Case, torch_
 class Model(torch_.Model):
     """`train` is the whole step of `flowlab.fit`: AdamW, clipping, the guard against infinities, the moving average."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, build: Callable[[], Flow], compile: bool = False) -> None:
+        flow = build()
         super().__init__(flow, flow.log_prob, lambda n: flow.sample((n,)), lambda n: flow.rsample_and_log_prob((n,)))
-        self.trainer = _Trainer(flow, NLL(), torch_.LEARNING_RATE, 1e-4, 5.0, 0.998)
+        self.trainer = _Trainer(build(), NLL(), torch_.LEARNING_RATE, 1e-4, 5.0, 0.998, compile)
 
     def train(self, x: Tensor) -> Tensor:
         self.trainer.step(_Rows(x, None, torch.ones(len(x))), 1.0)
@@ -44,4 +47,4 @@ def flow(case: Case, features: int, fast: str) -> Flow:
 
 
 def build(case: Case, features: int, fast: str) -> Model:
-    return Model(flow(case, features, fast))
+    return Model(lambda: flow(case, features, fast))

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from flowlab.kernels import columns, permute, transforming
 from flowlab.layers.coupling import by_parameter, conditioner_inputs, initial_parameters, scalar_support
-from flowlab.layers.incremental import Implicit, Sweep
+from flowlab.layers.incremental import Implicit, Map, Sweep
 from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
 from flowlab.networks import MaskedMLP, start_at
@@ -112,9 +112,8 @@ class Autoregressive(Layer):
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The slow direction: parameters of a feature need the mapped values of those before it."""
-        slow, fast = self.scalar.inverse, self.scalar.forward
-        if not inverse:
-            slow, fast = fast, slow
+        slow: Map = self.scalar.inverse if inverse else self.scalar.forward
+        fast: Map = self.scalar.forward if inverse else self.scalar.inverse
         sweep = Sweep(self.network, self.scalar, None if context is None else context.detach())
         mapped, log_det = sweep.run(value, slow)
         given = [value, *self.parameters()] if context is None else [value, context, *self.parameters()]

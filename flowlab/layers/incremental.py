@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from flowlab.kernels import product
 from flowlab.layers.coupling import by_parameter, conditioner_inputs
 from flowlab.layers.scalar import ScalarMap
-from flowlab.networks import ACTIVATIONS, MaskedMLP
+from flowlab.networks import ACTIVATIONS, Linear, MaskedMLP
 
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -37,7 +37,8 @@ class Sweep:
     def __init__(self, network: MaskedMLP, scalar: ScalarMap, context: Tensor | None) -> None:
         self.network, self.scalar, self.context = network, scalar, context
         self.activation = ACTIVATIONS[network.activation]
-        *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in network.linears]
+        linears: list[Linear] = list(network.linears)  # type: ignore[arg-type]
+        *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
         self.repeats = 2 if scalar.periodic else 1  # inputs per feature
         self.given = len(self.hidden[0][0][0] if self.hidden else self.last[0][0]) - self.repeats * network.features
 

@@ -23,8 +23,9 @@ from flowlab import files
 from flowlab.bases import Gaussian
 from flowlab.flow import CHUNK, Flow
 from flowlab.layers import Autoregressive, Layer, Marginal, MixtureCDF, Whitening
+from flowlab.runtime import threads
 from flowlab.tables.encode import Columns
-from flowlab.training import History, fit, representative, threads
+from flowlab.training import History, fit, representative
 
 # Layers on the data side, in sampling order.
 PREPROCESSING: dict[str, tuple[type[Layer], ...]] = {
@@ -62,7 +63,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         validation: Share of rows held out to stop early and to choose the preprocessing.
         patience: Evaluations without improvement that end training.
         device: Where to train, "cpu" or "cuda".
-        n_jobs: Threads for training. One by default: its steps are short, and more would hardly help (see `training.threads`).
+        n_jobs: Threads for training. One by default: its steps are short, and more would hardly help (see `runtime.threads`).
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
         progress: Show a progress bar.
 

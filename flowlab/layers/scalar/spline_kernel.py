@@ -85,7 +85,7 @@ class SplineFunction(torch.autograd.Function):
         else:
             theta = (safe - x0).div_(w)
         theta.clamp_(0, 1)
-        squared, cross, rest, denominator, numerator = _terms(theta, s, d0, d1, bend)
+        squared, cross, _, denominator, numerator = _terms(theta, s, d0, d1, bend)
         log_slope = (s * s).mul_(numerator).div_(denominator.square()).log_()
         if inverse:
             mapped = torch.addcmul(x0, theta, w)
@@ -104,7 +104,7 @@ class SplineFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_mapped: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-        bins, bound, slope, periodic, inverse = ctx.options
+        bins, bound, _, periodic, inverse = ctx.options
         value, params, inside, *saved = ctx.saved_tensors
         if plain_backward():
             from flowlab.layers.scalar.spline import plain

@@ -1,0 +1,214 @@
+"""How the cost of flowlab's spline flows grows: with features, layers, bins, batch and rows. One thread; on Linux for memory.
+
+Writes benchmarks/results/scaling.md and .png, in under four minutes. To pin it to a core: taskset -c 0.
+"""
+
+import argparse
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import pairwise
+from math import log
+from pathlib import Path
+
+import torch
+from frameworks.flowlab_ import Model
+from speed import machine
+
+import flowlab
+from flowlab import Flow, presets
+from flowlab.runtime import threads
+
+RESULTS = Path(__file__).parent / "results"
+SETTING = {"features": 16, "layers": 4, "bins": 8, "hidden": (128, 128)}
+SMALL = {"features": 2, "layers": 2, "bins": 8, "hidden": (16,)}
+ROWS = {"train": 512, "log_prob": 8192, "sample": 8192}
+COUPLING, AUTOREGRESSIVE = "coupling", "autoregressive"
+OPS = [(COUPLING, "train"), (COUPLING, "log_prob"), (COUPLING, "sample")]
+OPS += [(AUTOREGRESSIVE, "train"), (AUTOREGRESSIVE, "log_prob")]
+LARGE = [(COUPLING, "log_prob"), (COUPLING, "sample"), (AUTOREGRESSIVE, "log_prob"), (AUTOREGRESSIVE, "sample")]
+SLOW = [(AUTOREGRESSIVE, "sample"), (AUTOREGRESSIVE, "rsample")]
+FEATURES = (4, 8, 16, 32, 64, 128, 256)
+TOLERANCE = 0.15  # of an exponent, for noise
+COST = "µs per row"
+LEAST = 1e5  # bytes: less is noise
+
+
+@dataclass
+class Panel:
+    """Cost against one dimension: `slope` is the largest exponent that is as it should be, `why` says where it comes from."""
+
+    title: str
+    axis: str
+    unit: str
+    slope: float
+    why: str
+    since: int = 0  # from where on it should be so
+    series: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def add(self, name: str, x: int, value: float) -> None:
+        self.series.setdefault(name, {})[x] = value
+        print(f"{self.title}: {name} at {x:,}: {value:.4g} {self.unit}", flush=True)
+
+    def exponents(self, name: str) -> dict[int, float]:
+        """The exponent between each point and the one before."""
+        points = list(self.series[name].items())
+        return {x: log(y / before) / log(x / left) for (left, before), (x, y) in pairwise(points)}
+
+
+def build(kind: str, setting: dict) -> Flow:
+    options = SETTING | setting
+    generator = torch.Generator().manual_seed(0)
+    return presets.nsf(options.pop("features"), autoregressive=kind == AUTOREGRESSIVE, generator=generator, **options)
+
+
+def fastest(function: Callable[[], object], seconds: float) -> float:
+    """The least time of calls that take so many seconds together, after a first one; of very long ones, of one."""
+    times = []
+    while len(times) < 2 or sum(times[1:]) < seconds:
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+        if times[0] > 20 * seconds:
+            break
+    return min(times)
+
+
+def call(kind: str, op: str, rows: int, setting: dict) -> Callable[[], object]:
+    """The operation, ready to run."""
+    if op in ("train", "rsample"):
+        model = Model(lambda: build(kind, setting))
+        argument = rows if op == "rsample" else torch.randn(rows, model.module.features)
+        return lambda: getattr(model, op)(argument)
+    flow = build(kind, setting)
+    argument = (rows,) if op == "sample" else torch.randn(rows, flow.features)
+    return torch.no_grad()(lambda: getattr(flow, op)(argument))
+
+
+def held(entry: str) -> int:
+    """Bytes of memory, from the system's account of this process."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(entry + ":")[1].split()[0])
+
+
+def isolated(job: tuple[str, str, int, float, dict]) -> tuple[float, float]:
+    """In a process of its own: microseconds per row, and the megabytes needed beyond input and output."""
+    kind, op, rows, seconds, setting = job
+    call(kind, op, 16, setting)()  # what the first call loads and caches is not counted
+    run = call(kind, op, rows, setting)
+    before = held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    took = fastest(run, seconds)
+    output = 4 * rows * {"sample": (SETTING | setting)["features"], "log_prob": 1}.get(op, 0)
+    return 1e6 * took / rows, max(held("VmHWM") - before - output, LEAST) / 1e6
+
+
+def measure(seconds: float) -> list[Panel]:
+    features = Panel("Features", "features", COST, 1, "last product and spline are proportional, the rest is fixed")
+    slow = Panel("Slow direction", "features", COST, 1, "one step per feature, all of one cost")
+    slow_memory = Panel("Memory of the slow direction", "features", "MB", 1, "so many values per feature and row")
+    layers = Panel("Layers", "layers", COST, 1, "all cost the same")
+    bins = Panel("Bins", "bins", COST, 1, "last product and spline are proportional, the rest is fixed")
+    batch = Panel("Batch", "rows per call", COST, 0, "fixed costs are spread over the rows, then nothing changes")
+    rows = Panel("Rows, small flow", "rows", COST, 0, "chunks of one size cost the same")
+    rows_memory = Panel("Memory, small flow", "rows", "MB", 0, "beyond input and output only a chunk is held", 10**5)
+
+    # These first, while this process, which the others are copies of, holds nothing.
+    jobs = [(slow, slow_memory, (*pair, 1024, seconds, {"features": d}), d) for pair in SLOW for d in FEATURES]
+    counts = [10**i for i in range(3, 8)]
+    jobs += [(rows, rows_memory, (*pair, n, seconds, SMALL), n) for pair in LARGE for n in counts]
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        results = pool.imap(isolated, [job for _, _, job, _ in jobs])
+        for (cost, memory, (kind, op, *_), x), (took, megabytes) in zip(jobs, results, strict=True):
+            cost.add(f"{kind}, {op}", x, took)
+            memory.add(f"{kind}, {op}", x, megabytes)
+
+    for kind, op in OPS:
+        points = [(features, d, ROWS[op], {"features": d}) for d in FEATURES]
+        points += [(layers, n, ROWS[op], {"layers": n}) for n in (1, 2, 4, 8, 16)]
+        points += [(bins, n, ROWS[op], {"bins": n}) for n in (4, 8, 16, 32, 64)]
+        points += [(batch, n, n, {}) for n in (32, 128, 512, 2048, 8192, 32768)]
+        for panel, x, n, setting in points:
+            panel.add(f"{kind}, {op}", x, 1e6 * fastest(call(kind, op, n, setting), seconds) / n)
+    return [features, slow, slow_memory, layers, bins, batch, rows, rows_memory]
+
+
+def table(panel: Panel) -> str:
+    lines = [[panel.axis, *panel.series], ["---:"] * (1 + len(panel.series))]
+    for x in next(iter(panel.series.values())):
+        found = [(values[x], panel.exponents(name).get(x)) for name, values in panel.series.items()]
+        cells = [f"{value:.3g}" + ("" if exponent is None else f" ({exponent:+.2f})") for value, exponent in found]
+        lines.append([f"{x:,}", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def bent(panel: Panel) -> list[str]:
+    """Where the cost grows faster than it should."""
+    return [
+        f"- {panel.title}, {name}: exponent {exponent:.2f} up to {x:,}, {panel.series[name][x]:.3g} {panel.unit}"
+        for name in panel.series
+        for x, exponent in panel.exponents(name).items()
+        if exponent > panel.slope + TOLERANCE and x > panel.since
+    ]
+
+
+def markdown(panels: list[Panel]) -> str:
+    versions = f"flowlab {flowlab.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    heads = [f"## {p.title}: {p.unit}\n\nExpected exponent: at most {p.slope:g}; {p.why}." for p in panels]
+    tables = "\n\n".join(f"{head}\n\n{table(panel)}" for head, panel in zip(heads, panels))
+    found = "\n".join(line for panel in panels for line in bent(panel)) or "Nothing."
+    layers, bins, hidden = SETTING["layers"], SETTING["bins"], SETTING["hidden"]
+    return f"""# Scaling
+
+`python benchmarks/scaling.py`, {date.today().isoformat()}: {versions}; {machine()}, one thread. Neural spline flows of {layers} \
+layers with {hidden} hidden units, {SETTING["features"]} features and {bins} bins where nothing else is said; training steps as in \
+`fit` on {ROWS["train"]} rows, log_prob and sampling of {ROWS["log_prob"]:,} rows without gradient, the slow direction of 1,024 rows \
+(rsample with gradient). The small flow has {SMALL["features"]} features and {SMALL["layers"]} layers with {SMALL["hidden"][0]} hidden units. Each number is \
+the fastest of some calls; in parentheses the local exponent, log(cost ratio) / log(ratio of the dimension). Memory is the peak \
+beyond input and output, in a process of its own.
+
+![Cost against each dimension](scaling.png)
+
+## Steeper than it should be, by more than {TOLERANCE}
+
+{found}
+
+{tables}
+"""
+
+
+def picture(panels: list[Panel], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 4, figsize=(16, 8), layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        for (name, values), marker in zip(panel.series.items(), "os^Dv"):
+            axis.plot(list(values), list(values.values()), marker=marker, markersize=4, linewidth=1, label=name)
+        top = max(panel.series.values(), key=lambda values: max(values.values()))
+        xs, last = list(top), list(top.values())[-1]
+        reference = [last * (x / xs[-1]) ** panel.slope for x in xs]
+        axis.plot(xs, reference, "--", color="#888888", label=f"slope {panel.slope:g}")
+        axis.set(xscale="log", yscale="log", title=panel.title, xlabel=panel.axis, ylabel=panel.unit)
+        axis.grid(color="#eeeeee")
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of calls per point")
+    with threads(1):
+        panels = measure(parser.parse_args().seconds)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scaling.md").write_text(markdown(panels))
+    picture(panels, RESULTS / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()
