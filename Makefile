@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 VENV := .venv
+JAX := .venv-jax
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench bench-speed bench-quick docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -35,12 +36,27 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff format flowlab tests examples datasets benchmarks
 	$(BIN)/ruff check --fix flowlab tests examples datasets benchmarks
 
-bench: $(READY)  ## long measurements; tables go to benchmarks/results/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+# The peers of the speed benchmark; FlowJAX lives in an environment of its own.
+$(VENV)/.bench: $(READY)
+	@echo "== installing the libraries to compare with"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	test -x $(JAX)/bin/python || $(PYTHON) -m venv $(JAX)
+	$(JAX)/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=19"
+	touch $@
+
+bench: $(READY)  ## seeds of the comparison, whole fits, scaling; tables go to benchmarks/results/
+	for script in seeds fits scaling; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+bench-speed: $(VENV)/.bench  ## speed against all other flow libraries, on one core and on two; an hour
+	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python
+	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python --cores 2
+
+bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
+	$(BIN)/python benchmarks/quick.py
 
 docs: $(READY)  ## API pages in site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m pdoc --docformat google --output-directory site flowlab
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JAX) demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@
     python benchmarks/quick.py --record   # write what is measured now to benchmarks/results/quick.json
 
 The workers of `benchmarks/speed.py` on one core, round-robin. Without zuko only the ratios to the MLPs count. Ratios depend on
-the machine, too, less than times do: record them on the one that compares.
+the machine, too, less than times do: record them on the one that compares, while nothing else runs.
 """
 
 import argparse
@@ -84,7 +84,8 @@ def main() -> int:
     if "zuko" not in workers:
         print("no zuko here: compared with the MLPs alone")
     try:
-        found = ratios(workers, ORDER, record["ratios"], options.rounds, options.seconds)
+        rounds = options.rounds * (2 if options.record else 1)
+        found = ratios(workers, ORDER, record["ratios"], rounds, options.seconds)
         worse = {} if options.record else slower(found, record["ratios"])
         if worse:
             print("once more, since it may be noise:")

@@ -27,9 +27,8 @@ SETTING = {"features": 16, "layers": 4, "bins": 8, "hidden": (128, 128)}
 SMALL = {"features": 2, "layers": 2, "bins": 8, "hidden": (16,)}
 ROWS = {"train": 512, "log_prob": 8192, "sample": 8192}
 COUPLING, AUTOREGRESSIVE = "coupling", "autoregressive"
-OPS = [(COUPLING, "train"), (COUPLING, "log_prob"), (COUPLING, "sample")]
-OPS += [(AUTOREGRESSIVE, "train"), (AUTOREGRESSIVE, "log_prob")]
-LARGE = [(COUPLING, "log_prob"), (COUPLING, "sample"), (AUTOREGRESSIVE, "log_prob"), (AUTOREGRESSIVE, "sample")]
+LARGE = [(kind, op) for kind in (COUPLING, AUTOREGRESSIVE) for op in ("log_prob", "sample")]
+OPS = [(COUPLING, "train"), *LARGE[:2], (AUTOREGRESSIVE, "train"), LARGE[2]]
 SLOW = [(AUTOREGRESSIVE, "sample"), (AUTOREGRESSIVE, "rsample")]
 FEATURES = (4, 8, 16, 32, 64, 128, 256)
 TOLERANCE = 0.15  # of an exponent, for noise
@@ -69,9 +68,9 @@ def fastest(function: Callable[[], object], seconds: float) -> float:
     """The least time of calls that take so many seconds together, after a first one; of very long ones, of one."""
     times = []
     while len(times) < 2 or sum(times[1:]) < seconds:
-        started = time.perf_counter()
+        started = time.process_time()  # waiting for other programs does not count
         function()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
         if times[0] > 20 * seconds:
             break
     return min(times)
@@ -93,9 +92,9 @@ def held(entry: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().split(entry + ":")[1].split()[0])
 
 
-def isolated(job: tuple[str, str, int, float, dict]) -> tuple[float, float]:
-    """In a process of its own: microseconds per row, and the megabytes needed beyond input and output."""
-    kind, op, rows, seconds, setting = job
+def isolated(job: tuple[str, str, int, dict, float]) -> tuple[float, float]:
+    """In a process of its own, as earlier calls change how memory is had: microseconds per row, megabytes beyond input and output."""
+    kind, op, rows, setting, seconds = job
     call(kind, op, 16, setting)()  # what the first call loads and caches is not counted
     run = call(kind, op, rows, setting)
     before = held("VmRSS")
@@ -115,23 +114,17 @@ def measure(seconds: float) -> list[Panel]:
     rows = Panel("Rows, small flow", "rows", COST, 0, "chunks of one size cost the same")
     rows_memory = Panel("Memory, small flow", "rows", "MB", 0, "beyond input and output only a chunk is held", 10**5)
 
-    # These first, while this process, which the others are copies of, holds nothing.
-    jobs = [(slow, slow_memory, (*pair, 1024, seconds, {"features": d}), d) for pair in SLOW for d in FEATURES]
-    counts = [10**i for i in range(3, 8)]
-    jobs += [(rows, rows_memory, (*pair, n, seconds, SMALL), n) for pair in LARGE for n in counts]
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        results = pool.imap(isolated, [job for _, _, job, _ in jobs])
-        for (cost, memory, (kind, op, *_), x), (took, megabytes) in zip(jobs, results, strict=True):
-            cost.add(f"{kind}, {op}", x, took)
-            memory.add(f"{kind}, {op}", x, megabytes)
-
+    jobs = [([slow, slow_memory], x, (*pair, 1024, {"features": x})) for pair in SLOW for x in FEATURES]
+    jobs += [([rows, rows_memory], 10**i, (*pair, 10**i, SMALL)) for pair in LARGE for i in range(3, 8)]
     for kind, op in OPS:
-        points = [(features, d, ROWS[op], {"features": d}) for d in FEATURES]
-        points += [(layers, n, ROWS[op], {"layers": n}) for n in (1, 2, 4, 8, 16)]
-        points += [(bins, n, ROWS[op], {"bins": n}) for n in (4, 8, 16, 32, 64)]
-        points += [(batch, n, n, {}) for n in (32, 128, 512, 2048, 8192, 32768)]
-        for panel, x, n, setting in points:
-            panel.add(f"{kind}, {op}", x, 1e6 * fastest(call(kind, op, n, setting), seconds) / n)
+        for panel, points in ((features, FEATURES), (layers, (1, 2, 4, 8, 16)), (bins, (4, 8, 16, 32, 64))):
+            jobs += [([panel], x, (kind, op, ROWS[op], {panel.axis: x})) for x in points]
+        jobs += [([batch], n, (kind, op, n, {})) for n in (32, 128, 512, 2048, 8192, 32768)]
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        results = pool.imap(isolated, [(*job, seconds) for _, _, job in jobs])
+        for (panels, x, (kind, op, *_)), measured in zip(jobs, results, strict=True):
+            for panel, value in zip(panels, measured):
+                panel.add(f"{kind}, {op}", x, value)
     return [features, slow, slow_memory, layers, bins, batch, rows, rows_memory]
 
 
@@ -155,19 +148,18 @@ def bent(panel: Panel) -> list[str]:
 
 
 def markdown(panels: list[Panel]) -> str:
-    versions = f"flowlab {flowlab.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     heads = [f"## {p.title}: {p.unit}\n\nExpected exponent: at most {p.slope:g}; {p.why}." for p in panels]
     tables = "\n\n".join(f"{head}\n\n{table(panel)}" for head, panel in zip(heads, panels))
     found = "\n".join(line for panel in panels for line in bent(panel)) or "Nothing."
-    layers, bins, hidden = SETTING["layers"], SETTING["bins"], SETTING["hidden"]
     return f"""# Scaling
 
-`python benchmarks/scaling.py`, {date.today().isoformat()}: {versions}; {machine()}, one thread. Neural spline flows of {layers} \
-layers with {hidden} hidden units, {SETTING["features"]} features and {bins} bins where nothing else is said; training steps as in \
+`python benchmarks/scaling.py`, {date.today().isoformat()}: flowlab {flowlab.__version__}, torch {torch.__version__}; \
+{machine()}, Python {platform.python_version()}, one thread, whose own time it is. Neural spline flows of {SETTING["layers"]} layers \
+with {SETTING["hidden"]} hidden units, {SETTING["features"]} features and {SETTING["bins"]} bins where nothing else is said; training steps as in \
 `fit` on {ROWS["train"]} rows, log_prob and sampling of {ROWS["log_prob"]:,} rows without gradient, the slow direction of 1,024 rows \
 (rsample with gradient). The small flow has {SMALL["features"]} features and {SMALL["layers"]} layers with {SMALL["hidden"][0]} hidden units. Each number is \
-the fastest of some calls; in parentheses the local exponent, log(cost ratio) / log(ratio of the dimension). Memory is the peak \
-beyond input and output, in a process of its own.
+the fastest of some calls in a fresh process; in parentheses the local exponent, log(cost ratio) / log(ratio of the dimension). \
+Memory is the peak beyond input and output.
 
 ![Cost against each dimension](scaling.png)
 
@@ -189,10 +181,9 @@ def picture(panels: list[Panel], path: Path) -> None:
     for axis, panel in zip(axes.flat, panels, strict=True):
         for (name, values), marker in zip(panel.series.items(), "os^Dv"):
             axis.plot(list(values), list(values.values()), marker=marker, markersize=4, linewidth=1, label=name)
-        top = max(panel.series.values(), key=lambda values: max(values.values()))
-        xs, last = list(top), list(top.values())[-1]
-        reference = [last * (x / xs[-1]) ** panel.slope for x in xs]
-        axis.plot(xs, reference, "--", color="#888888", label=f"slope {panel.slope:g}")
+        last, highest = max((x, y) for values in panel.series.values() for x, y in values.items())
+        reference = [highest * (x / last) ** panel.slope for x in values]
+        axis.plot(list(values), reference, "--", color="#888888", label=f"slope {panel.slope:g}")
         axis.set(xscale="log", yscale="log", title=panel.title, xlabel=panel.axis, ylabel=panel.unit)
         axis.grid(color="#eeeeee")
         axis.legend(fontsize=7)

@@ -185,6 +185,9 @@ class Flow(nn.Module):
         return (self.base.log_prob(z) + log_det,)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
+        if torch.is_autocast_enabled(value.device.type):  # log-determinants do not survive half precision
+            with torch.autocast(value.device.type, enabled=False):
+                return self._chain(value, context, to_noise)
         log_det: Tensor | None = None
         for layer in reversed(list(self)) if to_noise else self:
             dtype = dtype_of(layer)

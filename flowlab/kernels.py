@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 _functorch_stack = torch._C._functorch.peek_interpreter_stack
 
 
 def transforming() -> bool:
-    """Whether torch.compile, torch.export or torch.func is tracing, where no value may be looked at."""
-    return torch.compiler.is_compiling() or _functorch_stack() is not None
+    """Whether torch.compile, torch.export, torch.func or forward-mode differentiation looks on, which need plain operations."""
+    return torch.compiler.is_compiling() or _functorch_stack() is not None or forward_ad._current_level >= 0
 
 
 def differentiable_backward(
@@ -28,18 +28,21 @@ def differentiable_backward(
     needed = [x for x in inputs if x.requires_grad]
     with torch.enable_grad():
         outputs = plain(*inputs)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    outputs, grads = zip(*used, strict=True)
     found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=True, materialize_grads=True))
     return [next(found) if x.requires_grad else None for x in inputs]
 
 
-def plain_backward() -> bool:
+def plain_backward(grad: Tensor) -> bool:
     """Whether a backward has to be made of plain operations: for second derivatives, or for a batch of gradients."""
-    return torch.is_grad_enabled() or transforming()
+    return torch.is_grad_enabled() or transforming() or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def columns(x: Tensor) -> Tensor:
     """(*batch, features) with features first: (features, n). Copies only where memory is not already laid out so."""
-    return x.reshape(-1, x.shape[-1]).T.contiguous()
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1]).T.contiguous()
 
 
 # ---- products ---------------------------------------------------------------------------------------------------
@@ -51,11 +54,14 @@ _SMALL = 16  # with a side shorter than this, oneDNN's preparations cost more th
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b (p, r) of matrices a (p, q) and b (q, r), without a gradient."""
+    """a @ b (p, r) of matrices a (p, q) and b (q, r), without a gradient, and in their own precision."""
     (p, q), r = a.shape, b.shape[1]
     fits = min(p, q, r) >= _SMALL and a.dtype == torch.float32 and a.is_cpu
-    if fits and _ONEDNN is not None and _functorch_stack() is None:
+    if fits and _ONEDNN is not None and torch._C._get_mkldnn_enabled() and _functorch_stack() is None:
         return _ONEDNN(a, b.T, None, "none", [], "")
+    if torch.is_autocast_enabled(a.device.type):
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b
     return a @ b
 
 
@@ -73,7 +79,7 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mask, masked = ctx.saved_tensors
-        if plain_backward():
+        if plain_backward(grad):
             plain = functools.partial(_linear, mask=mask)
             return *differentiable_backward(plain, (x, weight, bias), (grad,)), None
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]

@@ -152,18 +152,19 @@ class MLP(nn.Module):
         """The output layer."""
         return self.linears[-1]  # type: ignore[return-value]
 
-    def columns(self, x: Tensor) -> Tensor:
-        """The result (out_features, n) for x (in_features, n)."""
+    def columns(self, x: Tensor, dropout: bool = True) -> Tensor:
+        """The result (out_features, n) for x (in_features, n); without `dropout` as outside of training."""
+        drop: Callable[[Tensor], Tensor] = self.drop if dropout else nn.Identity()
         activation = ACTIVATIONS[self.activation]
         in_place = IN_PLACE.get(self.activation, activation)
         if self.residual:
             first, *inner = self.linears[:-1]
             x = first(x)
             for one, two in zip(inner[::2], inner[1::2], strict=True):
-                x = x + two(self.drop(in_place(one(activation(x)))))
+                x = x + two(drop(in_place(one(activation(x)))))
         else:
             for linear in self.linears[:-1]:
-                x = self.drop(in_place(linear(x)))
+                x = drop(in_place(linear(x)))
         return self.last(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -104,14 +104,16 @@ class Autoregressive(Layer):
         rows = permute(mapped, self.rank, self.order).T
         return rows.view(value.shape), log_det.view(value.shape[:-1])
 
-    def _one_pass(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        output = self.network.columns(conditioner_inputs(value, context, self.scalar.periodic))
+    def _one_pass(
+        self, value: Tensor, context: Tensor | None, inverse: bool, dropout: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        output = self.network.columns(conditioner_inputs(value, context, self.scalar.periodic), dropout)
         params = by_parameter(output, self.scalar.count)
         mapped, log_det = self.scalar.inverse(value, params) if inverse else self.scalar.forward(value, params)
         return mapped, log_det.sum(0)
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The slow direction: parameters of a feature need the mapped values of those before it."""
+        """The slow direction: parameters of a feature need the mapped values of those before it. Dropout has no part in it."""
         slow: Map = self.scalar.inverse if inverse else self.scalar.forward
         fast: Map = self.scalar.forward if inverse else self.scalar.inverse
         sweep = Sweep(self.network, self.scalar, None if context is None else context.detach())
@@ -119,9 +121,9 @@ class Autoregressive(Layer):
         given = [value, *self.parameters()] if context is None else [value, context, *self.parameters()]
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
             return mapped, log_det
-        residual = value - self._one_pass(mapped, context, not inverse)[0]
-        mapped = Implicit.apply(residual, mapped, sweep, fast)
-        return mapped, -self._one_pass(mapped, context, not inverse)[1]
+        residual = value - self._one_pass(mapped, context, not inverse, dropout=False)[0]
+        mapped = Implicit.apply(residual, mapped, sweep, fast, *sweep.weights)
+        return mapped, -self._one_pass(mapped, context, not inverse, dropout=False)[1]
 
     def _pass_per_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The slow direction by whole passes, for torch.compile, torch.export and torch.func."""
@@ -129,7 +131,7 @@ class Autoregressive(Layer):
         log_det = torch.zeros_like(value[0])
         for i in torch.arange(self.features, device=value.device).split(1):  # as numbers they would break graphs
             inputs = conditioner_inputs(mapped, context, self.scalar.periodic)
-            params = by_parameter(self.network.columns(inputs), self.scalar.count).index_select(1, i)
+            params = by_parameter(self.network.columns(inputs, dropout=False), self.scalar.count).index_select(1, i)
             column = value.index_select(0, i)
             column, term = self.scalar.inverse(column, params) if inverse else self.scalar.forward(column, params)
             mapped = mapped.index_copy(0, i, column)

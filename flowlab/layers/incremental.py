@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flowlab.kernels import product
 from flowlab.layers.coupling import by_parameter, conditioner_inputs
@@ -53,6 +52,15 @@ class Sweep:
     def active(self, layer: int) -> bool:
         """Whether the hidden values that a linear layer ends in pass through the activation."""
         return not (self.network.residual and layer == len(self.hidden) - 1)
+
+    def masked(self, layer: int, weight: Tensor) -> Tensor:
+        """A linear layer's weight without what its mask forbids."""
+        return weight * self.network.linears[layer].mask
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """All weights and biases, as they were when the sweep was prepared."""
+        return [tensor for linear in (*self.hidden, self.last) for tensor in linear]
 
     def inputs(self, features: Tensor) -> Tensor:
         """The network's inputs for features (k, n) alone, without the context."""
@@ -133,8 +141,8 @@ class Sweep:
         with torch.no_grad():
             x = conditioner_inputs(mapped, self.context, self.scalar.periodic)
             passing: Tensor | None = None
-            for layer, linear in enumerate(self.network.linears[:-1]):
-                x = linear(x)
+            for layer, (weight, bias) in enumerate(self.hidden):
+                x = product(self.masked(layer, weight), x).add_(bias.unsqueeze(-1))
                 if self.residual(layer):
                     x = passing = x if passing is None else x + passing
                 with torch.enable_grad():
@@ -142,19 +150,26 @@ class Sweep:
                     y = self.activation(x)
                     slopes.append(torch.autograd.grad(y.sum(), x)[0])
                 x = y.detach() if self.active(layer) else x.detach()
-            return slopes, self.network.last(x)
+            weight, bias = self.last
+            return slopes, product(self.masked(-1, weight), x).add_(bias.unsqueeze(-1))
 
 
 class Implicit(torch.autograd.Function):
     """Gives a solution `mapped` of F(mapped) = value the derivatives of the residual value - F(mapped)."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, mapped: Tensor, sweep: Sweep, fast: Map) -> Tensor:
-        ctx.save_for_backward(mapped)
+    def forward(ctx: Any, residual: Tensor, mapped: Tensor, sweep: Sweep, fast: Map, *weights: Tensor) -> Tensor:
+        # The sweep has the weights; saved here, autograd notices when something overwrites them.
+        ctx.save_for_backward(mapped, *weights)
         ctx.sweep, ctx.fast = sweep, fast
         return mapped.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.sweep.solve_transposed(ctx.saved_tensors[0], grad, ctx.fast), None, None, None
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "no second derivative (create_graph=True) through the slow direction of an autoregressive layer: "
+                "use torch.func.grad, which has it, or the layer's fast direction"
+            )
+        mapped, *weights = ctx.saved_tensors
+        return ctx.sweep.solve_transposed(mapped, grad, ctx.fast), *[None] * (3 + len(weights))

@@ -26,31 +26,30 @@ class SplineFunction(torch.autograd.Function):
         inside = None if periodic else value.abs() < bound
         safe = value.clamp(-bound, bound)
 
-        # Shares of the bins, and where each bin starts, widths before heights: (d, 2, bins, n).
+        # Shares of the bins (d, 2, bins, n), widths before heights, and the knots between them (d, 2, bins + 1, n), in [0, 1].
         logits = params[:, : 2 * bins]
         clip = _soft_clip_divisor(logits, -math.log(slope) / 2)
         shares = torch.softmax((logits / clip).view(d, 2, bins, n), 2)
-        starts = torch.empty_like(shares)
-        starts[:, :, 0].zero_()
-        ends, parts = starts.unbind(2), shares.unbind(2)
+        knots = value.new_empty(d, 2, bins + 1, n)
+        knots[:, :, 0].zero_()
+        knots[:, :, bins].fill_(1)
+        ends, parts = knots.unbind(2), shares.unbind(2)
         for j in range(1, bins):
             torch.add(ends[j - 1], parts[j - 1], out=ends[j])
 
         # passed[:, j] is one where the value is beyond inner knot j: inner knots alone, so that the bin is valid by construction.
         passed = value.new_empty(d, bins - 1, n)
-        torch.ge((safe + bound).mul_(0.5 / bound).unsqueeze(1), starts[:, int(inverse), 1:], out=passed)
+        torch.ge((safe + bound).mul_(0.5 / bound).unsqueeze(1), knots[:, int(inverse), 1:-1], out=passed)
         bin = passed.sum(1)
         element = torch.arange(n, device=value.device)
         feature = torch.arange(d, device=value.device).unsqueeze(1)
-        step = bin.long().mul_(n).add_(element)
-        own = torch.stack([step, step + bins * n])  # of the value's bins in (2 bins, n), flattened
-        index = torch.add(own, feature, alpha=2 * bins * n).view(-1)
-        start, width = (
-            starts.view(-1).index_select(0, index).view(2, d, n),
-            shares.view(-1).index_select(0, index).view(2, d, n),
-        )
+        step = bin.long().mul_(n).add_(element)  # of the value's bin in (bins, n), flattened
+        before = torch.stack([step, step + (bins + 1) * n]).add_(feature, alpha=2 * (bins + 1) * n).view(-1)
+        start, end = knots.view(-1).index_select(0, before), knots.view(-1).index_select(0, before.add_(n))
         start.mul_(2 * bound).sub_(bound)
-        width.mul_(2 * bound)
+        # Of the knots as they are rounded: what a bin loses the next one must gain.
+        width = end.mul_(2 * bound).sub_(bound).sub_(start).view(2, d, n)
+        start = start.view(2, d, n)
 
         # Slopes at the knots on both sides of the value; `free` is zero at the ends of the box, where the slope is one.
         free = torch.ones_like(width)
@@ -97,7 +96,7 @@ class SplineFunction(torch.autograd.Function):
             inside = inside.to(value.dtype)
             log_slope.mul_(inside)
         ctx.save_for_backward(
-            value, params, inside, clip, shares, passed, own, beside, free, slope_clip, start, width, slopes, theta
+            value, params, inside, clip, shares, passed, step, beside, free, slope_clip, start, width, slopes, theta
         )
         ctx.options = bins, bound, slope, periodic, inverse
         return mapped, log_slope
@@ -106,7 +105,7 @@ class SplineFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_mapped: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
         bins, bound, _, periodic, inverse = ctx.options
         value, params, inside, *saved = ctx.saved_tensors
-        if plain_backward():
+        if plain_backward(grad_mapped):
             from flowlab.layers.scalar.spline import plain
 
             def reference(value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +114,7 @@ class SplineFunction(torch.autograd.Function):
             grads = (grad_mapped, grad_log_slope)
             return *differentiable_backward(reference, (value, params), grads), *[None] * 5
 
-        clip, shares, passed, own, beside, free, slope_clip, start, width, slopes, theta = saved
+        clip, shares, passed, step, beside, free, slope_clip, start, width, slopes, theta = saved
         n, count = value.shape[1], params.shape[1]
         beyond = None
         if inside is not None:
@@ -185,7 +184,8 @@ class SplineFunction(torch.autograd.Function):
         logits[:, :, -1:].copy_(mean)
         logits.mul_(shares)
         feature = torch.arange(len(value), device=value.device).unsqueeze(1)
-        grad.view(-1).index_add_(0, torch.add(own, feature, alpha=count * n).view(-1), grad_width.view(-1))
+        own = torch.stack([step, step + bins * n]).add_(feature, alpha=count * n)
+        grad.view(-1).index_add_(0, own.view(-1), grad_width.view(-1))
         grad[:, : 2 * bins].div_(clip).div_(clip)
         return grad_value if beyond is None else grad_value.add_(beyond), grad, *[None] * 5
 

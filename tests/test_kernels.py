@@ -1,0 +1,453 @@
+"""Hand-written kernels against the plain operations they stand for, and autoregressive layers against their slow form."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from constructors import PRESETS, SCALARS, perturb, preset, seeded
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import flowlab
+from flowlab.kernels import linear, merge, permute, split, tame
+from flowlab.layers import Affine, Autoregressive, Coupling, RationalQuadraticSpline
+from flowlab.layers.scalar.affine import affine
+from flowlab.layers.scalar.spline import knot_positions, plain, spline
+from flowlab.networks import MLP
+
+Call = Callable[..., Any]
+jacobian = torch.autograd.functional.jacobian
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(seed))
+
+
+class Kernel(NamedTuple):
+    """A kernel, its plain form, and the shapes of its inputs; the first `batched` of them get a batch as last axis."""
+
+    fast: Call
+    slow: Call
+    shapes: tuple[tuple[int, ...], ...]
+    batched: int = 3
+
+    def inputs(self, n: int = 7) -> list[Tensor]:
+        batches = [(n,) if i < self.batched else () for i in range(len(self.shapes))]
+        return [normal(*s, *b, seed=i, scale=1.5) for i, (s, b) in enumerate(zip(self.shapes, batches, strict=True))]
+
+
+def spline_kernel(bins: int, periodic: bool, inverse: bool) -> Kernel:
+    bound = math.pi if periodic else 2.0  # some values lie outside the box
+    squeeze = (lambda v: bound * torch.tanh(v)) if periodic else (lambda v: v)
+    return Kernel(
+        lambda v, p: spline(squeeze(v), p, bins, bound, 1e-3, periodic=periodic, inverse=inverse),
+        lambda v, p: plain(squeeze(v), p, bins, bound, 1e-3, periodic, inverse),
+        ((3,), (3 * bins + (1 if periodic else -1), 3)),
+    )
+
+
+def plain_affine(value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    log_scale = (-1 if inverse else 1) * 3 * torch.tanh(params[1] / 3)
+    return ((value - params[0]) * log_scale.exp() if inverse else value * log_scale.exp() + params[0]), log_scale
+
+
+def plain_tame(x: Tensor) -> Tensor:
+    return torch.where(x.abs() > 1, x.sign() * (1 + (x.abs() - 1).clamp(min=0).log1p()), x)
+
+
+MASK, ORDER = (normal(5, 4, seed=9) > 0).double(), torch.tensor([2, 0, 3, 1])
+HALVES = torch.tensor([4, 1]), torch.tensor([0, 3, 2]), torch.tensor([4, 1, 0, 3, 2]).argsort()
+VARIANTS = list(itertools.product((1, 2, 8), (False, True), (False, True)))
+KERNELS = {f"spline, {b} bins{', periodic' * p}{', inverse' * i}": spline_kernel(b, p, i) for b, p, i in VARIANTS}
+KERNELS |= {
+    f"affine{', inverse' * i}": Kernel(
+        lambda v, p, i=i: affine(v, p, 3.0, i), lambda v, p, i=i: plain_affine(v, p, i), ((3,), (2, 3))
+    )
+    for i in (False, True)
+}
+KERNELS |= {
+    "linear": Kernel(linear, lambda x, w, b: w @ x + b[:, None], ((4,), (5, 4), (5,)), 1),
+    "linear, masked": Kernel(
+        lambda *given: linear(*given, MASK), lambda x, w, b: (w * MASK) @ x + b[:, None], ((4,), (5, 4), (5,)), 1
+    ),
+    "tame": Kernel(lambda x: tame(x, 1.0), plain_tame, ((5,),)),
+    "split": Kernel(lambda x: split(x, *HALVES), lambda x: (x[HALVES[0]], x[HALVES[1]]), ((5,),)),
+    "merge": Kernel(lambda a, b: merge(a, b, *HALVES), lambda a, b: torch.cat([a, b])[HALVES[2]], ((2,), (3,))),
+    "permute": Kernel(lambda x: permute(x, ORDER, ORDER.argsort()), lambda x: x[ORDER], ((4,),)),
+}
+EVERY = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+def flat(results: Any) -> Tensor:
+    """All results in one vector."""
+    return torch.cat([r.reshape(-1) for r in ([results] if isinstance(results, Tensor) else results)])
+
+
+def weighted(results: Any) -> Tensor:
+    """A scalar with another weight for each result, and curved in all of them."""
+    x = flat(results)
+    return (x + x.square() / 2) @ torch.linspace(0.5, 2, len(x), dtype=x.dtype)
+
+
+def derivatives(
+    function: Call, inputs: Sequence[Tensor], needed: Sequence[int] = (), second: bool = False
+) -> list[Tensor]:
+    """Results and gradients in the inputs `needed` (all when empty), or second derivatives."""
+    inputs = [x.detach().requires_grad_(not needed or i in needed) for i, x in enumerate(inputs)]
+    result, wanted = function(*inputs), [x for x in inputs if x.requires_grad]
+    grads = torch.autograd.grad(weighted(result), wanted, create_graph=second)
+    return [flat(result).detach(), *(torch.autograd.grad(weighted(grads), wanted) if second else grads)]
+
+
+def assert_close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+# ---- every kernel -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+@EVERY
+def test_derivatives(kernel: Kernel, second: bool) -> None:
+    """Also where only some of the inputs need a gradient."""
+    count = len(kernel.shapes)
+    for needed in [n for k in range(1, count + 1) for n in itertools.combinations(range(count), k)]:
+        got, expected = (derivatives(f, kernel.inputs(), needed, second) for f in kernel[:2])
+        assert_close(got, expected, 1e-8)
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if not name.startswith("spline")])
+def test_finite_differences(name: str) -> None:
+    inputs = tuple(x.requires_grad_() for x in KERNELS[name].inputs(2))
+    assert torch.autograd.gradcheck(KERNELS[name].fast, inputs)
+    assert torch.autograd.gradgradcheck(KERNELS[name].fast, inputs)
+
+
+@EVERY
+def test_transforms(kernel: Kernel) -> None:
+    inputs, every = kernel.inputs(2), tuple(range(len(kernel.shapes)))
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        assert_close(*(transform(f, every)(*inputs) for f in kernel[:2]))
+    many = [torch.stack([x, x.flip(-1), x / 2]) for x in inputs]
+    grads = [torch.func.grad(lambda *x, f=f: weighted(f(*x)), every) for f in kernel[:2]]
+    assert_close(*(torch.func.vmap(grad)(*many) for grad in grads))
+    torch._dynamo.reset()
+    assert_close(torch.compile(kernel.fast, fullgraph=True, backend="eager")(*inputs), kernel.slow(*inputs))
+
+
+@EVERY
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+def test_vectorised_jacobian(kernel: Kernel, strategy: str) -> None:
+    """Backward with a batch of gradients at once, and forward-mode differentiation without torch.func."""
+    expected = jacobian(lambda *x: flat(kernel.slow(*x)), tuple(kernel.inputs(2)))
+    fast = lambda *x: flat(kernel.fast(*x))  # noqa: E731
+    assert_close(jacobian(fast, tuple(kernel.inputs(2)), vectorize=True, strategy=strategy), expected)
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """The same numbers strided and transposed, and others that are expanded along the last axis."""
+    turned = x.transpose(0, -1).contiguous().transpose(0, -1)
+    return [x, torch.stack([x, x + 1], -1)[..., 0], turned, x.sum(-1, keepdim=True).expand(x.shape)]
+
+
+@EVERY
+@pytest.mark.parametrize("n", [0, 1, 20])
+def test_layouts(kernel: Kernel, n: int) -> None:
+    """No rows, one row, inputs and incoming gradients that are strided, transposed or expanded: nothing depends on it."""
+    for given in zip(*map(layouts, kernel.inputs(n)), strict=True):
+        got = derivatives(kernel.fast, given)
+        assert_close(got, derivatives(kernel.slow, [x.contiguous() for x in given]), 1e-8)
+    inputs = [x.requires_grad_() for x in kernel.inputs(n)]
+    assert_close(*(torch.autograd.grad(flat(f(*inputs)).sum(), inputs) for f in kernel[:2]))
+
+
+@EVERY
+def test_backward_twice_and_checkpoints(kernel: Kernel) -> None:
+    inputs = [x.requires_grad_() for x in kernel.inputs()]
+    result = weighted(kernel.fast(*inputs))
+    first = torch.autograd.grad(result, inputs, retain_graph=True)
+    assert_close(torch.autograd.grad(result, inputs), first, 0)
+    again = weighted(checkpoint(kernel.fast, *inputs, use_reentrant=False))
+    assert_close(torch.autograd.grad(again, inputs), first, 0)
+    assert_close([x.detach() for x in inputs], kernel.inputs(), 0)  # nothing is written in place
+
+
+# ---- splines, products, taming ------------------------------------------------------------------------------------
+
+
+def both(bins: int, periodic: bool, inverse: bool, value: Tensor, params: Tensor) -> list[list[Tensor]]:
+    """Mapped values, log-slopes and gradients by the kernel and by the plain form, elementwise in the values."""
+    results, options = [], {"periodic": periodic, "inverse": inverse}
+    for form in (spline, plain):
+        inputs = [value.detach().requires_grad_(), params.detach().requires_grad_()]
+        mapped, log_slope = form(*inputs, bins, math.pi if periodic else 5.0, 1e-3, **options)
+        grads = torch.autograd.grad(mapped.sum() + 2 * log_slope.sum(), inputs)
+        results.append([x.detach() for x in (mapped, log_slope, *grads)])
+    return results
+
+
+@pytest.mark.parametrize(("bins", "periodic", "inverse"), VARIANTS)
+def test_spline_edges(bins: int, periodic: bool, inverse: bool) -> None:
+    """At the knots, at the ends of the box, and far outside it."""
+    own = normal(3 * bins + (1 if periodic else -1), 1)
+    knots = knot_positions(own[bins : 2 * bins] if inverse else own[:bins], math.pi if periodic else 5.0, 1e-3)
+    outside = torch.tensor([[5, -5, 1e6, -1e30, math.inf, -math.inf, math.nextafter(5, 9)]], dtype=torch.float64)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 2e-5)):
+        got, expected = both(
+            bins, periodic, inverse, knots.T.to(dtype), own.to(dtype)[:, None].expand(-1, 1, len(knots))
+        )
+        assert_close(got[:2], expected[:2], tolerance)  # the gradient of a log-slope jumps at knots
+        if not periodic:
+            got, expected = both(bins, periodic, inverse, outside.to(dtype), own.to(dtype)[:, None].expand(-1, 1, 7))
+            assert_close(got, expected, 0)
+
+
+@pytest.mark.parametrize(("bins", "periodic", "inverse"), VARIANTS)
+@pytest.mark.parametrize("scale", [0.3, 3.0, 1e3, 1e30])
+def test_spline_in_single_precision(bins: int, periodic: bool, inverse: bool, scale: float) -> None:
+    """Against double precision the kernel is as exact as the plain form, also next to the ends of the box."""
+    half = 3.1415 if periodic else 6.0
+    value = torch.empty(2, 2000).uniform_(-half, half, generator=seeded())
+    value[:, ::20] = math.nextafter(math.pi if periodic else 5.0, 0) - 1e-6  # just inside the box
+    params = normal(3 * bins + (1 if periodic else -1), 2, 2000, scale=scale).float()
+    exact = both(bins, periodic, inverse, value.double(), params.double())[1]
+    for got, usual, truth in zip(*both(bins, periodic, inverse, value, params), exact, strict=True):
+        assert torch.isfinite(got).all()
+        errors = [((x - truth).abs() / (1 + truth.abs())).flatten() for x in (got, usual)]
+        for share in (0.5, 0.9, 0.995) if scale < 10 else (0.5, 0.9):  # steep splines lose all digits in some places
+            mine, plains = (float(e.quantile(share)) for e in errors)
+            assert mine <= (2 if scale < 10 else 3) * plains + 1e-7
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 5, 7), (15, 16, 17), (16, 16, 16), (200, 3, 40), (3, 200, 40), (64, 130, 300)])
+def test_linear_in_single_precision(sizes: tuple[int, int, int], masked: bool) -> None:
+    """As exact as torch's own product, whichever library computes it; masked weights get no gradient at all."""
+    into, out, n = sizes
+    mask = (normal(out, into, seed=5) > 0).float() if masked else torch.ones(out, into)
+    inputs = [normal(into, n).float(), normal(out, into, seed=1).float(), normal(out, seed=2).float()]
+    for given in zip(*map(layouts, inputs), strict=True):
+        got = derivatives(lambda *g: linear(*g, mask if masked else None), given)
+        usual, exact = (
+            derivatives(lambda x, w, b: (w * mask) @ x + b[:, None], [x.to(dtype) for x in given])
+            for dtype in (torch.float32, torch.float64)
+        )
+        for mine, torchs, truth in zip(got, usual, exact, strict=True):
+            assert (mine - truth).abs().max() <= 2 * (torchs - truth).abs().max() + 1e-6 * (truth.abs().max() + 1)
+        assert not got[2][mask == 0].any()
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names = f"{getattr(self, 'names', '')} {func}"
+        return func(*args, **(kwargs or {}))
+
+
+def test_onednn_can_be_switched_off() -> None:
+    with torch.backends.mkldnn.flags(enabled=False), Operations() as seen:
+        linear(torch.ones(64, 64), torch.ones(64, 64), torch.ones(64))
+    assert "mkldnn" not in seen.names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tame_far_out(dtype: torch.dtype) -> None:
+    x = torch.tensor([0.0, -3.0, 99.9, -100.0, 101.0, -1e4, 1e30, -math.inf], dtype=dtype).requires_grad_()
+    beyond = (x.detach().double().abs() - 100).clamp(min=0)
+    expected = x.detach().double().clamp(-100, 100) + x.detach().double().sign() * beyond.log1p()
+    assert_close(tame(x).double().detach(), expected, 1e-6)
+    assert_close(torch.autograd.grad(tame(x).sum(), x)[0].double(), 1 / (1 + beyond), 1e-6)
+    assert tame(torch.full((2, 1), math.nan)).isnan().all()
+
+
+# ---- the slow direction of autoregressive layers ------------------------------------------------------------------
+
+
+class Slow(nn.Module):
+    """An autoregressive layer called in its slow direction."""
+
+    def __init__(self, fast: str = "density", features: int = 5, scalar: Any = None, **options: Any) -> None:
+        super().__init__()
+        layer = Autoregressive(features, scalar, fast=fast, generator=seeded(), **options)  # type: ignore[arg-type]
+        self.layer = perturb(layer.double())
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(*given) if self.layer.fast == "density" else self.layer.inverse(*given)
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "narrow, context": {"hidden": (3,), "context_features": 2},
+    "linear": {"hidden": ()},
+    "deep, random order": {"hidden": (12, 7), "order": [3, 0, 4, 1, 2], "activation": "silu"},
+    "residual, context": {"hidden": (8, 8), "residual": True, "activation": "tanh", "context_features": 1},
+}
+
+
+@pytest.mark.parametrize("fast", ["density", "sampling"])
+@pytest.mark.parametrize(
+    ("scalar", "network"), [(s, n) for s in SCALARS for n in NETWORKS if s != "mixture" or n == "narrow, context"]
+)
+def test_slow_direction(scalar: str, network: str, fast: str) -> None:
+    """It equals a pass of the whole network per feature, which torch.func takes, in values and in all gradients."""
+    slow = Slow(fast, 5, SCALARS[scalar], **NETWORKS[network])
+    given = [normal(6, 5, seed=3), *[normal(6, c, seed=4) for c in [slow.layer.context_features] if c]]
+    given = [x.requires_grad_() for x in given]
+    names, parameters = zip(*slow.named_parameters(), strict=True)
+    result, tolerance = slow(*given), 1e-6 if scalar == "mixture" else 1e-9
+    got = torch.autograd.grad(weighted(result), (*given, *parameters), materialize_grads=True)
+
+    def passes(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        named = dict(zip(names, inputs[len(given) :], strict=True))
+        return torch.func.functional_call(slow, named, inputs[: len(given)])
+
+    expected, pull = torch.func.vjp(passes, *given, *parameters)
+    assert_close(result, expected, tolerance)
+    leaves = [x.detach().requires_grad_() for x in expected]
+    assert_close(got, pull(torch.autograd.grad(weighted(leaves), leaves)), tolerance)
+    with torch.no_grad():
+        without = slow(*given)
+    assert not any(x.requires_grad for x in without)
+    assert_close(without, result, tolerance)
+
+
+@pytest.mark.parametrize("scalar", [Affine(), RationalQuadraticSpline()], ids=["affine", "spline"])
+@pytest.mark.parametrize("fast", ["density", "sampling"])
+def test_many_features_in_single_precision(fast: str, scalar: Any) -> None:
+    slow, z = Slow(fast, 63, scalar, hidden=(64, 64)), normal(50, 63).float()
+    with torch.no_grad():
+        for parameter in slow.parameters():
+            parameter.mul_(0.5)
+    single = copy.deepcopy(slow).float()
+    results = [(x, ld, *torch.autograd.grad(x.sin().sum() + ld.sum(), m.parameters())) for m, v in ((single, z), (slow, z.double())) for x, ld in [m(v)]]  # fmt: skip
+    assert_close([x.double() for x in results[0]], [*results[1]], 2e-4)
+
+
+def test_memory_grows_with_features_not_with_their_square() -> None:
+    def kept(features: int) -> int:
+        seen: dict[int, Tensor] = {}
+
+        def note(x: Tensor) -> Tensor:
+            return seen.setdefault(x.untyped_storage().data_ptr(), x)
+
+        slow = Slow("density", features, RationalQuadraticSpline(4), hidden=(8,))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            results = slow(normal(512, features).requires_grad_())
+        assert all(x.requires_grad for x in results)
+        return sum(x.untyped_storage().nbytes() for x in seen.values())
+
+    assert kept(32) < 5 * kept(8)
+
+
+def right_or_an_error(gradients: Call, expected: Any, message: str) -> None:
+    try:
+        got = gradients()
+    except RuntimeError as error:
+        assert message in str(error)  # noqa: PT017
+    else:
+        assert_close(got, expected)
+
+
+@pytest.mark.parametrize("also_first", [0, 1])
+@pytest.mark.parametrize("what", [0, 1], ids=["mapped", "log_det"])
+def test_second_derivatives_of_the_slow_direction(what: int, also_first: int) -> None:
+    """Right or an error, never silently wrong; torch.func has them."""
+    slow, z = Slow(hidden=(8,), activation="tanh"), normal(4, 5).requires_grad_()
+
+    def total(v: Tensor) -> Tensor:
+        return slow(v)[what].sum()
+
+    def penalty(v: Tensor) -> Tensor:
+        return torch.func.grad(total)(v).square().sum() + also_first * total(v)
+
+    def gradients() -> Tensor:
+        value = total(z)
+        (grad,) = torch.autograd.grad(value, z, create_graph=True)
+        return torch.autograd.grad(grad.square().sum() + also_first * value, z)[0]
+
+    right_or_an_error(gradients, torch.func.grad(penalty)(z.detach()), "second derivative")
+
+
+def test_gradients_under_functional_call() -> None:
+    """They are those at the weights of the forward pass, also where the layer has others by then."""
+    slow, z = Slow(hidden=(8,)), normal(4, 5).requires_grad_()
+    expected = torch.autograd.grad(weighted(slow(z)), (z, *slow.parameters()))
+    borrowed = {k: v.detach().clone().requires_grad_() for k, v in slow.named_parameters()}
+    result = torch.func.functional_call(perturb(slow), borrowed, (z,))
+    assert_close(torch.autograd.grad(weighted(result), (z, *borrowed.values())), expected)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradients_after_weights_were_overwritten(trained: bool) -> None:
+    slow, z = Slow(hidden=(8,)).requires_grad_(trained), normal(4, 5).requires_grad_()
+    expected = torch.autograd.grad(slow(z)[0].sum(), z)
+    mapped, _ = slow(z)
+    perturb(slow)
+    right_or_an_error(lambda: torch.autograd.grad(mapped.sum(), z), expected, "modified by an inplace operation")
+
+
+@pytest.mark.parametrize("kind", [Autoregressive, Coupling])
+def test_dropout_is_the_same_with_and_without_a_gradient(kind: Any) -> None:
+    layer, results = perturb(kind(4, hidden=(32,), dropout=0.5)).train(), []
+    for enabled in (True, False):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(enabled):
+            results.append(layer(normal(50, 4).float()))
+    assert_close(*results, 1e-5)
+
+
+# ---- whole flows ----------------------------------------------------------------------------------------------------
+
+FLOWS = pytest.mark.parametrize("name", ["maf", "iaf", "nsf", "nsf, autoregressive", "circular_nsf, autoregressive"])
+
+
+def everything(flow: flowlab.Flow, rows: int = 6) -> list[Tensor]:
+    """Samples, their densities in both directions, and the gradients of all that."""
+    x, log_prob = flow.rsample_and_log_prob((rows,), generator=seeded())
+    again = flow.log_prob(x.detach())
+    grads = torch.autograd.grad(weighted([x, log_prob, again]), (*flow.parameters(),), materialize_grads=True)
+    return [x.detach(), log_prob.detach(), again.detach(), *grads]
+
+
+@FLOWS
+def test_flows_after_use(name: str, tmp_path: Path) -> None:
+    """Copies, files, inference mode: no use of a flow leaves anything behind."""
+    flow = preset(name, 4)
+    expected = everything(flow)
+    flowlab.save(flow, tmp_path / "flow")
+    with torch.inference_mode():
+        flow.log_prob(flow.sample((3,)))
+    for other in (flow, copy.deepcopy(flow), flowlab.load(tmp_path / "flow")):
+        assert_close(everything(other), expected, 0)
+    assert flow.log_prob(flow.rsample((2, 0))).shape == (2, 0)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+@FLOWS
+def test_threads(name: str, width: int) -> None:
+    """The same bits from run to run with two threads."""
+    flow = perturb(PRESETS[name][0](20, hidden=(width,), layers=2, generator=seeded()), scale=0.05)
+    try:
+        torch.set_num_threads(2)
+        assert_close(everything(flow, 500), everything(flow, 500), 0)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+@FLOWS
+def test_autocast(name: str, width: int) -> None:
+    flow = perturb(PRESETS[name][0](20, hidden=(width,), layers=2, generator=seeded()), scale=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = everything(flow, 50)
+    assert all(x.dtype == torch.float32 and torch.isfinite(x).all() for x in results)
+
+
+def test_network_without_inputs() -> None:
+    assert MLP(0, 3, (4,))(torch.empty(2, 5, 0)).shape == (2, 5, 3)
