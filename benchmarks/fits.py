@@ -4,7 +4,6 @@ Diamonds' numeric columns, standardised for both; the same architecture; three s
 turns on one thread. Writes benchmarks/results/fits.md and .png; five to ten minutes. To pin it to a core: taskset -c 0.
 """
 
-import argparse
 import copy
 import math
 import platform
@@ -15,12 +14,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import flowlab
-from flowlab import demo, presets
-from flowlab.flow import CHUNK
+from flowlab import Flow, demo, presets
+from flowlab.layers import Whitening
 from flowlab.runtime import threads
 
 SEEDS = (0, 1, 2)
@@ -30,6 +30,9 @@ BATCH, RATE = 64, 1e-3  # zuko's tutorial
 EPOCHS, PATIENCE = 25, 5
 CAP = 150.0  # seconds that zuko may train per seed
 WANTED = 0.3  # flowlab's time, as a share of zuko's
+OWN = {"flowlab": False, "flowlab, whitened": True}
+REACHED = ["seed", "zuko's best", "zuko needed", "", "needed", "of zuko's time"]
+ENDS = ["seed", "", "parameters", "best validation", "test", "epochs"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,6 +50,9 @@ class Run:
     @property
     def best(self) -> int:
         return max(range(len(self.validation)), key=self.validation.__getitem__)
+
+
+Runs = dict[int, dict[str, Run]]  # by seed, then by name
 
 
 def data(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,57 +88,64 @@ def zuko_fit(train: Tensor, validation: Tensor, test: Tensor, seed: int) -> Run:
             kept = copy.deepcopy(flow.state_dict())
         seconds.append(spent)
         scores.append(score)
-        if len(scores) - scores.index(max(scores)) > PATIENCE:
-            note = "stale"
-        elif len(scores) == EPOCHS or spent > CAP:
-            note = "all epochs" if len(scores) == EPOCHS else f"stopped by the cap of {CAP:.0f} s"
+        if len(scores) - scores.index(max(scores)) > PATIENCE or len(scores) == EPOCHS:
+            note = "stale" if len(scores) < EPOCHS else "all epochs"
+        elif spent > CAP:
+            note = f"stopped by the cap of {CAP:.0f} s"
     flow.load_state_dict(kept)
     with torch.no_grad():
         held_out = float(flow().log_prob(test).double().mean())
-    return Run(seconds, scores, held_out, spent, sum(p.numel() for p in flow.parameters()), note)
+    return Run(seconds, scores, held_out, spent, nn.utils.parameters_to_vector(flow.parameters()).numel(), note)
 
 
-def flowlab_fit(train: Tensor, validation: Tensor, test: Tensor, seed: int) -> Run:
-    """`flowlab.fit` as it is by default. Its times hold everything, evaluations as well."""
+def flowlab_fit(train: Tensor, validation: Tensor, test: Tensor, seed: int, whiten: bool) -> Run:
+    """`flowlab.fit` as it is by default. Its times hold everything: evaluations, and the whitening's fit as well."""
     generator = torch.Generator().manual_seed(seed)
-    options = {"layers": LAYERS, "hidden": HIDDEN, "bound": BOUND, "generator": generator}
-    flow = presets.nsf(train.shape[1], autoregressive=True, **options)
+    options = {"layers": LAYERS, "hidden": HIDDEN, "bound": BOUND, "autoregressive": True}
+    flow = presets.nsf(train.shape[1], generator=generator, **options)
+    if whiten:
+        flow = Flow(flow.base, [*flow, Whitening(train.shape[1])])
     history = flowlab.fit(flow, train, validation=validation, generator=generator, progress=False)
     with torch.no_grad():
-        started = time.perf_counter()
-        for part in (validation, train[:CHUNK]):  # what an evaluation in `fit` scores
-            flow.log_prob(part)
-        evaluations = len(history.records) * (time.perf_counter() - started)
         held_out = float(flow.log_prob(test).double().mean())
     seconds = [record["seconds"] for record in history.records]
     scores = [-record["validation"] for record in history.records]
-    note = f"{evaluations:.1f} s of evaluations"
-    return Run(seconds, scores, held_out, history.seconds, sum(p.numel() for p in flow.parameters()), note)
+    return Run(
+        seconds,
+        scores,
+        held_out,
+        history.seconds,
+        nn.utils.parameters_to_vector(flow.parameters()).numel(),
+        history.reason.split(";")[0],
+    )
 
 
-def lines(seed: int, peer: Run, own: Run) -> tuple[list[str], list[list[str]], float]:
-    """A row of the first table, two of the second, and flowlab's share of zuko's time (infinite where it does not get there)."""
+def against(seed: int, peer: Run, name: str, own: Run) -> tuple[list[str], float]:
+    """A row of the first table, and the share of zuko's time (infinite where its likelihood is not reached)."""
     target, needed = peer.validation[peer.best], peer.seconds[peer.best]
     reached = next((i for i, value in enumerate(own.validation) if value >= target), None)
     share = math.inf if reached is None else own.seconds[reached] / needed
     when = f"{needed:.1f} s, epoch {peer.best + 1} of {len(peer.seconds)} ({peer.note})"
     own_when = "not reached" if reached is None else f"{own.seconds[reached]:.1f} s, epoch {reached + 1}"
-    ends = []
-    for name, run in (("zuko", peer), ("flowlab", own)):
-        best = f"{run.validation[run.best]:.3f} at {run.seconds[run.best]:.1f} s"
-        end = f"{len(run.seconds)} in {run.total:.1f} s ({run.note})"
-        ends.append([f"{seed}", name, f"{run.parameters:,}", best, f"{run.test:.3f}", end])
-    return [f"{seed}", f"{target:.3f}", when, own_when, f"{share:.2f}"], ends, share
+    return [f"{seed}", f"{target:.3f}", when, name, own_when, f"{share:.2f}"], share
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
 
 
-def markdown(runs: dict[int, tuple[Run, Run]]) -> str:
-    found = [lines(seed, *pair) for seed, pair in runs.items()]
-    shares = [share for _, _, share in found]
-    verdict = "reached" if max(shares) <= WANTED else "missed"
+def markdown(runs: Runs) -> str:
+    found = {name: [against(seed, run["zuko"], name, run[name]) for seed, run in runs.items()] for name in OWN}
+    verdicts = []
+    for name, rows in found.items():
+        shares = [share for _, share in rows]
+        verdict = "reached" if max(shares) <= WANTED else "missed"
+        verdicts.append(f"{name}: median {median(shares):.2f}, largest {max(shares):.2f}, {verdict}.")
+    ends = []
+    for seed, name, run in ((seed, name, run) for seed, named in runs.items() for name, run in named.items()):
+        best = f"{run.validation[run.best]:.3f} at {run.seconds[run.best]:.1f} s"
+        total = f"{len(run.seconds)} in {run.total:.1f} s ({run.note})"
+        ends.append([f"{seed}", name, f"{run.parameters:,}", best, f"{run.test:.3f}", total])
     packages = ", ".join(f"{p} {version(p)}" for p in ("zuko", "torch", "numpy"))
     return f"""# Whole fits: diamonds' numeric columns, NSF autoregressive
 
@@ -140,55 +153,48 @@ def markdown(runs: dict[int, tuple[Run, Run]]) -> str:
 {platform.machine()}, one thread. Mean log-likelihoods in nats per row of the standardised data; both have {LAYERS} transforms \
 with {HIDDEN} hidden units, and the same training, validation and test rows. zuko as in its tutorial: Adam at {RATE:g}, batches \
 of {BATCH} from a shuffled DataLoader; until {PATIENCE} epochs brought nothing, at most {EPOCHS} epochs or {CAP:.0f} s. flowlab: \
-`fit` with its defaults. zuko's times are without its evaluations, flowlab's with them.
+`fit` with its defaults, on the flow alone and with the layer that whitens the columns in front, which has nothing to train; \
+densities are of the same columns. zuko's times are without its evaluations, flowlab's with them, and with the whitening.
 
 ![Validation against time](fits.png)
 
 ## Time to zuko's best validation log-likelihood
 
-{table(["seed", "zuko's best", "zuko needed", "flowlab needed", "flowlab / zuko"], [row for row, _, _ in found])}
+{table(REACHED, [row for rows in zip(*found.values()) for row, _ in rows])}
 
-Wanted: ≤ {WANTED} on every seed; median {median(shares):.2f}, largest {max(shares):.2f}: {verdict}.
+Wanted: ≤ {WANTED} on every seed. {" ".join(verdicts)}
 
 ## At the end
 
-{table(["seed", "library", "parameters", "best validation", "test", "epochs"], [row for _, pair, _ in found for row in pair])}
+{table(ENDS, ends)}
 """
 
 
-def picture(runs: dict[int, tuple[Run, Run]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    options = {"figsize": (4 * len(runs), 3.6), "sharey": True, "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(runs), **options)
-    for axis, (seed, pair) in zip(axes[0], runs.items(), strict=True):
-        for name, run, colour in zip(("zuko", "flowlab"), pair, ("#d9822b", "#1f5fa8")):
+def picture(runs: Runs, path: Path) -> None:
+    figure = Figure(figsize=(4 * len(runs), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)
+    for axis, (seed, named) in zip(axes[0], runs.items(), strict=True):
+        for (name, run), colour in zip(named.items(), ("#d9822b", "#1f5fa8", "#2e8b57"), strict=True):
             axis.plot(run.seconds, run.validation, color=colour, marker=".", markersize=4, linewidth=1, label=name)
-        axis.axhline(pair[0].validation[pair[0].best], color="#888888", linewidth=0.8, linestyle="--")
-        axis.set(xscale="log", xlabel="seconds of training", title=f"seed {seed}", xlim=(pair[0].seconds[0] / 4, None))
+        peer = named["zuko"]
+        axis.axhline(peer.validation[peer.best], color="#888888", linewidth=0.8, linestyle="--")
+        axis.set(xscale="log", xlabel="seconds of training", title=f"seed {seed}")
         axis.grid(color="#eeeeee")
-    top = max(run.validation[run.best] for pair in runs.values() for run in pair)
-    low = min(pair[0].validation[0] for pair in runs.values())
-    axes[0][0].set_ylim(low - 0.3 * (top - low), top + 0.1 * (top - low))
+    axes[0][0].set_ylim(min(named["zuko"].validation[0] for named in runs.values()) - 0.5)
     axes[0][0].set_ylabel("validation, nats per row")
     axes[0][-1].legend(loc="lower right", frameon=False)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    runs: dict[int, tuple[Run, Run]] = {}
+    runs: Runs = {}
     with threads(1):
-        for seed in parser.parse_args().seeds:
+        for seed in SEEDS:
             parts = data(seed)
             peer = zuko_fit(*parts, seed)
-            runs[seed] = (peer, flowlab_fit(*parts, seed))
-            print(" | ".join(lines(seed, *runs[seed])[0]), flush=True)
+            runs[seed] = {"zuko": peer} | {name: flowlab_fit(*parts, seed, whiten) for name, whiten in OWN.items()}
+            for name in OWN:
+                print(" | ".join(against(seed, peer, name, runs[seed][name])[0]), flush=True)
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / "fits.md").write_text(markdown(runs))
             picture(runs, RESULTS / "fits.png")

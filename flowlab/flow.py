@@ -161,7 +161,7 @@ class Flow(nn.Module):
         """A function of rows and contexts; where no gradient is recorded, of so many at a time as the cache holds."""
         batch = value.shape[:-1]
         size = max(min(CHUNK, VALUES // self.features), 1)
-        if torch.is_grad_enabled() or batch.numel() <= size or transforming():
+        if torch.is_grad_enabled() or transforming() or batch.numel() <= size:
             return function(value, context)
         value = value.reshape(-1, self.features)
         context = None if context is None else context.reshape(len(value), -1)
@@ -185,7 +185,7 @@ class Flow(nn.Module):
         return (self.base.log_prob(z) + log_det,)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
-        if torch.is_autocast_enabled(value.device.type):  # log-determinants do not survive half precision
+        if not transforming() and torch.is_autocast_enabled(value.device.type):  # log-determinants do not survive half precision
             with torch.autocast(value.device.type, enabled=False):
                 return self._chain(value, context, to_noise)
         log_det: Tensor | None = None

@@ -42,7 +42,8 @@ def plain_backward(grad: Tensor) -> bool:
 
 def columns(x: Tensor) -> Tensor:
     """(*batch, features) with features first: (features, n). Copies only where memory is not already laid out so."""
-    return x.reshape(x.shape[:-1].numel(), x.shape[-1]).T.contiguous()
+    rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(x.shape[:-1].numel(), 0)
+    return rows.T.contiguous()
 
 
 # ---- products ---------------------------------------------------------------------------------------------------

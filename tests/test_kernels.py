@@ -112,14 +112,20 @@ def assert_close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
 # ---- every kernel -----------------------------------------------------------------------------------------------
 
 
+def entangled(function: Call) -> Call:
+    """The function with its later inputs depending on the first, as in an autoregressive layer."""
+    return lambda first, *rest: function(first, *(x + first.mean() for x in rest))
+
+
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 @EVERY
 def test_derivatives(kernel: Kernel, second: bool) -> None:
-    """Also where only some of the inputs need a gradient."""
+    """Also where only some of the inputs need a gradient, or where one depends on another."""
     count = len(kernel.shapes)
     for needed in [n for k in range(1, count + 1) for n in itertools.combinations(range(count), k)]:
         got, expected = (derivatives(f, kernel.inputs(), needed, second) for f in kernel[:2])
         assert_close(got, expected, 1e-8)
+    assert_close(*(derivatives(entangled(f), kernel.inputs(), (), second) for f in kernel[:2]), 1e-8)
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if not name.startswith("spline")])
@@ -144,10 +150,11 @@ def test_transforms(kernel: Kernel) -> None:
 @EVERY
 @pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
 def test_vectorised_jacobian(kernel: Kernel, strategy: str) -> None:
-    """Backward with a batch of gradients at once, and forward-mode differentiation without torch.func."""
-    expected = jacobian(lambda *x: flat(kernel.slow(*x)), tuple(kernel.inputs(2)))
-    fast = lambda *x: flat(kernel.fast(*x))  # noqa: E731
-    assert_close(jacobian(fast, tuple(kernel.inputs(2)), vectorize=True, strategy=strategy), expected)
+    """Backward with a batch of gradients at once, of all results or one, and forward mode without torch.func."""
+    inputs = tuple(kernel.inputs(2))
+    for part in (flat, lambda results: flat(results[0]), lambda results: flat(results[-1])):
+        fast, slow = (entangled(lambda *x, f=f, part=part: part(f(*x))) for f in kernel[:2])
+        assert_close(jacobian(fast, inputs, vectorize=True, strategy=strategy), jacobian(slow, inputs))
 
 
 def layouts(x: Tensor) -> list[Tensor]:

@@ -38,6 +38,7 @@ class Sweep:
         self.activation = ACTIVATIONS[network.activation]
         linears: list[Linear] = list(network.linears)  # type: ignore[arg-type]
         *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
+        self.masks: list[Tensor] = [linear.mask for linear in linears]  # type: ignore[misc]
         self.repeats = 2 if scalar.periodic else 1  # inputs per feature
         self.given = len(self.hidden[0][0][0] if self.hidden else self.last[0][0]) - self.repeats * network.features
 
@@ -55,7 +56,7 @@ class Sweep:
 
     def masked(self, layer: int, weight: Tensor) -> Tensor:
         """A linear layer's weight without what its mask forbids."""
-        return weight * self.network.linears[layer].mask
+        return weight * self.masks[layer]
 
     @property
     def weights(self) -> list[Tensor]:
