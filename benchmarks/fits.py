@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import flowlab
@@ -95,7 +95,7 @@ def zuko_fit(train: Tensor, validation: Tensor, test: Tensor, seed: int) -> Run:
     flow.load_state_dict(kept)
     with torch.no_grad():
         held_out = float(flow().log_prob(test).double().mean())
-    return Run(seconds, scores, held_out, spent, nn.utils.parameters_to_vector(flow.parameters()).numel(), note)
+    return Run(seconds, scores, held_out, spent, sum(p.numel() for p in flow.parameters()), note)
 
 
 def flowlab_fit(train: Tensor, validation: Tensor, test: Tensor, seed: int, whiten: bool) -> Run:
@@ -110,14 +110,8 @@ def flowlab_fit(train: Tensor, validation: Tensor, test: Tensor, seed: int, whit
         held_out = float(flow.log_prob(test).double().mean())
     seconds = [record["seconds"] for record in history.records]
     scores = [-record["validation"] for record in history.records]
-    return Run(
-        seconds,
-        scores,
-        held_out,
-        history.seconds,
-        nn.utils.parameters_to_vector(flow.parameters()).numel(),
-        history.reason.split(";")[0],
-    )
+    size, reason = sum(p.numel() for p in flow.parameters()), history.reason.split(";")[0]
+    return Run(seconds, scores, held_out, history.seconds, size, reason)
 
 
 def against(seed: int, peer: Run, name: str, own: Run) -> tuple[list[str], float]:

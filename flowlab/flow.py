@@ -93,11 +93,11 @@ class Flow(nn.Module):
 
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The noise z (*batch, features) behind data x."""
-        return self.inverse(x, context)[0]
+        return self.inverse(x, context)[0].contiguous()
 
     def from_noise(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The data x (*batch, features) that noise z becomes."""
-        return self.forward(z, context)[0]
+        return self.forward(z, context)[0].contiguous()
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noise to data with log|det dx/dz|, like a `Layer`."""
@@ -153,7 +153,7 @@ class Flow(nn.Module):
         batch = context.shape[:-1] if isinstance(context, Tensor) else ()
         z = self.base.rsample((*shape, *batch), generator)
         x, log_det = self.forward(z, context)
-        return x, z, log_det
+        return x.contiguous(), z, log_det  # layers hand on features first; users expect rows
 
     def _in_chunks(
         self, function: Callable[[Tensor, Tensor | None], Results], value: Tensor, context: Tensor | None
@@ -185,7 +185,9 @@ class Flow(nn.Module):
         return (self.base.log_prob(z) + log_det,)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
-        if not transforming() and torch.is_autocast_enabled(value.device.type):  # log-determinants do not survive half precision
+        if not transforming() and torch.is_autocast_enabled(
+            value.device.type
+        ):  # log-determinants do not survive half precision
             with torch.autocast(value.device.type, enabled=False):
                 return self._chain(value, context, to_noise)
         log_det: Tensor | None = None

@@ -25,9 +25,11 @@ def differentiable_backward(
     plain: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """The gradients of `plain` in those inputs that need one, as a graph of their own."""
-    needed = [x for x in inputs if x.requires_grad]
     with torch.enable_grad():
+        # Views, because an input may have been computed from another one: here each stands for itself.
+        inputs = [x.view_as(x) for x in inputs]
         outputs = plain(*inputs)
+    needed = [x for x in inputs if x.requires_grad]
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
     outputs, grads = zip(*used, strict=True)
@@ -35,9 +37,9 @@ def differentiable_backward(
     return [next(found) if x.requires_grad else None for x in inputs]
 
 
-def plain_backward(grad: Tensor) -> bool:
+def plain_backward(*grads: Tensor) -> bool:
     """Whether a backward has to be made of plain operations: for second derivatives, or for a batch of gradients."""
-    return torch.is_grad_enabled() or transforming() or torch._C._functorch.is_legacy_batchedtensor(grad)
+    return torch.is_grad_enabled() or transforming() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 
 def columns(x: Tensor) -> Tensor:

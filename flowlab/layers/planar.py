@@ -135,7 +135,7 @@ class _PlanarFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         z, parameters, moved, h, slope, stretch = ctx.saved_tensors
-        if plain_backward(grad_x):
+        if plain_backward(grad_x, grad_log_det):
             found = differentiable_backward(planar, (z, parameters), (grad_x, grad_log_det))
             return found[0], found[1]
         norm, bounded, along, bounded_slope = ctx.numbers

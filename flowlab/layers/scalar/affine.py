@@ -79,7 +79,7 @@ class _AffineFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_mapped: Tensor, grad_log_scale: Tensor) -> tuple[Tensor | None, ...]:
         value, params, squashed, scale, mapped = ctx.saved_tensors
         bound, inverse = ctx.options
-        if plain_backward(grad_mapped):
+        if plain_backward(grad_mapped, grad_log_scale):
             plain = functools.partial(_affine, bound=bound, inverse=inverse)
             return *differentiable_backward(plain, (value, params), (grad_mapped, grad_log_scale)), None, None
         grad_value = grad_mapped * scale

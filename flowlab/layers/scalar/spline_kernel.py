@@ -105,7 +105,7 @@ class SplineFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_mapped: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
         bins, bound, _, periodic, inverse = ctx.options
         value, params, inside, *saved = ctx.saved_tensors
-        if plain_backward(grad_mapped):
+        if plain_backward(grad_mapped, grad_log_slope):
             from flowlab.layers.scalar.spline import plain
 
             def reference(value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
