@@ -27,10 +27,9 @@ RESULTS = Path(__file__).parent / "results"
 SETTING = {"features": 16, "layers": 4, "bins": 8, "hidden": (128, 128)}
 SMALL = {"features": 2, "layers": 2, "bins": 8, "hidden": (16,)}
 ROWS = {"train": 512, "log_prob": 8192, "sample": 8192}
-COUPLING, AUTOREGRESSIVE = "coupling", "autoregressive"
-LARGE = [(kind, op) for kind in (COUPLING, AUTOREGRESSIVE) for op in ("log_prob", "sample")]
-OPS = [(COUPLING, "train"), *LARGE[:2], (AUTOREGRESSIVE, "train"), LARGE[2]]
-SLOW = [(AUTOREGRESSIVE, "sample"), (AUTOREGRESSIVE, "rsample")]
+LARGE = [(kind, op) for kind in ("coupling", "autoregressive") for op in ("log_prob", "sample")]
+OPS = [("coupling", "train"), *LARGE[:2], ("autoregressive", "train"), LARGE[2]]
+SLOW = [("autoregressive", "sample"), ("autoregressive", "rsample")]
 FEATURES = (4, 8, 16, 32, 64, 128, 256)
 TOLERANCE = 0.15  # of an exponent, for noise
 COST = "µs per row"
@@ -61,7 +60,7 @@ class Panel:
 def build(kind: str, setting: dict) -> Flow:
     options = SETTING | setting
     generator = torch.Generator().manual_seed(0)
-    return presets.nsf(options.pop("features"), autoregressive=kind == AUTOREGRESSIVE, generator=generator, **options)
+    return presets.nsf(options.pop("features"), autoregressive=kind == "autoregressive", generator=generator, **options)
 
 
 def fastest(function: Callable[[], object], seconds: float) -> float:
@@ -150,7 +149,6 @@ def bent(panel: Panel) -> list[str]:
 def markdown(panels: list[Panel]) -> str:
     heads = [f"## {p.title}: {p.unit}\n\nExpected exponent: at most {p.slope:g}; {p.why}." for p in panels]
     tables = "\n\n".join(f"{head}\n\n{table(panel)}" for head, panel in zip(heads, panels))
-    found = "\n".join(line for panel in panels for line in bent(panel)) or "Nothing."
     return f"""# Scaling
 
 `python benchmarks/scaling.py`, {date.today().isoformat()}: flowlab {flowlab.__version__}, torch {torch.__version__}; \
@@ -165,7 +163,7 @@ Memory is the peak beyond input and output.
 
 ## Steeper than it should be, by more than {TOLERANCE}
 
-{found}
+{chr(10).join(line for panel in panels for line in bent(panel)) or "Nothing."}
 
 {tables}
 """
@@ -176,10 +174,12 @@ def picture(panels: list[Panel], path: Path) -> None:
     for axis, panel in zip(figure.subplots(2, 4).flat, panels, strict=True):
         for (name, values), marker in zip(panel.series.items(), "os^Dv"):
             axis.plot(list(values), list(values.values()), marker=marker, markersize=4, linewidth=1, label=name)
-        last, highest = max((x, y) for values in panel.series.values() for x, y in values.items())
+        last, highest = max(point for values in panel.series.values() for point in values.items())
         reference = [highest * (x / last) ** panel.slope for x in values]
         axis.plot(list(values), reference, "--", color="#888888", label=f"slope {panel.slope:g}")
         axis.set(xscale="log", yscale="log", title=panel.title, xlabel=panel.axis, ylabel=panel.unit)
+        axis.set_xticks(list(values), [f"{x:,}" for x in values], fontsize=7)
+        axis.set_xticks([], minor=True)
         axis.grid(color="#eeeeee")
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)

@@ -12,7 +12,7 @@ from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer
 
 CHUNK = 4096  # rows handled at once where memory would grow with their number
-VALUES = 2**18  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
+VALUES = 2**17  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
 
 Results = TypeVar("Results", bound=tuple[Tensor, ...])
 
