@@ -187,9 +187,7 @@ def tame(x: Tensor, bound: float = 100.0) -> Tensor:
     """
     if transforming():
         return _tame(x, bound)
-    if (
-        x.device.type == "cpu" and x.numel()
-    ):  # looking is cheaper than computing; on other devices it would mean waiting
+    if x.is_cpu and x.numel():  # looking is cheaper than computing; on other devices it would mean waiting
         low, high = torch.aminmax(x.detach())
         if low.item() >= -bound and high.item() <= bound:
             return x

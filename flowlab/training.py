@@ -109,7 +109,7 @@ def fit(
         generator: Source of the split, the batches and the dropout; torch's global generator when None.
         progress: Show a progress bar in terminals and notebooks.
         compile: Run steps through `torch.compile`: a step of a spline flow of a few features takes three quarters of the time, after up to
-            a minute of compilation. Scoring and sampling gain nothing by it. Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
+            a minute of compilation. Scoring gains nothing by it. Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
         matmul_precision: For `torch.set_float32_matmul_precision` during the fit; torch's setting as it is when None. "high" and
             "medium" allow tensor cores on a GPU and bfloat16 units on a CPU to round more coarsely. On an AMD CPU, together with
             `compile`, "medium" saves another fifth at unchanged precision.

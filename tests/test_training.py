@@ -251,3 +251,44 @@ def test_one_row_and_empty_tables():
     flowlab.fit(flow, torch.zeros(1, 3), epochs=2, progress=False)
     with pytest.raises(ValueError, match="at least 1"):
         flowlab.fit(flow, torch.zeros(0, 3), progress=False)
+
+
+# Opt-ins ----------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_goes_on_uncompiled_where_nothing_can_be_compiled(monkeypatch):
+    def no_compiler(function, **options):
+        def call(*arguments):
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    flow = flowlab.presets.real_nvp(2, layers=2, hidden=(8,), generator=seeded())
+    with pytest.warns(UserWarning, match="runs uncompiled: RuntimeError: no compiler here"):
+        history = flowlab.fit(
+            flow, torch.randn(200, 2, generator=seeded(1)), epochs=2, compile=True, progress=False, generator=seeded()
+        )
+    assert history.records
+
+
+def test_matmul_precision_holds_during_the_fit_alone():
+    seen = []
+
+    def objective(flow, x, context):
+        seen.append(torch.get_float32_matmul_precision())
+        return -flow.log_prob(x)
+
+    before = torch.get_float32_matmul_precision()
+    flow = flowlab.presets.real_nvp(2, layers=2, hidden=(8,), generator=seeded())
+    options = {"objective": objective, "epochs": 1, "progress": False, "generator": seeded()}
+    flowlab.fit(flow, torch.randn(200, 2, generator=seeded(1)), matmul_precision="high", **options)
+    assert set(seen) == {"high"}
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_parameters_have_memory_of_their_own_after_the_fit():
+    flow = flowlab.presets.real_nvp(2, layers=2, hidden=(8,), generator=seeded())
+    flowlab.fit(flow, torch.randn(200, 2, generator=seeded(1)), epochs=1, progress=False, generator=seeded())
+    assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in flow.parameters())
+    assert all(p.grad is None for p in flow.parameters())

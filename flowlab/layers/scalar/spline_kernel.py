@@ -1,7 +1,7 @@
 """The rational-quadratic spline as one autograd function with an analytic backward: what training and scoring run.
 
 `spline.py` has the same map in plain differentiable form, which is the reference, and which double backward, torch.func,
-torch.compile and torch.export use. What makes this form fast: bins lie on the first axis of a contiguous tensor; only the softmax and
+torch.compile and torch.export use. What makes this form fast: bins never lie on the last axis, which is the batch; only the softmax and
 its gradient touch all bins, everything else works on the two knots around each value; comparisons write
 floats (torch's booleans are slow to make and to sum); temporaries are reused in place.
 """
