@@ -7,13 +7,24 @@ matrices (features, n) whose rows are long, so that kernels run along the batch.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 _functorch_stack = torch._C._functorch.peek_interpreter_stack
+
+
+def zen5() -> bool:
+    """Whether this is an AMD processor of the Zen 5 family or a later one."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            facts = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
+    except OSError:  # not Linux
+        return False
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    return facts.get("vendor_id") == "AuthenticAMD" and int(facts.get("cpu family", 0)) >= 26
 
 
 def transforming() -> bool:
@@ -50,93 +61,131 @@ def columns(x: Tensor) -> Tensor:
 
 # ---- products ---------------------------------------------------------------------------------------------------
 
-# oneDNN's product, which torch.compile uses: on AMD processors it is twice as fast as MKL's behind torch.mm, at the same
-# precision, and takes transposed operands without copying. torch has no public function for it, hence the fallback.
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+# oneDNN's product, which torch.compile uses: on AMD's Zen 5 it is twice as fast as MKL's behind torch.mm, at the same
+# precision; elsewhere it gains nothing and costs more to call. torch has no public function for it, hence the fallback.
+_ONEDNN = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() and zen5() else None
+)
 _SMALL = 16  # with a side shorter than this, oneDNN's preparations cost more than it saves
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b (p, r) of matrices a (p, q) and b (q, r), without a gradient, and in their own precision."""
-    (p, q), r = a.shape, b.shape[1]
-    fits = min(p, q, r) >= _SMALL and a.dtype == torch.float32 and a.is_cpu
-    if fits and _ONEDNN is not None and torch._C._get_mkldnn_enabled() and _functorch_stack() is None:
-        return _ONEDNN(a, b.T, None, "none", [], "")
-    if torch.is_autocast_enabled(a.device.type):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
-            return a @ b
-    return a @ b
+            return product(a, b)
+    if _ONEDNN is None or a.dtype != torch.float32 or not a.is_cpu or min(*a.shape, b.shape[1]) < _SMALL:
+        return torch.mm(a, b)
+    if not torch._C._get_mkldnn_enabled() or _functorch_stack() is not None:
+        return torch.mm(a, b)
+    return _ONEDNN(a, b.T, None, "none", [], "")
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.addmm(bias.unsqueeze(-1), weight if mask is None else weight * mask, x)
+def affine_product(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+    """weight @ x + bias for x (in, n), likewise."""
+    if _ONEDNN is None and not torch._C._is_any_autocast_enabled():
+        return torch.addmm(bias.unsqueeze(-1), weight, x)
+    return product(weight, x).add_(bias.unsqueeze(-1))
 
 
-class _Linear(Function):
+# ---- networks ---------------------------------------------------------------------------------------------------
+
+# Activations whose gradient needs their result alone: they may overwrite their argument.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "tanh": torch.tanh_}
+_PULL_IN_PLACE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # overwrite the gradient
+    "relu": lambda grad, y: torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad),
+    "tanh": lambda grad, y: torch.ops.aten.tanh_backward.grad_input(grad, y, grad_input=grad),
+}
+Masks = Sequence[Tensor | None]
+
+
+def plain_network(x: Tensor, *weights: Tensor, activation: str, masks: Masks) -> Tensor:
+    """`network` in differentiable torch operations."""
+    for i, mask in enumerate(masks):
+        weight = weights[2 * i] if mask is None else weights[2 * i] * mask
+        x = torch.addmm(weights[2 * i + 1].unsqueeze(-1), weight, x)
+        if i + 1 < len(masks):
+            x = torch.relu(x) if activation == "relu" else torch.tanh(x)
+    return x
+
+
+def run_network(
+    x: Tensor, activation: str, masks: Masks, weights: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The output, without a gradient, and what `pull_network` needs: the input of each linear layer, and its masked weight."""
+    act, values, matrices = IN_PLACE[activation], [x], []
+    for i, mask in enumerate(masks):
+        matrix = weights[2 * i] if mask is None else weights[2 * i] * mask
+        matrices.append(matrix)
+        x = affine_product(matrix, x, weights[2 * i + 1])
+        if i + 1 < len(masks):
+            values.append(act(x))
+    return x, values, matrices
+
+
+def pull_network(
+    grad: Tensor,
+    activation: str,
+    masks: Masks,
+    values: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients in the input and in the weights, given the output's; `needed` says which, the input first."""
+    pull = _PULL_IN_PLACE[activation]
+    grads: list[Tensor | None] = [None] * (2 * len(masks))
+    for i in reversed(range(len(masks))):
+        x = values[i]
+        if needed[2 * i + 1]:
+            # BLAS is up to six times slower where the result's rows are short; its transpose is then the faster one.
+            by_weight = (x @ grad.T).T if len(x) < _SMALL <= len(grad) else product(grad, x.T)
+            mask = masks[i]
+            grads[2 * i] = by_weight if mask is None else by_weight.mul_(mask)
+        if needed[2 * i + 2]:
+            grads[2 * i + 1] = grad.sum(1)
+        if i:
+            grad = product(matrices[i].T, grad)
+            pull(grad, x)
+    return product(matrices[0].T, grad) if needed[0] else None, grads
+
+
+class _Network(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        masked = weight if mask is None else weight * mask
-        ctx.save_for_backward(x, weight, bias, mask, masked)
-        return product(masked, x).add_(bias.unsqueeze(-1))
+    def forward(ctx: Any, x: Tensor, activation: str, masks: Masks, *weights: Tensor) -> Tensor:
+        output, values, matrices = run_network(x, activation, masks, weights)
+        ctx.save_for_backward(*values, *matrices, *weights)
+        ctx.options = activation, masks
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mask, masked = ctx.saved_tensors
+        activation, masks = ctx.options
+        n, saved = len(masks), ctx.saved_tensors
+        values, matrices, weights = saved[:n], saved[n : 2 * n], saved[2 * n :]
         if plain_backward(grad):
-            plain = functools.partial(_linear, mask=mask)
-            return *differentiable_backward(plain, (x, weight, bias), (grad,)), None
-        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_weight = None
-        if need_weight:
-            # BLAS is up to six times slower where the result's rows are short; its transpose is then the faster one.
-            grad_weight = (x @ grad.T).T if len(x) < _SMALL <= len(grad) else product(grad, x.T)
-            if mask is not None:
-                grad_weight.mul_(mask)
-        return product(masked.T, grad) if need_x else None, grad_weight, grad.sum(1) if need_bias else None, None
+            plain = functools.partial(plain_network, activation=activation, masks=masks)
+            by_x, *grads = differentiable_backward(plain, (values[0], *weights), (grad,))
+        else:
+            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+            by_x, grads = pull_network(grad, activation, masks, values, matrices, needed)
+        return by_x, None, None, *grads
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
-    """weight * mask @ x + bias for x (in, n): (out, n)."""
-    return _linear(x, weight, bias, mask) if transforming() else _Linear.apply(x, weight, bias, mask)
+def network(x: Tensor, activation: str, masks: Masks, weights: Sequence[Tensor]) -> Tensor:
+    """A chain of `weight * mask @ x + bias` with activations in between, for x (in, n): (out, n).
+
+    Args:
+        x: The input.
+        activation: One of `IN_PLACE`.
+        masks: One for each linear layer, None for none.
+        weights: The weight and the bias of each linear layer in turn.
+    """
+    if transforming():
+        return plain_network(x, *weights, activation=activation, masks=masks)
+    return _Network.apply(x, activation, masks, *weights)
 
 
 # ---- rows of features -------------------------------------------------------------------------------------------
-
-
-class _Split(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(first, second, restore)
-        return x.index_select(0, first), x.index_select(0, second)
-
-    @staticmethod
-    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor | None, ...]:
-        return merge(grad_first, grad_second, *ctx.saved_tensors), None, None, None
-
-
-class _Merge(Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> Tensor:
-        ctx.save_for_backward(first, second, restore)
-        return torch.cat([a, b]).index_select(0, restore)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *split(grad, *ctx.saved_tensors), None, None, None
-
-
-def split(x: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of x (features, n) at the indices `first` and `second`; `restore` says where in them each row of x is."""
-    if transforming():
-        return x.index_select(0, first), x.index_select(0, second)
-    return _Split.apply(x, first, second, restore)
-
-
-def merge(a: Tensor, b: Tensor, first: Tensor, second: Tensor, restore: Tensor) -> Tensor:
-    """The inverse of `split`."""
-    if transforming():
-        return torch.cat([a, b]).index_select(0, restore)
-    return _Merge.apply(a, b, first, second, restore)
 
 
 class _Permute(Function):
@@ -159,10 +208,30 @@ def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 # ---- taming -----------------------------------------------------------------------------------------------------
 
 
-def _tame(x: Tensor, bound: float) -> Tensor:
+def within(x: Tensor, bound: float = 100.0) -> bool:
+    """Whether all of x is known to lie within ±bound. Looking is cheaper than computing; on a GPU it would mean waiting."""
+    if not x.is_cpu or not x.numel():
+        return False
+    low, high = torch.aminmax(x.detach())
+    return low.item() >= -bound and high.item() <= bound
+
+
+def plain_tame(x: Tensor, bound: float = 100.0) -> Tensor:
+    """`tame` in differentiable torch operations."""
     inner = x.clamp(-bound, bound)
     beyond = x - inner
     return inner + beyond.sign() * beyond.abs().log1p()
+
+
+def run_tame(x: Tensor, bound: float = 100.0) -> Tensor:
+    """`tame` without a gradient."""
+    inner = x.clamp(-bound, bound)
+    return torch.sub(x, inner).abs_().log1p_().copysign_(x).add_(inner)
+
+
+def pull_tame(grad: Tensor, x: Tensor, bound: float = 100.0) -> Tensor:
+    """The gradient in the input of `tame`, given its result's."""
+    return grad / ((x - x.clamp(-bound, bound)).abs() + 1)
 
 
 class _Tame(Function):
@@ -170,13 +239,12 @@ class _Tame(Function):
     def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bound = bound
-        inner = x.clamp(-bound, bound)
-        return torch.sub(x, inner).abs_().log1p_().copysign_(x).add_(inner)
+        return run_tame(x, bound)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return grad / ((x - x.clamp(-ctx.bound, ctx.bound)).abs() + 1), None
+        return pull_tame(grad, x, ctx.bound), None
 
 
 def tame(x: Tensor, bound: float = 100.0) -> Tensor:
@@ -186,9 +254,70 @@ def tame(x: Tensor, bound: float = 100.0) -> Tensor:
     would, through dozens of layers, leave the range of a float.
     """
     if transforming():
-        return _tame(x, bound)
-    if x.is_cpu and x.numel():  # looking is cheaper than computing; on other devices it would mean waiting
-        low, high = torch.aminmax(x.detach())
-        if low.item() >= -bound and high.item() <= bound:
-            return x
-    return _Tame.apply(x, bound)
+        return plain_tame(x, bound)
+    return x if within(x, bound) else _Tame.apply(x, bound)
+
+
+# ---- scalar maps ------------------------------------------------------------------------------------------------
+
+
+class Kernel(Protocol):
+    """A scalar map in one direction, with a hand-written gradient.
+
+    Values are (d, n), parameters (d, count, n), in memory one after the other.
+    """
+
+    def run(self, value: Tensor, params: Tensor, out: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Writes the mapped values to `out`; the log-slopes, and what `pull` needs."""
+        ...
+
+    def pull(
+        self,
+        value: Tensor,
+        params: Tensor,
+        saved: Sequence[Tensor],
+        grad_mapped: Tensor,
+        grad_log_slope: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Writes the gradient in the values to `out`; the gradient in the parameters."""
+        ...
+
+    def plain(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Mapped values and log-slopes in differentiable torch operations, of values (*s) and parameters (count, *s)."""
+        ...
+
+
+class _ScalarMap(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, params: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+        mapped = torch.empty_like(value)
+        log_slope, saved = kernel.run(value, params, mapped)
+        ctx.save_for_backward(value, params, *saved)
+        ctx.kernel = kernel
+        return mapped, log_slope
+
+    @staticmethod
+    def backward(ctx: Any, grad_mapped: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
+        value, params, *saved = ctx.saved_tensors
+        kernel, grads = ctx.kernel, (grad_mapped, grad_log_slope)
+        if plain_backward(*grads):
+
+            def plain(value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+                return kernel.plain(value, params.transpose(0, 1))
+
+            return *differentiable_backward(plain, (value, params), grads), None
+        by_value = torch.empty_like(value)
+        return by_value, kernel.pull(value, params, saved, *grads, by_value), None
+
+
+def scalar_map(value: Tensor, params: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Mapped values and log-slopes (*s) at values (*s) with parameters (count, *s)."""
+    if transforming() or params.shape[1:] != value.shape:  # the same parameters for all rows
+        return kernel.plain(value, params)
+    shape = value.shape
+    if value.ndim != 2:
+        value, params = value.reshape(1, -1), params.reshape(len(params), 1, -1)
+    # Conditioners lay parameters out feature by feature: no copy.
+    mapped, log_slope = _ScalarMap.apply(value, params.transpose(0, 1).contiguous(), kernel)
+    return mapped.view(shape), log_slope.view(shape)

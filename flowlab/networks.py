@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlab.kernels import columns, linear
+from flowlab.kernels import IN_PLACE, columns, network
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -22,7 +22,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "tanh": torch.tanh,
 }
-IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}  # their gradient needs the result alone
 
 
 class Linear(nn.Module):
@@ -53,7 +52,7 @@ class Linear(nn.Module):
                 self.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.mask)
+        return network(x, "relu", (self.mask,), (self.weight, self.bias))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
@@ -152,8 +151,27 @@ class MLP(nn.Module):
         """The output layer."""
         return self.linears[-1]  # type: ignore[return-value]
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is a chain of linear layers and activations that `flowlab.kernels.network` can run."""
+        return not self.residual and self.activation in IN_PLACE
+
+    @property
+    def masks(self) -> list[Tensor | None]:
+        """The mask of each linear layer."""
+        return [linear._buffers["mask"] for linear in self.linears]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each linear layer in turn."""
+        linears: list[Linear] = list(self.linears)  # type: ignore[arg-type]
+        return [w for linear in linears for w in (linear.weight, linear.bias)]
+
     def columns(self, x: Tensor, dropout: bool = True) -> Tensor:
         """The result (out_features, n) for x (in_features, n); without `dropout` as outside of training."""
+        dropout = dropout and self.training and self.dropout > 0
+        if self.plain and not dropout:
+            return network(x, self.activation, self.masks, self.weights)
         drop: Callable[[Tensor], Tensor] = self.drop if dropout else nn.Identity()
         activation = ACTIVATIONS[self.activation]
         in_place = IN_PLACE.get(self.activation, activation)

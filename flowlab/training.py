@@ -275,50 +275,45 @@ class _Trainer:
         if not self.parameters:
             raise ValueError("the flow has no trainable parameters")
         keep_freed_memory()
-        kinds: dict[tuple[torch.dtype, bool], list[nn.Parameter]] = {}
-        for p in self.parameters:
-            kinds.setdefault((p.dtype, p.ndim >= 2), []).append(p)
-        self.weights: list[Tensor] = [
-            nn.Parameter(torch.cat([p.detach().flatten() for p in same])) for same in kinds.values()
-        ]
-        self.decays = [matrix for _, matrix in kinds]
-        for flat, same in zip(self.weights, kinds.values(), strict=True):
-            flat.grad = torch.zeros_like(flat)
-            pieces = [p.numel() for p in same]
-            for p, data, grad in zip(same, flat.detach().split(pieces), flat.grad.split(pieces), strict=True):
-                p.data, p.grad = data.view(p.shape), grad.view(p.shape)
-        self.gradients = [flat.grad for flat in self.weights if flat.grad is not None]
+        kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+        for p in sorted(self.parameters, key=lambda p: p.ndim < 2):  # matrices, which decay, before the others
+            kinds.setdefault(p.dtype, []).append(p)
+        self.kinds = list(kinds.values())
+        self.weights = [torch.cat([p.detach().flatten() for p in same]) for same in self.kinds]
+        self.gradients = [torch.zeros_like(flat) for flat in self.weights]
+        for flat, same in zip(self.weights, self.kinds, strict=True):
+            for p, data in zip(same, flat.split([p.numel() for p in same]), strict=True):
+                p.data, p.grad = data.view(p.shape), None
         self.average = self.copy()
         self._start()
 
     def _start(self) -> None:
         """A fresh optimizer; what is remembered of skipped steps starts anew."""
-        groups = [
-            {"params": [flat], "weight_decay": self.weight_decay if decays else 0.0}
-            for flat, decays in zip(self.weights, self.decays, strict=True)
-        ]
         device = self.weights[0].device
-        self.optimizer = torch.optim.AdamW(groups, lr=self.rate, fused=True)
+        self.adam: list[
+            tuple[float, list[list[Tensor]]]
+        ] = []  # of each part: its decay; weights, gradients, moments, steps
+        for flat, gradient, same in zip(self.weights, self.gradients, self.kinds, strict=True):
+            matrices = sum(p.numel() for p in same if p.ndim >= 2)
+            moments = torch.zeros_like(flat), torch.zeros_like(flat)
+            for part, decay in ((slice(matrices), self.weight_decay), (slice(matrices, None), 0.0)):
+                if flat[part].numel():
+                    steps = torch.zeros((), device=device)
+                    lists = [[flat[part]], [gradient[part]], [moments[0][part]], [moments[1][part]], [], [steps]]
+                    self.adam.append((decay, lists))
         self.steps = 0
         self.streak, self.worst_streak, self.skipped, self.loss, self.norm = torch.zeros(5, device=device).unbind()
 
     def step(self, batch: _Rows, rate: float) -> None:
         if not self.flow.training:
             self.flow.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * rate
-        torch._foreach_zero_(self.gradients)
         losses = self.loss_of(batch.x, batch.context)
         loss = (losses * batch.weight.to(losses.dtype)).mean()
         loss.backward()
-        # In double precision: the square of a large single-precision gradient overflows where the gradient does not.
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in self.gradients]
-        norm = torch.stack(norms).norm()
+        self.gather()
+        norm = self.gradient_norm()
         bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        torch._foreach_mul_(self.gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
-        # The fused kernel leaves weights and moments alone where found_inf is 1 (torch's gradient scaler uses this, too).
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self._adam(self.rate * rate, (norm.float() / self.clip).clamp(min=1.0), bad)
         self.steps += 1
         with torch.no_grad():
             decay = min(self.ema, self.steps / (10 + self.steps))
@@ -328,6 +323,36 @@ class _Trainer:
             self.skipped = self.skipped + bad
             self.loss = torch.where(bad > 0, self.loss, loss.detach().float())
             self.norm = torch.where(bad > 0, self.norm, norm.float())
+
+    @torch.no_grad()
+    def _adam(self, rate: float, divisor: Tensor, bad: Tensor) -> None:
+        """A step of AdamW down the gradients divided by `divisor`; none where `bad` is 1.
+
+        It calls the kernel behind `torch.optim.AdamW(fused=True)`, whose own preparations take longer than a small flow's step.
+        """
+        options: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
+        for decay, lists in self.adam:
+            steps = lists[-1][0]
+            steps += 1 - bad
+            options |= {"lr": rate, "weight_decay": decay, "grad_scale": divisor, "found_inf": bad}
+            torch._fused_adamw_(*lists, **options)
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Moves the parameters' gradients into the flat ones."""
+        for flat, same in zip(self.gradients, self.kinds, strict=True):
+            pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in same]
+            torch.cat([piece.reshape(-1) for piece in pieces], out=flat)
+            for p in same:
+                p.grad = None
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the gradient, also where its square would overflow in its own precision."""
+        if self.gradients[0].is_cpu:  # elsewhere looking at the result would mean waiting
+            norm = torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in self.gradients]).norm()
+            if math.isfinite(norm.item()):
+                return norm
+        return torch.stack([torch.linalg.vector_norm(flat, dtype=torch.float64) for flat in self.gradients]).norm()
 
     def longest_streak(self) -> int:
         return int(self.worst_streak)

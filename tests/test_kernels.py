@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import flowlab
-from flowlab.kernels import linear, merge, permute, split, tame
+from flowlab.kernels import network, permute, tame
 from flowlab.layers import Affine, Autoregressive, Coupling, RationalQuadraticSpline
-from flowlab.layers.scalar.affine import affine
+from flowlab.layers.conditioned import Places, conditioned
 from flowlab.layers.scalar.spline import knot_positions, plain, spline
+from flowlab.layers.scalar.spline_kernel import SplineKernel
 from flowlab.networks import MLP
 
 Call = Callable[..., Any]
@@ -46,7 +47,7 @@ def spline_kernel(bins: int, periodic: bool, inverse: bool) -> Kernel:
     bound = math.pi if periodic else 2.0  # some values lie outside the box
     squeeze = (lambda v: bound * torch.tanh(v)) if periodic else (lambda v: v)
     return Kernel(
-        lambda v, p: spline(squeeze(v), p, bins, bound, 1e-3, periodic=periodic, inverse=inverse),
+        lambda v, p: spline(squeeze(v), p, SplineKernel(bins, bound, 1e-3, periodic, inverse)),
         lambda v, p: plain(squeeze(v), p, bins, bound, 1e-3, periodic, inverse),
         ((3,), (3 * bins + (1 if periodic else -1), 3)),
     )
@@ -57,29 +58,93 @@ def plain_affine(value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, 
     return ((value - params[0]) * log_scale.exp() if inverse else value * log_scale.exp() + params[0]), log_scale
 
 
-def plain_tame(x: Tensor) -> Tensor:
-    return torch.where(x.abs() > 1, x.sign() * (1 + (x.abs() - 1).clamp(min=0).log1p()), x)
+def plain_tame(x: Tensor, bound: float) -> Tensor:
+    return torch.where(x.abs() > bound, x.sign() * (bound + (x.abs() - bound).clamp(min=0).log1p()), x)
+
+
+class Given(NamedTuple):
+    """Weights in the place of a network, for `conditioned`."""
+
+    activation: str
+    masks: Sequence[Tensor | None]
+    weights: Sequence[Tensor]
+    plain: bool = True
+    training: bool = False
+    dropout: float = 0.0
+
+    def columns(self, x: Tensor, dropout: bool) -> Tensor:
+        return network(x, self.activation, self.masks, self.weights)
+
+
+def plain_network(x: Tensor, activation: str, masks: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
+    for i, mask in enumerate(masks):
+        w, b = weights[2 * i : 2 * i + 2]
+        x = (w if mask is None else w * mask) @ (getattr(torch, activation)(x) if i else x) + b[:, None]
+    return x
+
+
+def conditioned_kernel(places: Places | None, spline: bool, inverse: bool, context: bool, masked: bool) -> Kernel:
+    """A whole layer of five features, three of them changed, or all where there are no places."""
+    scalar = RationalQuadraticSpline(3, 2.0) if spline else Affine()
+    kept, changed = (range(5), range(5)) if places is None else (torch.arange(5)[i].tolist() for i in places[:2])
+    widths = (2 * context + len(kept), 6, 7, len(changed) * scalar.count)
+    shapes = [((o, i), (o,)) for i, o in itertools.pairwise(widths)]
+    masks = [(normal(*s[0], seed=9) > 0).double() if masked else None for s in shapes]
+
+    def fast(x: Tensor, given: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        own = Given("tanh", masks, weights)
+        mapped, log_det = conditioned(90 * x, given.T if context else None, own, scalar, inverse, places)  # type: ignore[arg-type]
+        return mapped, log_det + 0 * given.sum()
+
+    def slow(x: Tensor, given: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        x = 90 * x
+        inputs = torch.cat([given, x[kept]] if context else [x[kept]])
+        inputs = plain_tame(inputs, 100.0)
+        params = plain_network(inputs, "tanh", masks, weights).view(len(changed), scalar.count, -1).transpose(0, 1)
+        plain_map = (
+            plain(x[changed], params, 3, 2.0, 1e-3, False, inverse)
+            if spline
+            else plain_affine(x[changed], params, inverse)
+        )
+        rows = dict(zip(changed, plain_map[0], strict=True))
+        return torch.stack([rows.get(i, x[i]) for i in range(5)]), plain_map[1].sum(0) + 0 * given.sum()
+
+    return Kernel(fast, slow, ((5,), (2,), *(s for pair in shapes for s in pair)), 2)
 
 
 MASK, ORDER = (normal(5, 4, seed=9) > 0).double(), torch.tensor([2, 0, 3, 1])
-HALVES = torch.tensor([4, 1]), torch.tensor([0, 3, 2]), torch.tensor([4, 1, 0, 3, 2]).argsort()
+SLICES = Places(slice(1, 4, 2), slice(0, 5, 2), torch.tensor([1, 3, 0, 2, 4]).argsort())
+INDICES = Places(torch.tensor([4, 1]), torch.tensor([0, 3, 2]), torch.tensor([4, 1, 0, 3, 2]).argsort())
 VARIANTS = list(itertools.product((1, 2, 8), (False, True), (False, True)))
 KERNELS = {f"spline, {b} bins{', periodic' * p}{', inverse' * i}": spline_kernel(b, p, i) for b, p, i in VARIANTS}
 KERNELS |= {
     f"affine{', inverse' * i}": Kernel(
-        lambda v, p, i=i: affine(v, p, 3.0, i), lambda v, p, i=i: plain_affine(v, p, i), ((3,), (2, 3))
+        lambda v, p, i=i: Affine().forward(v, p) if not i else Affine().inverse(v, p),
+        lambda v, p, i=i: plain_affine(v, p, i),
+        ((3,), (2, 3)),
     )
     for i in (False, True)
 }
 KERNELS |= {
-    "linear": Kernel(linear, lambda x, w, b: w @ x + b[:, None], ((4,), (5, 4), (5,)), 1),
-    "linear, masked": Kernel(
-        lambda *given: linear(*given, MASK), lambda x, w, b: (w * MASK) @ x + b[:, None], ((4,), (5, 4), (5,)), 1
-    ),
-    "tame": Kernel(lambda x: tame(x, 1.0), plain_tame, ((5,),)),
-    "split": Kernel(lambda x: split(x, *HALVES), lambda x: (x[HALVES[0]], x[HALVES[1]]), ((5,),)),
-    "merge": Kernel(lambda a, b: merge(a, b, *HALVES), lambda a, b: torch.cat([a, b])[HALVES[2]], ((2,), (3,))),
+    "tame": Kernel(lambda x: tame(x, 1.0), lambda x: plain_tame(x, 1.0), ((5,),)),
     "permute": Kernel(lambda x: permute(x, ORDER, ORDER.argsort()), lambda x: x[ORDER], ((4,),)),
+}
+KERNELS |= {
+    f"network, {activation}{', masked' * masked}": Kernel(
+        lambda x, *w, a=activation, m=masks: network(x, a, m, w),
+        lambda x, *w, a=activation, m=masks: plain_network(x, a, m, w),
+        ((4,), (5, 4), (5,), (3, 5), (3,)),
+        1,
+    )
+    for activation in ("relu", "tanh")
+    for masked, masks in ((False, [None, None]), (True, [MASK, None]))
+}
+KERNELS |= {
+    f"{kind}, {'spline' if spline else 'affine'}{', inverse' * inverse}{', context' * context}": conditioned_kernel(
+        places, spline, inverse, context, masked
+    )
+    for kind, places, masked in (("even", SLICES, False), ("uneven", INDICES, False), ("masked", None, True))
+    for spline, inverse, context in ((False, False, False), (False, True, True), (True, True, False))
 }
 EVERY = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
@@ -190,10 +255,10 @@ def test_backward_twice_and_checkpoints(kernel: Kernel) -> None:
 
 def both(bins: int, periodic: bool, inverse: bool, value: Tensor, params: Tensor) -> list[list[Tensor]]:
     """Mapped values, log-slopes and gradients by the kernel and by the plain form, elementwise in the values."""
-    results, options = [], {"periodic": periodic, "inverse": inverse}
-    for form in (spline, plain):
+    kernel, results = SplineKernel(bins, math.pi if periodic else 5.0, 1e-3, periodic, inverse), []
+    for form in (lambda v, p: spline(v, p, kernel), kernel.plain):
         inputs = [value.detach().requires_grad_(), params.detach().requires_grad_()]
-        mapped, log_slope = form(*inputs, bins, math.pi if periodic else 5.0, 1e-3, **options)
+        mapped, log_slope = form(*inputs)
         grads = torch.autograd.grad(mapped.sum() + 2 * log_slope.sum(), inputs)
         results.append([x.detach() for x in (mapped, log_slope, *grads)])
     return results
@@ -240,7 +305,7 @@ def test_linear_in_single_precision(sizes: tuple[int, int, int], masked: bool) -
     mask = (normal(out, into, seed=5) > 0).float() if masked else torch.ones(out, into)
     inputs = [normal(into, n).float(), normal(out, into, seed=1).float(), normal(out, seed=2).float()]
     for given in zip(*map(layouts, inputs), strict=True):
-        got = derivatives(lambda *g: linear(*g, mask if masked else None), given)
+        got = derivatives(lambda x, *w: network(x, "relu", [mask if masked else None], w), given)
         usual, exact = (
             derivatives(lambda x, w, b: (w * mask) @ x + b[:, None], [x.to(dtype) for x in given])
             for dtype in (torch.float32, torch.float64)
@@ -260,7 +325,7 @@ class Operations(TorchDispatchMode):
 
 def test_onednn_can_be_switched_off() -> None:
     with torch.backends.mkldnn.flags(enabled=False), Operations() as seen:
-        linear(torch.ones(64, 64), torch.ones(64, 64), torch.ones(64))
+        network(torch.ones(64, 64), "relu", [None], [torch.ones(64, 64), torch.ones(64)])
     assert "mkldnn" not in seen.names
 
 

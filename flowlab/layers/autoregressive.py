@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowlab.kernels import columns, permute, transforming
-from flowlab.layers.coupling import by_parameter, conditioner_inputs, initial_parameters, scalar_support
+from flowlab.layers.conditioned import by_parameter, conditioned, conditioner_inputs, initial_parameters, scalar_support
 from flowlab.layers.incremental import Implicit, Map, Sweep
 from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
@@ -71,6 +71,8 @@ class Autoregressive(Layer):
             raise ValueError(f"order must be a permutation of 0 … {features - 1}, not {order}")
         self.register_buffer("order", torch.tensor(order, dtype=torch.long))
         self.register_buffer("rank", torch.tensor(order, dtype=torch.long).argsort())
+        self.permutes = order != sorted(order)
+        self.register_load_state_dict_post_hook(_note_order)
         self.network = MaskedMLP(
             features,
             self.scalar.count,
@@ -94,23 +96,23 @@ class Autoregressive(Layer):
         return self._run(x, context, inverse=True)
 
     def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        ordered = permute(columns(value), self.order, self.rank)
+        ordered = columns(value)
+        if self.permutes:
+            ordered = permute(ordered, self.order, self.rank)
         if inverse == (self.fast == "density"):
             mapped, log_det = self._one_pass(ordered, context, inverse)
         elif transforming():
             mapped, log_det = self._pass_per_feature(ordered, context, inverse)
         else:
             mapped, log_det = self._by_feature(ordered, context, inverse)
-        rows = permute(mapped, self.rank, self.order).T
-        return rows.view(value.shape), log_det.view(value.shape[:-1])
+        if self.permutes:
+            mapped = permute(mapped, self.rank, self.order)
+        return mapped.T.view(value.shape), log_det.view(value.shape[:-1])
 
     def _one_pass(
         self, value: Tensor, context: Tensor | None, inverse: bool, dropout: bool = True
     ) -> tuple[Tensor, Tensor]:
-        output = self.network.columns(conditioner_inputs(value, context, self.scalar.periodic), dropout)
-        params = by_parameter(output, self.scalar.count)
-        mapped, log_det = self.scalar.inverse(value, params) if inverse else self.scalar.forward(value, params)
-        return mapped, log_det.sum(0)
+        return conditioned(value, context, self.network, self.scalar, inverse, dropout=dropout)
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The slow direction: parameters of a feature need the mapped values of those before it. Dropout has no part in it."""
@@ -127,10 +129,11 @@ class Autoregressive(Layer):
 
     def _pass_per_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The slow direction by whole passes, for torch.compile, torch.export and torch.func."""
+        given = None if context is None else columns(context)
         mapped = torch.zeros_like(value)
         log_det = torch.zeros_like(value[0])
         for i in torch.arange(self.features, device=value.device).split(1):  # as numbers they would break graphs
-            inputs = conditioner_inputs(mapped, context, self.scalar.periodic)
+            inputs = conditioner_inputs(mapped, given, self.scalar.periodic)
             params = by_parameter(self.network.columns(inputs, dropout=False), self.scalar.count).index_select(1, i)
             column = value.index_select(0, i)
             column, term = self.scalar.inverse(column, params) if inverse else self.scalar.forward(column, params)
@@ -140,3 +143,8 @@ class Autoregressive(Layer):
 
     def extra_repr(self) -> str:
         return f"{self.features}, {self.scalar}, fast={self.fast!r}"
+
+
+def _note_order(layer: Autoregressive, _: object) -> None:
+    order = layer.order.tolist()
+    layer.permutes = order != sorted(order)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowlab.kernels import columns, merge, split, tame
+from flowlab.kernels import columns
+from flowlab.layers.conditioned import Places, conditioned, initial_parameters, scalar_support
 from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
 from flowlab.networks import MLP, start_at
@@ -66,6 +67,8 @@ class Coupling(Layer):
         self.register_buffer("kept", torch.tensor(kept, dtype=torch.long))
         self.register_buffer("changed", torch.tensor(changed, dtype=torch.long))
         self.register_buffer("restore", torch.tensor(kept + changed).argsort())
+        self.evenly = evenly_spaced(kept), evenly_spaced(changed)
+        self.register_load_state_dict_post_hook(_find_evenly)
         self.network = MLP(
             len(kept) * (2 if self.scalar.periodic else 1) + context_features,
             len(changed) * self.scalar.count,
@@ -87,12 +90,9 @@ class Coupling(Layer):
         return self._map(x, context, inverse=True)
 
     def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        kept, changed = split(columns(value), self.kept, self.changed, self.restore)
-        inputs = conditioner_inputs(kept, context, self.scalar.periodic)
-        params = by_parameter(self.network.columns(inputs), self.scalar.count)
-        mapped, log_det = self.scalar.inverse(changed, params) if inverse else self.scalar.forward(changed, params)
-        rows = merge(kept, mapped, self.kept, self.changed, self.restore).T
-        return rows.view(value.shape), log_det.sum(0).view(value.shape[:-1])
+        places = Places(self.evenly[0] or self.kept, self.evenly[1] or self.changed, self.restore)
+        mapped, log_det = conditioned(columns(value), context, self.network, self.scalar, inverse, places)
+        return mapped.T.view(value.shape), log_det.view(value.shape[:-1])
 
     def extra_repr(self) -> str:
         return f"{self.features}, {self.scalar}, changes {int(self.mask.sum())}"
@@ -103,27 +103,14 @@ def alternating_mask(features: int, flip: bool = False) -> list[bool]:
     return [features == 1 or (i % 2 == 1) != flip for i in range(features)]
 
 
-def conditioner_inputs(features: Tensor, context: Tensor | None, periodic: bool) -> Tensor:
-    """What a conditioner sees of features (d, n): the context, then the features (angles as cosine and sine), outliers tamed."""
-    if periodic:
-        features = torch.stack([features.cos(), features.sin()], 1).flatten(0, 1)
-    return tame(features if context is None else torch.cat([columns(context), features]))
+def evenly_spaced(indices: list[int]) -> slice | None:
+    """The same rows as a slice, which is read without copying; None where they are not evenly spaced."""
+    if not indices:
+        return None
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    same = indices == list(range(indices[0], indices[-1] + 1, step)) if step > 0 else False
+    return slice(indices[0], indices[-1] + 1, step) if same else None
 
 
-def by_parameter(output: Tensor, count: int) -> Tensor:
-    """A conditioner's output, `count` parameters of one feature after the other, as a scalar map wants it: (count, d, n)."""
-    return output.view(len(output) // count, count, output.shape[-1]).transpose(0, 1)
-
-
-def scalar_support(scalar: ScalarMap, noise: constraints.Constraint) -> constraints.Constraint:
-    """Where data lie when a scalar map is applied to noise in `noise`: a box around the map's own stays as it is."""
-    side = getattr(noise, "base_constraint", None)
-    if scalar.box is None or not isinstance(side, constraints.interval):
-        return constraints.real_vector
-    keeps = side.lower_bound <= scalar.box[0] and side.upper_bound >= scalar.box[1]
-    return noise if keeps else constraints.real_vector
-
-
-def initial_parameters(scalar: ScalarMap) -> Tensor | None:
-    """Where a scalar map's parameters start, None for zero."""
-    return scalar.initial() if hasattr(scalar, "initial") else None
+def _find_evenly(layer: Coupling, _: object) -> None:
+    layer.evenly = evenly_spaced(layer.kept.tolist()), evenly_spaced(layer.changed.tolist())

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlab.kernels import product
-from flowlab.layers.coupling import by_parameter, conditioner_inputs
+from flowlab.kernels import columns, product
+from flowlab.layers.conditioned import by_parameter, conditioner_inputs
 from flowlab.layers.scalar import ScalarMap
 from flowlab.networks import ACTIVATIONS, Linear, MaskedMLP
 
@@ -34,7 +34,8 @@ class Sweep:
     """
 
     def __init__(self, network: MaskedMLP, scalar: ScalarMap, context: Tensor | None) -> None:
-        self.network, self.scalar, self.context = network, scalar, context
+        self.network, self.scalar = network, scalar
+        self.context = None if context is None else columns(context)
         self.activation = ACTIVATIONS[network.activation]
         linears: list[Linear] = list(network.linears)  # type: ignore[arg-type]
         *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]

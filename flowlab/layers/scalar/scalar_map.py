@@ -12,7 +12,8 @@ class ScalarMap(Protocol):
     (count, *s) – parameters first, because a softmax over a small last axis is slow – and return the mapped
     values and the elementwise log-derivative of their own direction, both (*s). Zero parameters mean
     the identity. A map whose gradient is degenerate there has `initial()`, parameters (count,) near the identity to
-    start from. Implementations are frozen dataclasses: their fields are what a saved file keeps.
+    start from. A map with a hand-written gradient has
+    `kernel(inverse)`, the `flowlab.kernels.Kernel` of a direction. Implementations are frozen dataclasses: their fields are what a saved file keeps.
 
     Attributes:
         count: Parameters per value.

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowlab.kernels import transforming
-from flowlab.layers.scalar.spline_kernel import SplineFunction
+from flowlab.kernels import scalar_map
+from flowlab.layers.scalar.spline_kernel import SplineKernel
 
 
 def rational_quadratic(
@@ -83,29 +83,16 @@ def knot_positions(logits: Tensor, bound: float, slope: float) -> Tensor:
     return torch.cat([-edge, inner, edge])
 
 
-def spline(
-    value: Tensor, params: Tensor, bins: int, bound: float, slope: float, *, periodic: bool, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    """Splines on [-bound, bound] at values (*s) from raw parameters (≥ count, *s); the one place that chooses how to compute.
-
-    The parameters are `bins` logits of widths, as many of heights, and the logarithms of the slopes: at the `bins` knots of
-    the circle where `periodic`, else at the `bins - 1` inner knots, with slope one at the ends and the identity outside.
-    """
-    if transforming() or bins == 1:
-        return plain(value, params, bins, bound, slope, periodic, inverse)
-    shape = value.shape
-    if value.ndim != 2:
-        value, params = value.reshape(1, -1), params.reshape(len(params), 1, -1)
-    # Conditioners lay parameters out feature by feature: no copy.
-    params = params.transpose(0, 1).contiguous()
-    mapped, log_slope = SplineFunction.apply(value, params, bins, bound, slope, periodic, inverse)
-    return mapped.view(shape), log_slope.view(shape)
+def spline(value: Tensor, params: Tensor, kernel: SplineKernel) -> tuple[Tensor, Tensor]:
+    """Splines at values (*s) with parameters (count, *s)."""
+    return kernel.plain(value, params) if kernel.bins == 1 else scalar_map(value, params, kernel)
 
 
 def plain(
     value: Tensor, params: Tensor, bins: int, bound: float, slope: float, periodic: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """`spline` in differentiable torch operations: the reference, and what traces and second derivatives need."""
+    """`SplineKernel` in differentiable torch operations, at values (*s) with parameters (count, *s): the reference, and what
+    traces and second derivatives need."""
     widths, heights, slopes = params[:bins], params[bins : 2 * bins], params[2 * bins : 3 * bins - (not periodic)]
     knots_x, knots_y = knot_positions(widths, bound, slope), knot_positions(heights, bound, slope)
     slopes = soft_clip(slopes, -math.log(slope)).exp()
@@ -149,13 +136,16 @@ class RationalQuadraticSpline:
         return 3 * self.bins - 1
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(z, params, inverse=False)
+        return spline(z, params, self._kernel(inverse=False))
 
     def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(x, params, inverse=True)
+        return spline(x, params, self._kernel(inverse=True))
 
-    def _map(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return spline(value, params, self.bins, self.bound, self.slope, periodic=False, inverse=inverse)
+    def kernel(self, inverse: bool) -> SplineKernel | None:
+        return None if self.bins == 1 else self._kernel(inverse)
+
+    def _kernel(self, inverse: bool) -> SplineKernel:
+        return SplineKernel(self.bins, self.bound, self.slope, periodic=False, inverse=inverse)
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -194,4 +184,4 @@ class CircularSpline:
         return wrap(mapped), log_slope
 
     def _map(self, angle: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return spline(angle, params, self.bins, math.pi, self.slope, periodic=True, inverse=inverse)
+        return spline(angle, params[:-1], SplineKernel(self.bins, math.pi, self.slope, True, inverse))

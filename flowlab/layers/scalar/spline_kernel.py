@@ -7,21 +7,29 @@ floats (torch's booleans are slow to make and to sum); temporaries are reused in
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowlab.kernels import differentiable_backward, plain_backward
 
+@dataclass(frozen=True)
+class SplineKernel:
+    """Splines on [-bound, bound] in one direction, with a hand-written gradient.
 
-class SplineFunction(torch.autograd.Function):
-    """Values (d, n) and raw parameters (d, count, n) to mapped values and log-slopes (d, n); see `spline`."""
+    Raw parameters are `bins` logits of widths, as many of heights, and the logarithms of the slopes: at the `bins` knots of
+    the circle where `periodic`, else at the `bins - 1` inner knots, with slope one at the ends and the identity outside.
+    """
 
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, params: Tensor, bins: int, bound: float, slope: float, periodic: bool, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    bins: int
+    bound: float
+    slope: float
+    periodic: bool
+    inverse: bool
+
+    def run(self, value: Tensor, params: Tensor, out: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        bins, bound, slope, periodic, inverse = self.bins, self.bound, self.slope, self.periodic, self.inverse
         (d, n), count = value.shape, params.shape[1]
         inside = None if periodic else value.abs() < bound
         safe = value.clamp(-bound, bound)
@@ -86,35 +94,30 @@ class SplineFunction(torch.autograd.Function):
         theta.clamp_(0, 1)
         squared, cross, _, denominator, numerator = _terms(theta, s, d0, d1, bend)
         log_slope = (s * s).mul_(numerator).div_(denominator.square()).log_()
+        mapped = out if inside is None else torch.empty_like(value)
         if inverse:
-            mapped = torch.addcmul(x0, theta, w)
+            torch.addcmul(x0, theta, w, out=mapped)
             log_slope.neg_()
         else:
-            mapped = torch.addcmul(y0, h, squared.mul_(s).addcmul_(d0, cross).div_(denominator))
+            torch.addcmul(y0, h, squared.mul_(s).addcmul_(d0, cross).div_(denominator), out=mapped)
         if inside is not None:
-            mapped = torch.where(inside, mapped, value)
+            torch.where(inside, mapped, value, out=out)
             inside = inside.to(value.dtype)
             log_slope.mul_(inside)
-        ctx.save_for_backward(
-            value, params, inside, clip, shares, passed, step, beside, free, slope_clip, start, width, slopes, theta
-        )
-        ctx.options = bins, bound, slope, periodic, inverse
-        return mapped, log_slope
+        saved = (inside, clip, shares, passed, step, beside, free, slope_clip, start, width, slopes, theta)
+        return log_slope, saved
 
-    @staticmethod
-    def backward(ctx: Any, grad_mapped: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-        bins, bound, _, periodic, inverse = ctx.options
-        value, params, inside, *saved = ctx.saved_tensors
-        if plain_backward(grad_mapped, grad_log_slope):
-            from flowlab.layers.scalar.spline import plain
-
-            def reference(value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-                return plain(value, params.transpose(0, 1), *ctx.options)
-
-            grads = (grad_mapped, grad_log_slope)
-            return *differentiable_backward(reference, (value, params), grads), *[None] * 5
-
-        clip, shares, passed, step, beside, free, slope_clip, start, width, slopes, theta = saved
+    def pull(
+        self,
+        value: Tensor,
+        params: Tensor,
+        saved: Sequence[Tensor],
+        grad_mapped: Tensor,
+        grad_log_slope: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        bins, bound, periodic, inverse = self.bins, self.bound, self.periodic, self.inverse
+        inside, clip, shares, passed, step, beside, free, slope_clip, start, width, slopes, theta = saved
         n, count = value.shape[1], params.shape[1]
         beyond = None
         if inside is not None:
@@ -187,7 +190,16 @@ class SplineFunction(torch.autograd.Function):
         own = torch.stack([step, step + bins * n]).add_(feature, alpha=count * n)
         grad.view(-1).index_add_(0, own.view(-1), grad_width.view(-1))
         grad[:, : 2 * bins].div_(clip).div_(clip)
-        return grad_value if beyond is None else grad_value.add_(beyond), grad, *[None] * 5
+        if beyond is None:
+            out.copy_(grad_value)
+        else:
+            torch.add(grad_value, beyond, out=out)
+        return grad
+
+    def plain(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        from flowlab.layers.scalar.spline import plain
+
+        return plain(value, params, self.bins, self.bound, self.slope, self.periodic, self.inverse)
 
 
 def _soft_clip_divisor(x: Tensor, bound: float) -> Tensor:
