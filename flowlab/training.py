@@ -20,6 +20,7 @@ from flowlab.runtime import matmul_precision as at_precision
 if TYPE_CHECKING:
     import pandas as pd
 
+FIRST_CYCLE = 750  # steps of the first cycle of the learning rate under schedule="restarts"
 CHECK_EVERY = 25  # steps between looks at whether steps were skipped
 SKIPS_TO_ROLL_BACK = 5  # skipped steps in a row
 ROLL_BACKS = 6  # halvings of the learning rate before training gives up
@@ -72,12 +73,12 @@ def fit(
     validation: float | Tensor | tuple[Tensor, Tensor] = 0.1,
     sample_weight: Tensor | None = None,
     epochs: int = 200,
-    batch_size: int = 512,
-    learning_rate: float = 2e-3,
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine",
+    batch_size: int = 192,
+    learning_rate: float = 1e-2,
+    schedule: Literal["restarts", "cosine", "plateau", "constant"] = "restarts",
     warmup: int = 50,
     weight_decay: float = 1e-4,
-    clip: float = 5.0,
+    clip: float = 50.0,
     ema: float = 0.998,
     patience: int = 30,
     generator: torch.Generator | None = None,
@@ -100,12 +101,15 @@ def fit(
         epochs: Passes over the data at most.
         batch_size: Rows per step.
         learning_rate: Peak learning rate.
-        schedule: "cosine" decays to zero over all epochs, "plateau" halves when validation stalls.
+        schedule: "restarts" decays to zero in cycles that double in length, the first of 750 steps, until one of them brings no
+            improvement (Loshchilov & Hutter 2017, "SGDR"): a good model early, and a better one for as long as it pays.
+            "cosine" decays once over all epochs, "plateau" halves when validation stalls.
         warmup: Steps over which the learning rate rises, at most a tenth of all.
         weight_decay: Decay of weight matrices, not of biases and scales.
         clip: Largest gradient norm.
         ema: Decay of the moving average of the weights per step; 0 turns it off.
-        patience: Evaluations without improvement after which training stops. There is one per epoch, or per 25 steps where epochs are shorter.
+        patience: Evaluations without improvement after which training stops, under other schedules than "restarts". There is one per epoch,
+            or per 25 steps where epochs are shorter.
         generator: Source of the split, the batches and the dropout; torch's global generator when None.
         progress: Show a progress bar in terminals and notebooks.
         compile: Run steps through `torch.compile`: a step of a spline flow of a few features takes three quarters of the time, after up to
@@ -162,9 +166,11 @@ def fit(
     per_epoch = n // batch_size
     total = per_epoch * epochs
     every = max(per_epoch, min(CHECK_EVERY, total))
-    warmup = min(warmup, total // 10)
+    cycles = _cycles(FIRST_CYCLE, total) if schedule == "restarts" else [(0, total)]
+    ends = {end for _, end in cycles}
+    warmup = min(warmup, cycles[0][1] // 10)
     history = History()
-    plateau_scale, stale, best = 1.0, 0, math.inf
+    plateau_scale, stale, best, stop = 1.0, 0, math.inf, False
     best_weights = trainer.copy()
     seen = math.inf  # best validation before the last tenth of training
     bar = _bar(total, progress)
@@ -175,11 +181,12 @@ def fit(
         for epoch in range(epochs):
             order = torch.randperm(n, generator=generator, device=device)
             for i in range(per_epoch):
-                rate = plateau_scale * _schedule(schedule, step, total, warmup)
+                start, end = next(cycle for cycle in cycles if step < cycle[1])
+                rate = plateau_scale * _schedule(schedule, step, warmup if start == 0 else 0, start, end)
                 trainer.step(train.take(order[i * batch_size : (i + 1) * batch_size]), rate)
                 step += 1
                 bar.update()
-                evaluate = step % every == 0 or step == total
+                evaluate = step % every == 0 or step in ends
                 if not evaluate and step % CHECK_EVERY:
                     continue
                 if trainer.longest_streak() >= SKIPS_TO_ROLL_BACK:
@@ -204,11 +211,16 @@ def fit(
                     trainer.copy_averaged(best_weights)
                 elif schedule == "plateau" and stale % max(patience // 3, 1) == 0:
                     plateau_scale /= 2
-                if stale >= patience:
-                    history.converged = True
+                if schedule == "restarts":
+                    stop = step in ends and history.best_step <= start
+                    history.reason = "the last cycle of the learning rate brought no improvement on validation"
+                else:
+                    stop = stale >= patience
                     history.reason = f"no improvement on validation in {patience} evaluations"
+                if stop:
                     break
-            if stale >= patience:
+            if stop:
+                history.converged = True
                 break
         else:
             gained, error = seen - best, history.records[-1]["standard_error"] if history.records else 0.0
@@ -409,12 +421,23 @@ class _Trainer:
         self._start()
 
 
-def _schedule(schedule: str, step: int, total: int, warmup: int) -> float:
+def _schedule(schedule: str, step: int, warmup: int, start: int, end: int) -> float:
+    """The share of the peak learning rate, in the cycle from `start` to `end`."""
     if step < warmup:
         return (step + 1) / warmup
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+    if schedule in ("cosine", "restarts"):
+        start += warmup
+        return (1 + math.cos(math.pi * (step - start) / max(end - start, 1))) / 2
     return 1.0
+
+
+def _cycles(first: int, total: int) -> list[tuple[int, int]]:
+    """Start and end of cycles that double in length; a rest too short for another one lengthens the last."""
+    cycles, start, length = [], 0, first
+    while start + 3 * length <= total:
+        cycles.append((start, start + length))
+        start, length = start + length, 2 * length
+    return [*cycles, (start, total)]
 
 
 def _roll_back(trainer: _Trainer, best: list[Tensor], history: History, train: _Rows, flow: Flow) -> None:

@@ -251,6 +251,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 epochs=epochs,
                 batch_size=batch,
                 learning_rate=self.learning_rate,
+                schedule="cosine",
+                clip=5.0,
                 patience=self.patience,
                 generator=generator,
                 progress=progress,
