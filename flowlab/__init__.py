@@ -11,12 +11,14 @@ from flowlab.checks import check_flow, check_layer
 from flowlab.files import load, save
 from flowlab.flow import Flow
 from flowlab.layers.root import ConvergenceError
+from flowlab.mixture import FlowMixture
 from flowlab.objectives import NLL
 from flowlab.training import History, TrainingError, fit
 
 if TYPE_CHECKING:
     from flowlab import datasets
     from flowlab.tables.density import FlowDensity
+    from flowlab.tables.members import Member
 
 __version__ = "0.1.0"
 
@@ -25,7 +27,9 @@ __all__ = [
     "ConvergenceError",
     "Flow",
     "FlowDensity",
+    "FlowMixture",
     "History",
+    "Member",
     "TrainingError",
     "bases",
     "check_flow",
@@ -45,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from flowlab.tables.density import FlowDensity
 
         return FlowDensity
+    if name == "Member":
+        from flowlab.tables.members import Member
+
+        return Member
     if name == "datasets":
         import importlib
 

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowlab.layers.linear import SOFTPLUS_ONE
-from flowlab.layers.scalar.normal import LOG_SQRT_2PI
+from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture as SklearnMixture
@@ -46,6 +46,10 @@ class Base(nn.Module):
         """Draws (*shape, features) without a gradient."""
         with torch.no_grad():
             return self.rsample(shape, generator)
+
+    def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Noise z (*batch, features) of this distribution as standard normal noise; drawn where several values would do."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be turned into standard normal noise")
 
     def extra_repr(self) -> str:
         return str(self.features)
@@ -85,6 +89,9 @@ class Gaussian(Base):
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         noise = self.loc.new_empty((*shape, self.features)).normal_(generator=generator)
         return self.loc + self.log_scale.exp() * noise if self.learnable else noise
+
+    def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return (z - self.loc) * (-self.log_scale).exp() if self.learnable else z
 
 
 class StudentT(Base):
@@ -127,6 +134,14 @@ class StudentT(Base):
         gamma = torch._standard_gamma(df / 2, generator)
         return noise * (df / 2 / gamma.clamp(min=torch.finfo(df.dtype).tiny)).sqrt()
 
+    @torch.no_grad()
+    def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        from scipy.stats import t
+
+        # By the tail on the value's own side, where probabilities have digits.
+        tail = t.logsf(z.abs().cpu().double().numpy(), self.degrees_of_freedom().detach().cpu().double().numpy())
+        return (-inverse_log_cdf(torch.as_tensor(tail).to(z))).copysign(z)
+
 
 class Uniform(Base):
     """Uniform noise on a box, log_prob -inf outside. Circular flows use [-π, π).
@@ -158,6 +173,9 @@ class Uniform(Base):
 
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         return self.like.new_empty((*shape, self.features)).uniform_(self.low, self.high, generator=generator)
+
+    def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.special.ndtri((z - self.low) / (self.high - self.low))
 
 
 class GaussianMixture(Base):
@@ -226,6 +244,14 @@ class GaussianMixture(Base):
         terms = -u.square().sum(-1) / 2 - log_diagonal.sum(-1) + self.logits.log_softmax(0)
         return terms.logsumexp(-1) - self.features * LOG_SQRT_2PI
 
+    @torch.no_grad()
+    def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        u, log_diagonal = self._standardised(z)
+        shares = (-u.square().sum(-1) / 2 - log_diagonal.sum(-1) + self.logits.log_softmax(0)).softmax(-1)
+        which = torch.multinomial(shares.reshape(-1, self.components), 1, generator=generator)
+        index = which.view(*z.shape[:-1], 1, 1).expand(*z.shape[:-1], 1, self.features)
+        return u.gather(-2, index).squeeze(-2)
+
     def conditional_cdf(self, z: Tensor) -> Tensor:
         """F_i(z_i | z_1 … z_{i-1}) for every feature, (*batch, features)."""
         u, log_diagonal = self._standardised(z)
@@ -260,6 +286,46 @@ class GaussianMixture(Base):
         noise = self.means.new_empty(n, self.features).normal_(generator=generator)
         z = self.means[which] + (self.scale_tril()[which] @ noise.unsqueeze(-1)).squeeze(-1)
         return z.view(*shape, self.features)
+
+
+class Kernels(Base):
+    """A Gaussian kernel density estimate: as many equal spherical Gaussians as rows, one around each.
+
+    Args:
+        features: Width of the noise.
+        count: Number of kernels, which start at zero; `centres` and `log_bandwidth` are to be filled.
+    """
+
+    centres: Tensor
+    log_bandwidth: Tensor
+
+    def __init__(self, features: int, count: int) -> None:
+        super().__init__()
+        self.features, self.count = features, count
+        self.register_buffer("centres", torch.zeros(count, features))
+        self.register_buffer("log_bandwidth", torch.zeros(()))
+
+    def _log_shares(self, z: Tensor) -> Tensor:
+        """Log-density of rows z (n, features) under each kernel, up to what they all share: (n, count)."""
+        return -torch.cdist(z, self.centres).square() / 2 * (-2 * self.log_bandwidth).exp()
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        rows = self._log_shares(z.reshape(-1, self.features)).logsumexp(-1).view(z.shape[:-1])
+        return rows - math.log(self.count) - self.features * (LOG_SQRT_2PI + self.log_bandwidth)
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        which = torch.randint(self.count, tuple(shape), generator=generator, device=self.centres.device)
+        noise = self.centres.new_empty((*shape, self.features)).normal_(generator=generator)
+        return self.centres[which] + self.log_bandwidth.exp() * noise
+
+    @torch.no_grad()
+    def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        shares = self._log_shares(z.reshape(-1, self.features)).softmax(-1)
+        which = torch.multinomial(shares, 1, generator=generator).view(z.shape[:-1])
+        return (z - self.centres[which]) * (-self.log_bandwidth).exp()
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {self.count}"
 
 
 def solve_batch(lower: Tensor, rows: Tensor) -> Tensor:

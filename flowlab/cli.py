@@ -31,6 +31,10 @@ def fit(
     columns: Annotated[
         str | None, typer.Option(help="Columns to model, separated by commas; all when left out.", show_default=False)
     ] = None,
+    effort: Annotated[str, typer.Option(help="fast (seconds), default (minutes at most), or best.")] = "default",
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds that fitting may take, about.", show_default=False)
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -51,7 +55,7 @@ def fit(
             raise ValueError(
                 f'{table} has columns that are not numeric ({", ".join(other)}): leave them out by --columns "{numeric}"'
             )
-    model = FlowDensity(random_state=seed, progress=not quiet).fit(frame)
+    model = FlowDensity(effort=effort, time_limit=time_limit, random_state=seed, progress=not quiet).fit(frame)
     model.save(output)
     if not quiet:
         console.print(escape(model.summary()))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flowlab import bases, layers
 from flowlab.flow import Flow
+from flowlab.mixture import FlowMixture
 
 FORMAT = 1
 T = TypeVar("T", bound=type)
@@ -31,8 +32,9 @@ class FileError(ValueError):
 
 _classes: dict[str, type] = {
     "Flow": Flow,
+    "FlowMixture": FlowMixture,
     **{name: getattr(layers, name) for name in layers.__all__ if name not in ("Layer", "ScalarMap")},
-    **{c.__name__: c for c in (bases.Gaussian, bases.GaussianMixture, bases.StudentT, bases.Uniform)},
+    **{c.__name__: c for c in (bases.Gaussian, bases.GaussianMixture, bases.Kernels, bases.StudentT, bases.Uniform)},
 }
 # Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
 _kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density"}
@@ -52,7 +54,7 @@ def register(cls: T) -> T:
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a `Flow`, a layer, a base or a fitted `FlowDensity` to one file.
+    """Write a `Flow`, a `FlowMixture`, a layer, a base or a fitted `FlowDensity` to one file.
 
     The file is written beside its destination and renamed when complete, so that no half-written file is left.
 

@@ -1,7 +1,7 @@
 """`Flow`: layers plus a base distribution make a trainable distribution."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Size, Tensor, nn
@@ -10,6 +10,9 @@ from torch.distributions import Distribution, constraints
 from flowlab.bases import Base
 from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer
+
+if TYPE_CHECKING:
+    from flowlab.mixture import FlowMixture
 
 CHUNK = 4096  # rows handled at once where memory would grow with their number
 VALUES = 2**17  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
@@ -132,6 +135,11 @@ class Flow(nn.Module):
             if dtype is not None:
                 return dtype
         return torch.get_default_dtype()
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether samples carry gradients of all parameters."""
+        return self.base.has_rsample
 
     @property
     def support(self) -> constraints.Constraint:
@@ -261,13 +269,13 @@ def _dtype_among(module: nn.Module, kind: str) -> torch.dtype | None:
 
 
 class FlowDistribution(Distribution):
-    """A flow given a context, as torch.distributions knows distributions: batch_shape is the context's batch."""
+    """A flow, or a mixture of flows, given a context, as torch.distributions knows distributions: batch_shape is the context's batch."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
-        flow: Flow,
+        flow: "Flow | FlowMixture",
         context: Tensor | None = None,
         batch_shape: Size | None = None,
         validate_args: bool | None = None,
@@ -279,7 +287,7 @@ class FlowDistribution(Distribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.flow.base.has_rsample
+        return self.flow.has_rsample
 
     @property
     def support(self) -> constraints.Constraint:

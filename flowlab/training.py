@@ -81,6 +81,7 @@ def fit(
     clip: float = 50.0,
     ema: float = 0.998,
     patience: int = 30,
+    time_limit: float | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
     compile: bool = False,
@@ -110,6 +111,7 @@ def fit(
         ema: Decay of the moving average of the weights per step; 0 turns it off.
         patience: Evaluations without improvement after which training stops, under other schedules than "restarts". There is one per epoch,
             or per 25 steps where epochs are shorter.
+        time_limit: Seconds after which training stops at the next evaluation; the result then depends on the machine. None for no limit.
         generator: Source of the split, the batches and the dropout; torch's global generator when None.
         progress: Show a progress bar in terminals and notebooks.
         compile: Run steps through `torch.compile`: a step of a spline flow of a few features takes three quarters of the time, after up to
@@ -189,9 +191,10 @@ def fit(
                 evaluate = step % every == 0 or step in ends
                 if not evaluate and step % CHECK_EVERY:
                     continue
+                late = time_limit is not None and time.perf_counter() - started >= time_limit
                 if trainer.longest_streak() >= SKIPS_TO_ROLL_BACK:
                     _roll_back(trainer, best_weights, history, train, flow)
-                if not evaluate:
+                if not (evaluate or late):
                     continue
                 record = trainer.evaluate(train, held_out)
                 record = {"step": step, "epoch": epoch + 1, "learning_rate": rate * trainer.rate, **record}
@@ -217,10 +220,12 @@ def fit(
                 else:
                     stop = stale >= patience
                     history.reason = f"no improvement on validation in {patience} evaluations"
+                history.converged = stop
+                if late and not stop:
+                    stop, history.reason = True, f"the time limit of {time_limit:.3g} s"
                 if stop:
                     break
             if stop:
-                history.converged = True
                 break
         else:
             gained, error = seen - best, history.records[-1]["standard_error"] if history.records else 0.0

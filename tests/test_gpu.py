@@ -26,8 +26,8 @@ def test_presets_train_and_draw(name):
 def test_flow_density(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 3)) @ rng.normal(size=(3, 3))
-    model = flowlab.FlowDensity(device="cuda", epochs=20, random_state=0).fit(x, sample_weight=rng.random(2000))
-    truth = flowlab.FlowDensity(epochs=20, random_state=0).fit(x, sample_weight=None)
+    model = flowlab.FlowDensity(device="cuda", effort="fast", random_state=0).fit(x, sample_weight=rng.random(2000))
+    truth = flowlab.FlowDensity(effort="fast", random_state=0).fit(x, sample_weight=None)
     assert abs(model.score(x) - truth.score(x)) < 0.1
     assert np.isfinite(model.sample(100, random_state=0)).all()
     model.save(tmp_path / "m.flow")

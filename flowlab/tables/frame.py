@@ -1,0 +1,106 @@
+"""Numeric tables in and out: checks whose messages name the column, and the types that samples come back in."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_feature_names, _check_n_features, check_array, validate_data
+
+
+class TableEstimator(BaseEstimator):
+    """An estimator that is fitted to a numeric table, an array or a DataFrame, and gives back tables of the same kind."""
+
+    def _validated(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
+        """The rows as float64, after checks whose messages name the column."""
+        frame = X if isinstance(X, pd.DataFrame) else None
+        rules: dict[str, Any] = {
+            "dtype": np.float64,
+            "ensure_all_finite": False,
+            "ensure_min_samples": 2 if reset else 1,
+        }
+        if frame is not None:
+            if not frame.columns.is_unique:
+                twice = frame.columns[frame.columns.duplicated()].unique().tolist()
+                raise ValueError(f"several columns have the same name {twice}: rename or drop them")
+            for name, dtype in frame.dtypes.items():
+                if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
+                    raise ValueError(
+                        f"column {name!r} is of type {dtype}: FlowDensity takes numeric columns; drop it, or encode it as numbers"
+                    )
+                if pd.api.types.is_complex_dtype(dtype):
+                    raise ValueError(f"Complex data not supported: column {name!r}")
+            _check_feature_names(self, frame, reset=reset)
+            values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+            _check_n_features(self, values, reset=reset)
+            if reset:
+                self._dtypes: Any = [str(dtype) for dtype in frame.dtypes]
+                self._index_names: Any = [n if isinstance(n, str | int) else str(n) for n in frame.columns]
+                self._precision = max((rounding(numpy_dtype(name)) for name in self._dtypes), default=1e-15)
+            array = check_array(values, input_name="X", **rules)
+        else:
+            array = validate_data(self, X, reset=reset, **rules)
+            if reset:
+                dtype = np.asarray(X).dtype if hasattr(X, "dtype") else np.dtype(np.float64)
+                self._dtypes = str(dtype) if dtype.kind in "iuf" else "float64"
+                self._index_names = None
+                self._precision = rounding(numpy_dtype(self._dtypes))
+        bad = ~np.isfinite(array)
+        if bad.any():
+            row, j = (int(i) for i in np.argwhere(bad)[0])
+            what = "NaN" if np.isnan(array[:, j]).any() else "infinity"
+            raise ValueError(
+                f"Input X contains {what}: column {self._names(frame)[j]!r} has {int(bad[:, j].sum())} such values, the first "
+                f"in row {row}. Drop or fill those rows: missing values are not modelled yet"
+            )
+        dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * array.shape[1]
+        for j, dtype in enumerate(dtypes):
+            if numpy_dtype(dtype).kind in "iu" and np.abs(array[:, j]).max() > 2**53:
+                raise ValueError(
+                    f"column {self._names(frame)[j]!r} holds integers above 2**53, which float64 cannot tell apart: "
+                    "subtract an offset, or drop the column if it is an identifier"
+                )
+        return array
+
+    def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
+        if frame is not None:
+            return [str(name) for name in frame.columns]
+        if self._index_names is not None:
+            return [str(name) for name in self._index_names]
+        return [f"x{j}" for j in range(self.n_features_in_)]
+
+    def _storable(self, table: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which rows are finite and within the range of their integer types."""
+        ok = np.asarray(np.isfinite(table).all(axis=1))
+        dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * table.shape[1]
+        for j, name in enumerate(dtypes):
+            dtype = numpy_dtype(name)
+            if dtype.kind in "iu":
+                limits = np.iinfo(dtype)
+                ok &= (table[:, j] >= limits.min) & (table[:, j] <= limits.max)
+        return ok
+
+    def _restore(self, table: NDArray[np.float64]) -> Any:
+        """The table with the types it was fitted with."""
+        if self._index_names is None:
+            integer = np.dtype(self._dtypes).kind in "iu"
+            return (np.round(table) if integer else table).astype(self._dtypes)
+        columns = {}
+        for j, dtype in enumerate(self._dtypes):
+            values = np.round(table[:, j]) if numpy_dtype(dtype).kind in "iu" else table[:, j]
+            columns[j] = pd.Series(values).astype(dtype)
+        frame = pd.DataFrame(columns)
+        frame.columns = pd.Index(self._index_names)
+        return frame
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type behind a pandas type's name: int64 behind Int64."""
+    dtype = pd.api.types.pandas_dtype(name)
+    return getattr(dtype, "numpy_dtype", dtype)
+
+
+def rounding(dtype: np.dtype[Any]) -> float:
+    """Relative rounding error of values that were computed in, or read as, a type."""
+    return max(float(np.finfo(dtype).eps), 1e-15) if dtype.kind == "f" else 1e-15

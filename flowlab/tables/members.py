@@ -1,0 +1,330 @@
+"""The unlike densities that `FlowDensity` mixes, each a `Flow`, and how one of them is fitted to a table's rows.
+
+A Gaussian mixture is a flow with a mixture as its base, a copula one with a whitening and marginal layers: there is
+one kind of model. All layers on the data side are preprocessing that is fitted to training rows and part of the density.
+"""
+
+import copy
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture as SklearnMixture
+from torch import Tensor
+
+from flowlab import bases
+from flowlab.flow import CHUNK, Flow
+from flowlab.layers import Autoregressive, Layer, Marginal, MixtureCDF, RationalQuadraticSpline, Whitening
+from flowlab.training import History, fit, representative
+
+# Layers on the data side, in sampling order.
+PREPROCESSING: dict[str, tuple[type[Layer], ...]] = {
+    "none": (),
+    "marginal": (Marginal,),
+    "marginal-whitening": (Whitening, Marginal),
+    "whitening-marginal": (Marginal, Whitening),
+}
+RACE = ("marginal", "marginal-whitening", "whitening-marginal")
+RACE_STEPS = 150
+KINDS = ("autoregressive", "spline", "mixture", "kernel", "copula", "broad")
+TRAINED = ("autoregressive", "spline")
+COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
+REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the first is used to choose the components
+BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
+BROAD_DF = 3.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One density of the mixture: its family and its sizes. None leaves a size to the rule for the table at hand (`sized`).
+
+    Attributes:
+        kind: "autoregressive" (masked network, maps of Gaussian mixtures, random order of the columns), "spline" (rational-
+            quadratic splines likewise), "mixture" (Gaussian mixture, full covariances, number of components
+            chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad" (Student-t tails).
+        preprocessing: What comes first on the data side: "none", "marginal" (each column made Gaussian), "marginal-whitening",
+            "whitening-marginal", or "auto", the one that a short race finds best.
+        rank: With "auto", which place in the race it takes: 0 for the winner.
+        layers: Autoregressive layers.
+        hidden: Widths of each layer's network.
+        components: Gaussians per column and layer, or bins of a spline, or most components of a mixture.
+        dropout: Share of hidden units dropped in training.
+        steps: Training steps at most.
+        batch_size: Rows per step.
+        learning_rate: Peak learning rate.
+        rows: Most training rows that a mixture looks at.
+    """
+
+    kind: str
+    preprocessing: str = "auto"
+    rank: int = 0
+    layers: int | None = None
+    hidden: tuple[int, ...] | None = None
+    components: int | None = None
+    dropout: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    rows: int = 20_000
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"a member's kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.preprocessing not in ("auto", *PREPROCESSING):
+            raise ValueError(f"preprocessing must be auto, {', '.join(PREPROCESSING)}, not {self.preprocessing!r}")
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has a network to train."""
+        return self.kind in TRAINED
+
+    def sized(self, rows: int, features: int) -> "Member":
+        """The member with every size filled in, by the rows to train on and their columns."""
+        spline = self.kind == "spline"
+        dropout = 0.2 if rows < 5_000 else 0.1 if rows < 20_000 else 0.0
+        batch = max(32, min(256, rows // 8))
+        rule: dict[str, Any] = {
+            "layers": 3 if spline else 2,
+            "hidden": (128, 128) if rows >= 500 else (64, 64),
+            "components": (8 if self.trained else 64),
+            "dropout": dropout,
+            "batch_size": batch,
+            "steps": min(max(100 * rows // batch, 400), 3000),
+            "learning_rate": 5e-3,
+        }
+        return replace(self, **{name: value for name, value in rule.items() if getattr(self, name) is None})
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Member":
+        """The member that `to_json` wrote."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
+
+    def __str__(self) -> str:
+        sizes = f", {self.layers} layers of {self.hidden}, {self.components} components" if self.trained else ""
+        return f"{self.kind} ({self.preprocessing}{sizes})"
+
+
+def recipe(effort: str, rows: int, features: int) -> list[Member]:
+    """The members that an effort fits to a table."""
+    mixtures = [Member("mixture", p) for p in ("none", "marginal", "whitening-marginal")]
+    simple = [Member("copula", "marginal-whitening"), Member("broad", "marginal-whitening")]
+    if rows <= 5_000:
+        simple.append(Member("kernel", "marginal-whitening"))
+    if effort == "fast":
+        steps = 400
+        return [
+            Member("autoregressive", steps=steps),
+            *(replace(m, rows=5_000, components=32) for m in mixtures),
+            *simple[:2],
+        ]
+    if effort == "default":
+        return [
+            Member("autoregressive"),
+            Member("autoregressive"),
+            Member("autoregressive", rank=1),
+            Member("spline"),
+            *mixtures,
+            *simple,
+        ]
+    more: dict[str, Any] = {"steps": min(max(300 * rows // 256, 2000), 20_000)}
+    return [
+        *(Member("autoregressive", rank=i // 3, **more) for i in range(6)),
+        *(Member("spline", rank=i // 2, **more) for i in range(4)),
+        *(replace(m, rows=100_000) for m in mixtures),
+        *simple,
+    ]
+
+
+class Preprocessing:
+    """Preprocessing layers in double precision, fitted to rows once however many members share them.
+
+    Args:
+        rows: Training rows.
+        like: Another fold's, whose numbers of bins are taken over: choosing them takes most of the time.
+    """
+
+    def __init__(self, rows: Tensor, like: "Preprocessing | None" = None) -> None:
+        self.like = like
+        self.fitted: dict[tuple[type[Layer], ...], tuple[list[Layer], Tensor]] = {(): ([], rows)}
+
+    def layers(self, name: str) -> list[Layer]:
+        """The layers of that name, in sampling order."""
+        return copy.deepcopy(self._fit(PREPROCESSING[name])[0])
+
+    @torch.no_grad()
+    def _fit(self, kinds: tuple[type[Layer], ...]) -> tuple[list[Layer], Tensor]:
+        if kinds not in self.fitted:
+            outer, rows = self._fit(kinds[1:])  # what lies nearer to the data comes first
+            features, other = rows.shape[1], None if self.like is None else self.like._fit(kinds)[0][0]
+            known = isinstance(other, Marginal) and other.chosen
+            layer = (Marginal(features, bins=known) if known else kinds[0](features)).double()
+            layer.initialise(rows)
+            self.fitted[kinds] = [layer, *outer], torch.cat([layer.inverse(chunk)[0] for chunk in rows.split(CHUNK)])
+        return self.fitted[kinds]
+
+
+@dataclass
+class Fold:
+    """Rows to train on and rows held out, with their weights, which average one; all in double precision."""
+
+    train: Tensor
+    weight: Tensor
+    held_out: Tensor
+    held_weight: Tensor
+
+    def shown(self, most: int, seed: int) -> Tensor:
+        """Training rows for what cannot weigh them: a row comes as often as its weight says."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = representative(self.train, self.weight, generator)
+        if len(rows) <= most:
+            return rows
+        return rows[torch.randperm(len(rows), generator=generator)[:most]]
+
+
+def fit_member(
+    member: Member,
+    fold: Fold,
+    layers: list[Layer],
+    seed: int,
+    device: str = "cpu",
+    seconds: float | None = None,
+    progress: bool = False,
+) -> tuple[Flow, History | None]:
+    """Fit a sized member behind fitted preprocessing layers; the flow is in double precision on the CPU.
+
+    Args:
+        member: What to fit, its preprocessing decided.
+        fold: The rows.
+        layers: The preprocessing, in sampling order.
+        seed: Decides everything that is random.
+        device: Where networks train.
+        seconds: Time that training may take; None for as long as its steps take.
+        progress: Show a bar.
+    """
+    if member.trained:
+        return _fit_flow(member, fold, layers, seed, device, seconds, progress)
+    chain = Flow(bases.Gaussian(fold.train.shape[1]).double(), layers)
+    with torch.no_grad():
+        if member.kind == "copula":
+            return chain, None
+        if member.kind == "broad":
+            return Flow(bases.StudentT(chain.features, df=BROAD_DF).double().requires_grad_(False), layers), None
+        train, held_out = (
+            torch.cat([chain.to_noise(chunk) for chunk in rows.split(CHUNK)])
+            for rows in (fold.shown(member.rows, seed), fold.held_out)
+        )
+    choose = _kernels if member.kind == "kernel" else _mixture
+    base = choose(train.numpy(), held_out.numpy(), fold.held_weight.numpy(), member.components or 1, seed)
+    return Flow(base.requires_grad_(False), layers), None
+
+
+def _fit_flow(
+    member: Member,
+    fold: Fold,
+    layers: list[Layer],
+    seed: int,
+    device: str,
+    seconds: float | None,
+    progress: bool,
+) -> tuple[Flow, History]:
+    assert member.layers and member.hidden and member.components and member.dropout is not None
+    assert member.steps and member.batch_size and member.learning_rate
+    generator = torch.Generator().manual_seed(seed)
+    features = fold.train.shape[1]
+    scalar: Any = RationalQuadraticSpline(member.components) if member.kind == "spline" else MixtureCDF(member.components)
+    core = [
+        Autoregressive(
+            features,
+            scalar,
+            torch.randperm(features, generator=generator).tolist(),
+            hidden=member.hidden,
+            dropout=member.dropout,
+            generator=generator,
+        )
+        for _ in range(member.layers)
+    ]
+    flow = Flow(bases.Gaussian(features), [*core, *layers]).to(device)
+    per_epoch = max(len(fold.train) // member.batch_size, 1)
+    history = fit(
+        flow,
+        fold.train,
+        validation=fold.held_out if len(fold.held_out) else 0.0,
+        sample_weight=fold.weight,
+        epochs=max(round(member.steps / per_epoch), 1),
+        batch_size=member.batch_size,
+        learning_rate=member.learning_rate,
+        schedule="cosine" if seconds is None else "restarts",  # a schedule that may be cut short
+        time_limit=seconds,
+        patience=30,
+        generator=generator,
+        progress=progress,
+    )
+    return flow.double().cpu(), history
+
+
+def _mixture(
+    train: np.ndarray, held_out: np.ndarray, weight: np.ndarray, most: int, seed: int
+) -> bases.GaussianMixture:
+    """A Gaussian mixture, its components and then its regularisation chosen on held-out rows."""
+    mean, scale = train.mean(0), train.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    x, validation = (train - mean) / scale, (held_out - mean) / scale
+    best, best_score, worse = None, -math.inf, 0
+
+    def attempt(components: int, regularisation: float) -> bool:
+        nonlocal best, best_score
+        model = SklearnMixture(components, reg_covar=regularisation, max_iter=100, tol=1e-3, random_state=seed % 2**32)
+        with np.errstate(all="ignore"):
+            model.fit(x)
+        score = float(np.average(model.score_samples(validation), weights=weight)) if len(validation) else 0.0
+        if best is None or score > best_score:
+            best, best_score = model, score
+            return True
+        return False
+
+    for components in COMPONENTS:
+        if components > most or (components > 1 and components * (1 + x.shape[1]) > len(x)) or worse == 2:
+            break
+        worse = 0 if attempt(components, REGULARISATION[0]) else worse + 1
+        if not len(validation):
+            break
+    assert best is not None
+    chosen = best.n_components
+    for regularisation in REGULARISATION[1:] if len(validation) else ():
+        attempt(chosen, regularisation)
+    base = bases.GaussianMixture.from_sklearn(best)
+    return rescaled(base, torch.from_numpy(mean), torch.from_numpy(scale))
+
+
+@torch.no_grad()
+def rescaled(base: bases.GaussianMixture, mean: Tensor, scale: Tensor) -> bases.GaussianMixture:
+    """The mixture of mean + scale · z for z from `base`."""
+    scale_tril = scale[:, None] * base.scale_tril()
+    diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
+    base.means.copy_(mean + scale * base.means)
+    base.lower.copy_(scale_tril)
+    base.diagonal.copy_(diagonal + torch.log(-torch.expm1(-diagonal)))  # softplus's inverse
+    return base
+
+
+def _kernels(train: np.ndarray, held_out: np.ndarray, weight: np.ndarray, most: int, seed: int) -> bases.Kernels:
+    """A kernel density estimate: a Gaussian around every row, all of one bandwidth, chosen on held-out rows."""
+    from sklearn.neighbors import KernelDensity
+
+    scores = [
+        np.average(KernelDensity(bandwidth=h).fit(train).score_samples(held_out), weights=weight)
+        if len(held_out)
+        else -h
+        for h in BANDWIDTHS
+    ]
+    base = bases.Kernels(train.shape[1], len(train)).double()
+    base.centres.copy_(torch.from_numpy(train))
+    base.log_bandwidth.fill_(math.log(BANDWIDTHS[int(np.argmax(scores))]))
+    return base

@@ -1,0 +1,200 @@
+"""What users ask of a fitted density: how unusual a row is, how well the model fits, how much columns tell about one another.
+
+Everything here is a few lines on exact log-densities. Information is in nats.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from sklearn.utils.validation import check_is_fitted
+
+if TYPE_CHECKING:
+    from flowlab.tables.density import FlowDensity
+
+Array = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A number found by simulation, and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def mean_of(values: Array) -> Estimate:
+    """The mean of independent values, with its standard error."""
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+
+class DensityQuestions:
+    """The methods of `FlowDensity` that answer questions."""
+
+    def to_noise(self: "FlowDensity", X: ArrayLike, random_state: int | None = None) -> Array:  # type: ignore[misc]
+        """Noise (n, modelled columns) behind the rows: standard normal if they come from the fitted density.
+
+        Values on a grid are first spread over their cells, and the member that a row came from is drawn: another seed gives other noise.
+        """
+        from flowlab.tables.density import seed_from
+
+        check_is_fitted(self)
+        rng = np.random.default_rng(seed_from(random_state))
+        rows = torch.from_numpy(self.columns_.encode(self._validated(X, reset=False), rng)).to(self.device)
+        if self.flow_ is None:
+            return rows.numpy()
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        chunks = [self.flow_.to_noise(chunk, generator=generator) for chunk in rows.split(4096)]
+        return torch.cat(chunks).cpu().numpy()
+
+    def pit(self: "FlowDensity", X: ArrayLike, random_state: int | None = None) -> Array:  # type: ignore[misc]
+        """Probability integral transform of the rows (n, modelled columns): uniform on [0, 1] and independent if they come from the
+        fitted density. It is the normal distribution function of `to_noise`.
+        """
+        return np.asarray(stats.norm.cdf(self.to_noise(X, random_state)))
+
+    def anomaly_score(self: "FlowDensity", X: ArrayLike) -> Array:  # type: ignore[misc]
+        """How unusual each row is: its negative log-density, nats."""
+        return -self.score_samples(X)
+
+    def anomaly_p_value(self: "FlowDensity", X: ArrayLike) -> Array:  # type: ignore[misc]
+        """The share of rows like those fitted to that would look at least as unusual, from log-densities of held-out rows.
+
+        Valid without trusting the model (conformal p-values; Bates et al. 2023, "Testing for outliers with conformal p-values"): of new
+        rows from the same source, at most a share α get a p-value of α or less.
+
+        Raises:
+            ValueError: No rows were held out (`validation=0`, or very few rows).
+        """
+        check_is_fitted(self)
+        if not len(self._held_out):
+            raise ValueError("no rows were held out to calibrate p-values with: fit with validation above 0")
+        at_most = np.searchsorted(self._held_out, self.score_samples(X), side="right")
+        return (at_most + 1) / (len(self._held_out) + 1)
+
+    def highest_density_threshold(  # type: ignore[misc]
+        self: "FlowDensity", level: float = 0.95, n_samples: int = 10_000, random_state: int | None = None
+    ) -> float:
+        """The log-density above which the model's draws lie with probability `level`: the smallest such region (Hyndman 1996)."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, not {level}")
+        return float(np.quantile(self.score_samples(self.sample(n_samples, random_state)), 1 - level))
+
+    def entropy(self: "FlowDensity", n_samples: int = 10_000, random_state: int | None = None) -> Estimate:  # type: ignore[misc]
+        """Differential entropy of the modelled columns (tied values spread over their cells), nats, with its standard error."""
+        return mean_of(-self._log_density_of_draws(n_samples, random_state)[1])
+
+    def divergence(  # type: ignore[misc]
+        self: "FlowDensity", other: Any, n_samples: int = 10_000, random_state: int | None = None
+    ) -> Estimate:
+        """Kullback-Leibler divergence KL(this ‖ other), nats, with its standard error.
+
+        Args:
+            other: A fitted density of the same columns: anything with `score_samples`.
+            n_samples: Draws from this density.
+            random_state: Seed of the draws.
+        """
+        rows = self.sample(n_samples, random_state)
+        return mean_of(self.score_samples(rows) - np.asarray(other.score_samples(rows)))
+
+    def mutual_information(  # type: ignore[misc]
+        self: "FlowDensity",
+        columns_a: Sequence[Any],
+        columns_b: Sequence[Any],
+        n_samples: int = 10_000,
+        random_state: int | None = None,
+    ) -> Estimate:
+        """Mutual information between two groups of columns under the model, nats, with the standard error of the simulation.
+
+        I(a; b) is the mean over draws of log p(a, b) - log p(a) - log p(b). Where the groups are not all columns, and for p(a) and p(b), small
+        densities are fitted to draws from the model; an imperfect fit of those is not in the standard error.
+
+        Args:
+            columns_a: Names of columns (positions, if fitted to an array).
+            columns_b: Names of others.
+            n_samples: Draws; as many again fit the small densities.
+            random_state: Seed of draws and fits.
+        """
+        from flowlab.tables.density import FlowDensity, seed_from
+
+        names = [c.name for c in self.columns_.columns if c.modelled]
+        wanted = [
+            [self._names()[c] if isinstance(c, int | np.integer) else str(c) for c in g] for g in (columns_a, columns_b)
+        ]
+        for name in (*wanted[0], *wanted[1]):
+            if name not in names:
+                raise ValueError(f"column {name!r} is not among the modelled ones: {', '.join(names)}")
+        if not wanted[0] or not wanted[1] or set(wanted[0]) & set(wanted[1]):
+            raise ValueError(
+                "columns_a and columns_b must be two groups with at least one column each and none in common"
+            )
+        a, b = ([names.index(name) for name in group] for group in wanted)
+        seed = seed_from(random_state)
+        shown = self._log_density_of_draws(n_samples, seed)[0]
+        rows, joint = self._log_density_of_draws(n_samples, seed + 1)
+
+        def log_density(group: list[int]) -> Array:
+            if len(group) == len(names):
+                return joint
+            return (
+                FlowDensity(effort="fast", random_state=seed % 2**31).fit(shown[:, group]).score_samples(rows[:, group])
+            )
+
+        return mean_of(log_density(a + b) - log_density(a) - log_density(b))
+
+    def _log_density_of_draws(  # type: ignore[misc]
+        self: "FlowDensity", n_samples: int, random_state: int | None
+    ) -> tuple[Array, Array]:
+        """Draws of the modelled columns, not yet rounded to what the table holds, and their log-densities."""
+        from flowlab.tables.density import seed_from
+
+        check_is_fitted(self)
+        if self.flow_ is None:
+            raise ValueError("every column is constant: there is nothing to draw")
+        generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
+        with torch.no_grad():
+            rows = self.flow_.sample((n_samples,), generator=generator)
+            log_prob = torch.cat([self.flow_.log_prob(chunk) for chunk in rows.split(4096)])
+        return rows.cpu().numpy(), log_prob.cpu().numpy()
+
+
+def goodness_of_fit(noise: Array, names: Sequence[str]) -> pd.DataFrame:
+    """Tests of whether noise behind held-out rows is standard normal, as it is when the model is right.
+
+    Kolmogorov-Smirnov tests of each column and of the radius (whose square is chi-squared), and an energy test against fresh standard
+    normal noise of all columns together (Székely & Rizzo 2013), by 200 permutations of at most 300 rows.
+
+    Args:
+        noise: Held-out rows' noise (n, features); an empty one gives an empty table.
+        names: The columns.
+
+    Returns:
+        One row per test: `statistic` and `p_value`.
+    """
+    rows: list[tuple[str, float, float]] = []
+    if len(noise) >= 8:
+        for name, column in zip(names, noise.T, strict=True):
+            test = stats.kstest(column, "norm")
+            rows.append((f"column {name}", float(test.statistic), float(test.pvalue)))
+        test = stats.kstest((noise**2).sum(1), "chi2", args=(noise.shape[1],))
+        rows.append(("radius", float(test.statistic), float(test.pvalue)))
+        rows.append(("energy", *_energy_test(noise)))
+    return pd.DataFrame(rows, columns=["test", "statistic", "p_value"]).set_index("test")
+
+
+def _energy_test(noise: Array, most: int = 300, permutations: int = 200) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    x = noise[rng.permutation(len(noise))[:most]]
+    both = np.concatenate([x, rng.standard_normal(x.shape)])
+    distance = np.sqrt(np.maximum(((both[:, None] - both[None]) ** 2).sum(-1), 0))
+
+    def energy(order: NDArray[np.int64]) -> float:
+        a, b = order[: len(x)], order[len(x) :]
+        return float(2 * distance[np.ix_(a, b)].mean() - distance[np.ix_(a, a)].mean() - distance[np.ix_(b, b)].mean())
+
+    found = energy(np.arange(len(both)))
+    others = [energy(rng.permutation(len(both))) for _ in range(permutations)]
+    return found, (1 + sum(other >= found for other in others)) / (1 + permutations)

@@ -1,0 +1,117 @@
+"""What users ask of a fitted density, against answers that are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from flowlab import FlowDensity, Member
+from flowlab.tables.questions import goodness_of_fit
+
+CORRELATION = 0.8
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=3000)
+    return np.column_stack(
+        [a, CORRELATION * a + np.sqrt(1 - CORRELATION**2) * rng.normal(size=3000), rng.normal(size=3000)]
+    )
+
+
+@pytest.fixture(scope="module")
+def model(rows) -> FlowDensity:
+    members = ["copula", Member("mixture", "none", components=4)]
+    return FlowDensity(members=members, random_state=0).fit(pd.DataFrame(rows, columns=["a", "b", "c"]))
+
+
+def frame(x: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(x, columns=["a", "b", "c"])
+
+
+def fresh(n: int, seed: int = 7) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=n)
+    return frame(
+        np.column_stack([a, CORRELATION * a + np.sqrt(1 - CORRELATION**2) * rng.normal(size=n), rng.normal(size=n)])
+    )
+
+
+def test_noise_and_pit_of_new_rows(model):
+    z, u = model.to_noise(fresh(2000), random_state=0), model.pit(fresh(2000), random_state=0)
+    assert z.shape == u.shape == (2000, 3)
+    assert np.allclose(stats.norm.cdf(z), u)
+    for column in u.T:
+        assert stats.kstest(column, "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(z.T) - np.eye(3)).max() < 0.1
+    assert np.array_equal(z, model.to_noise(fresh(2000), random_state=0))
+
+
+def test_p_values_are_valid_and_have_power(model):
+    p = model.anomaly_p_value(fresh(4000))
+    for level in (0.02, 0.1, 0.5):
+        assert (p <= level).mean() == pytest.approx(level, abs=0.04 + level / 5)
+    far = frame(np.full((3, 3), [4.0, -4.0, 0.0]))
+    assert (model.anomaly_p_value(far) < 0.01).all()
+    assert np.allclose(model.anomaly_score(far), -model.score_samples(far))
+    unchecked = FlowDensity(members=["copula"], validation=0, random_state=0).fit(np.asarray(fresh(50)))
+    with pytest.raises(ValueError, match="no rows were held out"):
+        unchecked.anomaly_p_value(np.asarray(fresh(5)))
+
+
+def test_highest_density_region_holds_what_it_should(model):
+    for level in (0.5, 0.95):
+        threshold = model.highest_density_threshold(level, random_state=0)
+        assert (model.score_samples(fresh(4000)) >= threshold).mean() == pytest.approx(level, abs=0.03)
+    with pytest.raises(ValueError, match="level must lie between"):
+        model.highest_density_threshold(1.0)
+
+
+def test_entropy_divergence_and_information_of_a_gaussian(model, rows):
+    truth = stats.multivariate_normal(cov=[[1, CORRELATION, 0], [CORRELATION, 1, 0], [0, 0, 1]]).entropy()
+    value, error = model.entropy(20_000, random_state=0)
+    assert 0 < error < 0.02
+    assert value == pytest.approx(truth, abs=0.1)
+    information, error = model.mutual_information(["a"], ["b"], random_state=0)
+    assert information == pytest.approx(-np.log(1 - CORRELATION**2) / 2, abs=0.08 + 3 * error)
+    nothing, error = model.mutual_information(["a", "b"], ["c"], random_state=0)
+    assert abs(nothing) < 0.08 + 3 * error
+    # KL(N(0, S) ‖ N(m, S)) = m' S⁻¹ m / 2, here for a shift of c alone.
+    moved = FlowDensity(members=["copula"], random_state=0).fit(frame(rows + [0.0, 0.0, 1.0]))
+    value, error = model.divergence(moved, 20_000, random_state=0)
+    assert value == pytest.approx(0.5, abs=0.1)
+    assert model.divergence(model, 1000, random_state=0).value == 0
+
+
+def test_bad_groups_of_columns(model):
+    for a, b, message in (
+        (["a"], ["z"], "column 'z' is not among"),
+        (["a"], ["a"], "two groups"),
+        ([], ["a"], "two groups"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.mutual_information(a, b)
+
+
+def test_goodness_of_fit_sees_what_is_wrong_and_only_that():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2000, 2))
+    assert (goodness_of_fit(z, ["a", "b"])["p_value"] > 0.01).all()
+    shifted = goodness_of_fit(z + [0.2, 0.0], ["a", "b"])
+    assert shifted.loc["column a", "p_value"] < 0.001
+    assert shifted.loc["column b", "p_value"] > 0.01
+    assert goodness_of_fit(1.3 * z, ["a", "b"]).loc["radius", "p_value"] < 0.001
+    z[:, 1] = z[:, 0]  # right margins, wrong together
+    together = goodness_of_fit(z, ["a", "b"])
+    assert (together.loc[["column a", "column b"], "p_value"] > 0.001).all()
+    assert together.loc["energy", "p_value"] < 0.02
+    assert len(goodness_of_fit(np.zeros((0, 2)), ["a", "b"])) == 0
+
+
+def test_a_fitted_model_says_how_well_it_fits(model):
+    assert set(model.calibration_.index) == {"column a", "column b", "column c", "radius", "energy"}
+    assert (model.calibration_["p_value"] > 0.001).all()
+    text = model.summary()
+    assert "radius" in text
+    assert "copula (marginal-whitening)" in text
