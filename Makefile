@@ -6,7 +6,7 @@ JAX := .venv-jax
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench bench-speed bench-quick docs clean
+.PHONY: help demo test lint format bench bench-speed bench-density bench-quick docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -50,6 +50,10 @@ bench: $(READY)  ## seeds of the comparison, whole fits, scaling; tables go to b
 bench-speed: $(VENV)/.bench  ## speed against all other flow libraries, on one core and on two; an hour
 	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python
 	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python --cores 2
+
+bench-density: $(VENV)/.bench  ## held-out likelihood against other density estimators, and gaps to known truths; two hours, resumes
+	$(BIN)/python benchmarks/density.py
+	$(BIN)/python benchmarks/truths.py
 
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
 	$(BIN)/python benchmarks/quick.py

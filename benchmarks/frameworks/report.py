@@ -144,6 +144,23 @@ def gigabytes(cell: dict) -> str:
     return f"{cell['peak'] / 1e9:.2f} GB" if "peak" in cell else cell.get("missing", "–")
 
 
+def profile_table(results: dict) -> list[str]:
+    """What the time of a training step goes to, by the profiler's shares of the time without it, in milliseconds."""
+    found = {
+        (place, name): answer
+        for place, answers in results["profiles"].items()
+        for name, answer in answers.items()
+        if "shares" in answer
+    }
+    kinds = sorted({kind for answer in found.values() for kind in answer["shares"]})
+    rows = []
+    for (place, name), answer in found.items():
+        case, features = place.split("/")
+        parts = [f"{1e3 * answer['seconds'] * answer['shares'].get(kind, 0.0):.2f}" for kind in kinds]
+        rows.append([CASES[case].title, features, FRAMEWORKS[name][2], f"{1e3 * answer['seconds']:.2f}", *parts])
+    return table(["case", "features", "framework", "step", *kinds], rows)
+
+
 def missing(results: dict) -> list[str]:
     """Why cells are empty, each reason once."""
     reasons: dict[tuple[str, str], None] = {}
@@ -168,6 +185,8 @@ def markdown(results: dict, name: str) -> str:
         rows = operation_table(results, op)
         if rows:
             lines += ["", f"## {title}", "", *rows]
+    if results.get("profiles"):
+        lines += ["", "## What a training step of the closest cases goes to, milliseconds", "", *profile_table(results)]
     if results["memory"]:
         peaks = [[FRAMEWORKS[key][2], "63", gigabytes(cell)] for key, cell in results["memory"].items()]
         lines += ["", "## Peak memory of rsample in the slow direction, NSF autoregressive, 512 rows", ""]

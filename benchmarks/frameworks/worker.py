@@ -2,7 +2,8 @@
 
 Reads one JSON request per line, {"case", "features", "op", "seconds"}, and answers each with one line: {"times": seconds of
 each call, "parameters"} or {"missing": reason}. A request {"memory": bytes, "case", "features"} runs one `rsample` in the
-slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}.
+slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A request {"profile": steps,
+"case", "features"} answers what the time of training steps goes to: {"seconds": a step, "shares": {kind of work: share}}.
 """
 
 import importlib
@@ -16,6 +17,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+WORK = {
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
+    "activations and their gradients": (
+        "aten::relu_",
+        "aten::relu",
+        "aten::clamp_min_",
+        "aten::clamp_min",
+        "aten::threshold_backward",
+    ),
+    "copies and additions": ("aten::copy_", "aten::add_", "aten::add", "aten::index_select", "aten::cat", "aten::sum"),
+    "optimizer": (
+        "aten::_fused_adamw_",
+        "aten::_fused_adam_",
+        "aten::_foreach_lerp_",
+        "aten::lerp_",
+        "aten::linalg_vector_norm",
+    ),
+}
 
 
 def main(framework: str, threads: int) -> None:
@@ -42,7 +61,8 @@ def main(framework: str, threads: int) -> None:
     for line in sys.stdin:
         try:
             request = json.loads(line)
-            answer = bench.memory(request) if "memory" in request else bench.measure(request)
+            kind = next((name for name in ("memory", "profile") if name in request), "measure")
+            answer = getattr(bench, kind)(request)
         except NotImplementedError as error:
             answer = {"missing": str(error)}
         except Exception as error:  # one broken framework must not cost the others their run
@@ -97,6 +117,24 @@ class Bench:
         # Not getrusage: its peak begins with that of the process that started this one.
         status = Path("/proc/self/status").read_text()
         return {"peak": 1024 * int(status.split("VmHWM:")[1].split()[0])}
+
+    def profile(self, request: dict) -> dict:
+        from torch.profiler import ProfilerActivity, profile
+
+        self.build(request["case"], request["features"], "density")
+        rows = self.model.array(data(512, request["features"]))
+        steps = request["profile"]
+        seconds = sorted(timed(self.model.train, rows) for _ in range(2 * steps))[steps]
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            for _ in range(steps):
+                self.model.train(rows)
+        shares: dict[str, float] = {}
+        total = sum(event.self_cpu_time_total for event in found.key_averages())
+        for event in found.key_averages():
+            kind = next((kind for kind, names in WORK.items() if event.key in names), None)
+            kind = kind or ("other torch operations" if "::" in event.key else "Python and autograd")
+            shares[kind] = shares.get(kind, 0.0) + event.self_cpu_time_total / total
+        return {"seconds": seconds, "shares": shares}
 
 
 def installed(distribution: str) -> str:

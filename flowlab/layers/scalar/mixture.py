@@ -7,7 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowlab.kernels import scalar_map
 from flowlab.layers.root import solve
+from flowlab.layers.scalar.mixture_kernel import MixtureKernel
 from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
 from flowlab.layers.scalar.spline import soft_clip
 
@@ -53,6 +55,16 @@ class MixtureCDF:
         return torch.cat([logits, means, log_scales]).float()
 
     def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return scalar_map(x, params, self._kernel())
+
+    def kernel(self, inverse: bool) -> MixtureKernel | None:
+        return self._kernel() if inverse else None
+
+    def _kernel(self) -> MixtureKernel:
+        return MixtureKernel(self.components, self.log_scale_bound, self.floor)
+
+    def plain_inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """`inverse` in differentiable torch operations, exact however far out."""
         return self._normal_score(x, *self._components(params))
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
