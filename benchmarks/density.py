@@ -226,7 +226,7 @@ def main() -> None:
     every = [*OURS, *PEERS]
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--methods", nargs="+", default=every, choices=every)
-    parser.add_argument("--cap", type=float, default=180.0, help="seconds for each flow of a peer")
+    parser.add_argument("--cap", type=float, default=60.0, help="seconds for each flow of a peer")
     parser.add_argument("--again", action="store_true", help="also what is in the cache")
     options = parser.parse_args()
     CACHE.mkdir(exist_ok=True)

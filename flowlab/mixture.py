@@ -43,7 +43,9 @@ class FlowMixture(nn.Module):
         self.features, self.context_features = flows[0].features, flows[0].context_features
         shares = [1.0] * len(flows) if weights is None else torch.as_tensor(weights, device="cpu").double().tolist()
         if len(shares) != len(flows) or not all(0 <= w < math.inf for w in shares) or not sum(shares) > 0:
-            raise ValueError(f"weights must be {len(flows)} finite non-negative numbers, some above zero, not {weights}")
+            raise ValueError(
+                f"weights must be {len(flows)} finite non-negative numbers, some above zero, not {weights}"
+            )
         self.register_buffer("log_weights", (torch.tensor(shares, dtype=torch.float64) / sum(shares)).log())
 
     def __iter__(self) -> Iterator[Flow]:

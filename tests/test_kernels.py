@@ -318,7 +318,9 @@ def test_mixture_in_single_precision(scale: float) -> None:
 
     own = MixtureCDF()
     exact = all_of(own.plain_inverse, value.double(), params.double())
-    for got, usual, truth in zip(all_of(own.inverse, value, params), all_of(own.plain_inverse, value, params), exact, strict=True):
+    for got, usual, truth in zip(
+        all_of(own.inverse, value, params), all_of(own.plain_inverse, value, params), exact, strict=True
+    ):
         assert torch.isfinite(got).all()
         mine, plains = (((x - truth).abs() / (1 + truth.abs())).flatten().quantile(0.99) for x in (got, usual))
         assert mine <= 3 * plains + 1e-6

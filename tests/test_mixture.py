@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 import flowlab
-from flowlab import Flow, FlowMixture, bases, layers, presets
+from flowlab import Flow, FlowMixture, bases, presets
 from flowlab.mixture import stack
 
 F64 = torch.float64

@@ -78,7 +78,7 @@ def test_entropy_divergence_and_information_of_a_gaussian(model, rows):
     nothing, error = model.mutual_information(["a", "b"], ["c"], random_state=0)
     assert abs(nothing) < 0.08 + 3 * error
     # KL(N(0, S) ‖ N(m, S)) = m' S⁻¹ m / 2, here for a shift of c alone.
-    moved = FlowDensity(members=["copula"], random_state=0).fit(frame(rows + [0.0, 0.0, 1.0]))
+    moved = FlowDensity(members=["copula"], random_state=0).fit(frame(rows + np.array([0.0, 0.0, 1.0])))
     value, error = model.divergence(moved, 20_000, random_state=0)
     assert value == pytest.approx(0.5, abs=0.1)
     assert model.divergence(model, 1000, random_state=0).value == 0
@@ -98,7 +98,7 @@ def test_goodness_of_fit_sees_what_is_wrong_and_only_that():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2000, 2))
     assert (goodness_of_fit(z, ["a", "b"])["p_value"] > 0.01).all()
-    shifted = goodness_of_fit(z + [0.2, 0.0], ["a", "b"])
+    shifted = goodness_of_fit(z + np.array([0.2, 0.0]), ["a", "b"])
     assert shifted.loc["column a", "p_value"] < 0.001
     assert shifted.loc["column b", "p_value"] > 0.01
     assert goodness_of_fit(1.3 * z, ["a", "b"]).loc["radius", "p_value"] < 0.001

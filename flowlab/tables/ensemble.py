@@ -17,9 +17,9 @@ from flowlab.runtime import threads
 from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing, fit_member
 from flowlab.training import History
 
-FOLDS, FOLD_ROWS = 5, 2_000  # below so many rows every row is held out once
+FOLD_ROWS = 2_000  # below so many rows every row is held out once
 NEGLIGIBLE = 0.003  # members of less weight are dropped
-SPREAD_WORK = 200_000  # values in training (rows × columns × folds) from which processes are worth their start
+SPREAD_WORK = 20_000  # values in training (rows × columns × folds) from which processes are worth their start
 
 
 @dataclass
@@ -85,6 +85,7 @@ def fit_ensemble(
     rng: np.random.Generator,
     *,
     validation: float = 0.1,
+    folds: int = 5,
     time_limit: float | None = None,
     n_jobs: int | None = None,
     device: str = "cpu",
@@ -92,8 +93,8 @@ def fit_ensemble(
 ) -> Fitted:
     """Fit members to rows (n, features) and mix them.
 
-    Below 2,000 rows there are five folds: each member is fitted five times, each row is held out once, and the mixture holds all
-    five versions. From there on a share of the rows is held out. Weights come from the log-densities of held-out rows alone.
+    Below 2,000 rows there are folds: each member is fitted once in each, each row is held out once, and the mixture holds all
+    versions. From there on a share of the rows is held out. Weights come from the log-densities of held-out rows alone.
 
     Args:
         rows: The rows, double precision.
@@ -101,6 +102,7 @@ def fit_ensemble(
         members: What to fit; sizes that are None are filled in.
         rng: Source of everything random.
         validation: Share of rows held out where there are no folds; 0 trains on all rows and weighs the members equally.
+        folds: Their number.
         time_limit: Seconds that all of it may take, about; what networks get depends on the machine then. None for no limit.
         n_jobs: Processes; None takes what is free up to two per member, one where the table is small.
         device: Where networks train.
@@ -108,15 +110,15 @@ def fit_ensemble(
     """
     started = time.perf_counter()
     n, features = rows.shape
-    folds = make_folds(rows, weight, rng, validation)
+    parts = make_folds(rows, weight, rng, validation, folds)
     seed = int(rng.integers(2**62))
-    prepared = [Preprocessing(folds[0].shown(50 * CHUNK, seed))]
-    prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in folds[1:]]
+    prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
+    prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
     jobs = n_jobs or (
-        joblib.effective_n_jobs(-1) if n * features * len(folds) >= SPREAD_WORK and device == "cpu" else 1
+        joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
     )
-    members = [member.sized(len(folds[0].train), features) for member in members]
-    networks = sum(member.trained for member in members) * len(folds)
+    members = [member.sized(len(parts[0].train), features) for member in members]
+    networks = sum(member.trained for member in members) * len(parts)
 
     def task(member: Member, k: int, place: int) -> _Task:
         seconds = None
@@ -125,22 +127,22 @@ def fit_ensemble(
             seconds = max(0.8 * left * min(jobs, networks) / max(networks, 1), 0.0)
         own = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
-        return _Task(member, folds[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown)
+        return _Task(member, parts[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
-    if undecided and features > 1 and len(folds[0].held_out):
+    if undecided and features > 1 and len(parts[0].held_out):
         runner = replace(undecided[0], steps=min(RACE_STEPS, undecided[0].steps or 1))
         found = _run_all([task(replace(runner, preprocessing=name), 0, 0) for name in RACE], jobs)
-        race = {name: _mean(r.log_prob, folds[0].held_weight) for name, r in zip(RACE, found, strict=True)}
+        race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     members = [
         replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
         for m in members
     ]
-    results = _run_all([task(m, k, i) for i, m in enumerate(members) for k in range(len(folds))], jobs)
-    grid = [results[i : i + len(folds)] for i in range(0, len(results), len(folds))]
-    return _mix(members, grid, folds, race, seed)
+    results = _run_all([task(m, k, i) for i, m in enumerate(members) for k in range(len(parts))], jobs)
+    grid = [results[i : i + len(parts)] for i in range(0, len(results), len(parts))]
+    return _mix(members, grid, parts, race, seed)
 
 
 def _mix(
@@ -184,15 +186,15 @@ def _mix(
     return Fitted(flow, reports, race, held_out, held_weight, torch.cat(noise))
 
 
-def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float) -> list[Fold]:
+def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float, folds: int) -> list[Fold]:
     """The folds of a small table; one with a share held out for a larger one."""
     n = len(rows)
     order = torch.from_numpy(rng.permutation(n))
     if not validation or n < 8:
         return [_fold(rows, weight, order, order[:0])]
     if n < FOLD_ROWS:
-        parts = order.tensor_split(FOLDS)
-        return [_fold(rows, weight, torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(FOLDS)]
+        parts = order.tensor_split(folds)
+        return [_fold(rows, weight, torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(folds)]
     held = max(round(validation * n), 1)
     return [_fold(rows, weight, order[held:], order[:held])]
 

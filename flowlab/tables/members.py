@@ -91,7 +91,7 @@ class Member:
             "components": (8 if self.trained else 64),
             "dropout": dropout,
             "batch_size": batch,
-            "steps": min(max(100 * rows // batch, 400), 3000),
+            "steps": min(max(100 * rows // batch, 400), 6000 if rows >= 20_000 and features <= 15 else 3000),
             "learning_rate": 5e-3,
         }
         return replace(self, **{name: value for name, value in rule.items() if getattr(self, name) is None})
@@ -118,12 +118,8 @@ def recipe(effort: str, rows: int, features: int) -> list[Member]:
     if rows <= 5_000:
         simple.append(Member("kernel", "marginal-whitening"))
     if effort == "fast":
-        steps = 400
-        return [
-            Member("autoregressive", steps=steps),
-            *(replace(m, rows=5_000, components=32) for m in mixtures),
-            *simple[:2],
-        ]
+        quick = [replace(m, rows=5_000, components=32) for m in mixtures[:2]]
+        return [Member("autoregressive", steps=300, learning_rate=1e-2), *quick, *simple[:2]]
     if effort == "default":
         return [
             Member("autoregressive"),
@@ -234,11 +230,18 @@ def _fit_flow(
     seconds: float | None,
     progress: bool,
 ) -> tuple[Flow, History]:
-    assert member.layers and member.hidden and member.components and member.dropout is not None
-    assert member.steps and member.batch_size and member.learning_rate
+    assert member.layers is not None
+    assert member.hidden is not None
+    assert member.components is not None
+    assert member.dropout is not None
+    assert member.steps is not None
+    assert member.batch_size is not None
+    assert member.learning_rate is not None
     generator = torch.Generator().manual_seed(seed)
     features = fold.train.shape[1]
-    scalar: Any = RationalQuadraticSpline(member.components) if member.kind == "spline" else MixtureCDF(member.components)
+    scalar: Any = (
+        RationalQuadraticSpline(member.components) if member.kind == "spline" else MixtureCDF(member.components)
+    )
     core = [
         Autoregressive(
             features,
