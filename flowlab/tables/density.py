@@ -18,7 +18,7 @@ from flowlab.mixture import FlowMixture
 from flowlab.tables.encode import Columns
 from flowlab.tables.ensemble import Report, fit_ensemble
 from flowlab.tables.frame import TableEstimator
-from flowlab.tables.members import PREPROCESSING, Member, recipe
+from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
 
 EFFORTS = ("fast", "default", "best")
@@ -39,7 +39,7 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
     density, come back exactly in samples, and a row that contradicts them scores -inf.
 
     Sizes follow from rows and columns (`Member.sized`). Below 2,000 rows every row is held out once, in five folds (three with
-    effort="fast"), and the mixture holds all versions of a member; from there on a share of the rows is held out.
+    effort="fast" or many columns), and the mixture holds all versions of a member; from there on a share of the rows is held out.
 
     Args:
         effort: "fast" (one small network: seconds), "default" (four networks: minutes at most), "best" (ten larger ones).
@@ -135,7 +135,7 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
                 self._chosen(*rows.shape),
                 rng,
                 validation=self.validation,
-                folds=3 if self.effort == "fast" else 5,
+                folds=fold_count(self.effort, *rows.shape),
                 time_limit=self.time_limit,
                 n_jobs=self.n_jobs,
                 device=self.device,

@@ -18,6 +18,7 @@ from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing
 from flowlab.training import History
 
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
+CLOSE = 0.3  # nats per row that a preprocessing may be behind in the race to be worth a member of its own
 NEGLIGIBLE = 0.003  # members of less weight are dropped
 SPREAD_WORK = 20_000  # values in training (rows × columns × folds) from which processes are worth their start
 
@@ -136,6 +137,7 @@ def fit_ensemble(
         found = _run_all([task(replace(runner, preprocessing=name), 0, 0) for name in RACE], jobs)
         race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
+    order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
     members = [
         replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
         for m in members

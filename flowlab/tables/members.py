@@ -34,6 +34,7 @@ COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the first is used to choose the components
 BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
 BROAD_DF = 3.0
+WIDE = 50_000  # values in a table of few rows from which it counts as wide
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class Member:
         return f"{self.kind} ({self.preprocessing}{sizes})"
 
 
+def fold_count(effort: str, rows: int, features: int) -> int:
+    """How often a table of fewer than 2,000 rows is divided: less often where that takes long."""
+    return 3 if effort == "fast" or rows * features > WIDE else 5
+
+
 def recipe(effort: str, rows: int, features: int) -> list[Member]:
     """The members that an effort fits to a table."""
     mixtures = [Member("mixture", p) for p in ("none", "marginal", "whitening-marginal")]
@@ -121,14 +127,8 @@ def recipe(effort: str, rows: int, features: int) -> list[Member]:
         quick = [replace(m, rows=5_000, components=32) for m in mixtures[:2]]
         return [Member("autoregressive", steps=300, learning_rate=1e-2), *quick, *simple[:2]]
     if effort == "default":
-        return [
-            Member("autoregressive"),
-            Member("autoregressive"),
-            Member("autoregressive", rank=1),
-            Member("spline"),
-            *mixtures,
-            *simple,
-        ]
+        third = [Member("autoregressive", rank=1)] if features <= 30 else []  # wide networks take long
+        return [Member("autoregressive"), Member("autoregressive"), *third, Member("spline"), *mixtures, *simple]
     more: dict[str, Any] = {"steps": min(max(300 * rows // 256, 2000), 20_000)}
     return [
         *(Member("autoregressive", rank=i // 3, **more) for i in range(6)),
