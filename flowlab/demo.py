@@ -50,7 +50,8 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     """
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    # Every method on one thread, so that times compare, and nothing waits for a core that another program uses.
+    # Every method on one thread (flowlab in as many processes as there are cores), so that nothing waits for a core that another
+    # program uses.
     with threads(1), threadpool_limits(1):
         results = {name: _table(name, folder, seed, console) for name in ("wine", "diamonds")}
         (folder / "results.md").write_text(markdown(results))
@@ -75,10 +76,12 @@ def continuous(name: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(x[rng.permutation(len(x))[:MOST_ROWS]], columns=frame.columns)
 
 
-def compare(frame: pd.DataFrame, seed: int, progress: bool = False) -> tuple[list[Row], FlowDensity]:
+def compare(
+    frame: pd.DataFrame, seed: int, effort: str = "default", progress: bool = False
+) -> tuple[list[Row], FlowDensity]:
     """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model."""
     test, train = split(frame)
-    model = FlowDensity(random_state=seed, progress=progress)
+    model = FlowDensity(effort=effort, random_state=seed, progress=progress)
     methods: list[tuple[str, Callable[[Array, Array], Array]]] = [
         ("Gaussian", baselines.gaussian),
         ("KDE", baselines.kernel_density),
@@ -105,7 +108,7 @@ def _table(name: str, folder: Path, seed: int, console: Console) -> list[Row]:
     console.print(
         f"\n[bold]{name}[/bold]: {len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
     )
-    rows, model = compare(frame, seed, progress=True)
+    rows, model = compare(frame, seed, effort="fast", progress=True)
     console.print(_printed(name, rows))
     model.save(folder / f"{name}.flow")
     samples = model.sample(len(train), random_state=seed)

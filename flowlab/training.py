@@ -175,7 +175,7 @@ def fit(
     plateau_scale, stale, best, stop = 1.0, 0, math.inf, False
     best_weights = trainer.copy()
     seen = math.inf  # best validation before the last tenth of training
-    bar = _bar(total, progress)
+    bar = progress_bar(total, progress)
     lent = ExitStack()
     try:
         lent.enter_context(at_precision(matmul_precision))
@@ -545,9 +545,10 @@ def _is_fixed(layer: nn.Module) -> bool:
     return not any(p.requires_grad for p in layer.parameters()) and not getattr(layer, "context_features", 0)
 
 
-def _bar(total: int, progress: bool) -> Any:
+def progress_bar(total: int, progress: bool, what: str = "fit", unit: str = "step") -> Any:
+    """A bar in terminals and notebooks, where one is wanted."""
     from tqdm.auto import tqdm
 
     make: Callable[..., Any] = tqdm
     # None shows a bar in terminals and notebooks, and nothing where output goes to a file.
-    return make(total=total, disable=None if progress else True, desc="fit", unit="step", leave=False)
+    return make(total=total, disable=None if progress else True, desc=what, unit=unit, leave=False)

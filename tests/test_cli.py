@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
     frame.to_csv(folder / "table.csv", index=False)
     frame.to_parquet(folder / "table.parquet")
     frame.assign(kind="x").to_csv(folder / "mixed.csv", index=False)
-    done = flowlab_command("fit", folder / "table.csv", "-o", folder / "m.flow", "--seed", 3)
+    done = flowlab_command("fit", folder / "table.csv", "-o", folder / "m.flow", "--seed", 3, "--effort", "fast")
     assert done.returncode == 0, done.stderr
     assert "held-out log-likelihood" in done.stdout
     return folder
@@ -72,7 +72,17 @@ def test_info_and_help(folder, monkeypatch, capsys):
 
 
 def test_chosen_columns(folder, monkeypatch, capsys):
-    arguments = ("fit", folder / "mixed.csv", "-o", folder / "ab.flow", "--columns", "b, a", "--quiet")
+    arguments = (
+        "fit",
+        folder / "mixed.csv",
+        "-o",
+        folder / "ab.flow",
+        "--columns",
+        "b, a",
+        "--effort",
+        "fast",
+        "--quiet",
+    )
     assert run(monkeypatch, capsys, *arguments)[:2] == (0, "")
     assert flowlab.load(folder / "ab.flow").feature_names_in_.tolist() == ["b", "a"]
 
@@ -85,6 +95,7 @@ def test_chosen_columns(folder, monkeypatch, capsys):
         (("fit", "{}/mixed.csv", "-o", "{}/x.flow"), '--columns "a,b,n"'),
         (("fit", "{}/mixed.csv", "-o", "{}/x.flow", "--columns", "a,z"), "no column z"),
         (("fit", "{}/m.flow", "-o", "{}/x.flow"), "must end in one of"),
+        (("fit", "{}/table.csv", "-o", "{}/x.flow", "--effort", "much"), "effort must be fast"),
         (("score", "{}/table.csv", "{}/table.csv", "-o", "{}/x.csv"), "not a flowlab file"),
         (("score", "{}/m.flow", "{}/table.csv", "-o", "{}/x.xlsx"), "must end in one of"),
         (("sample", "{}/none.flow", "-o", "{}/x.csv"), "no file"),

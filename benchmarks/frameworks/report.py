@@ -145,7 +145,7 @@ def gigabytes(cell: dict) -> str:
 
 
 def profile_table(results: dict) -> list[str]:
-    """What the time of a training step goes to, by the profiler's shares of the time without it, in milliseconds."""
+    """What the time of an operation goes to, by the profiler's shares of the time without it, in milliseconds."""
     found = {
         (place, name): answer
         for place, answers in results["profiles"].items()
@@ -155,10 +155,10 @@ def profile_table(results: dict) -> list[str]:
     kinds = sorted({kind for answer in found.values() for kind in answer["shares"]})
     rows = []
     for (place, name), answer in found.items():
-        case, features = place.split("/")
+        case, features, op = place.split("/")
         parts = [f"{1e3 * answer['seconds'] * answer['shares'].get(kind, 0.0):.2f}" for kind in kinds]
-        rows.append([CASES[case].title, features, FRAMEWORKS[name][2], f"{1e3 * answer['seconds']:.2f}", *parts])
-    return table(["case", "features", "framework", "step", *kinds], rows)
+        rows.append([op, CASES[case].title, features, FRAMEWORKS[name][2], f"{1e3 * answer['seconds']:.2f}", *parts])
+    return table(["operation", "case", "features", "framework", "call", *kinds], rows)
 
 
 def missing(results: dict) -> list[str]:
@@ -186,7 +186,11 @@ def markdown(results: dict, name: str) -> str:
         if rows:
             lines += ["", f"## {title}", "", *rows]
     if results.get("profiles"):
-        lines += ["", "## What a training step of the closest cases goes to, milliseconds", "", *profile_table(results)]
+        note = (
+            "Time without the profiler, divided by its shares. What is left besides matrix products, which all have to do, is some forty small "
+            "torch operations a layer and their dispatch."
+        )
+        lines += ["", "## Profiles of what misses its bar, milliseconds", "", note, "", *profile_table(results)]
     if results["memory"]:
         peaks = [[FRAMEWORKS[key][2], "63", gigabytes(cell)] for key, cell in results["memory"].items()]
         lines += ["", "## Peak memory of rsample in the slow direction, NSF autoregressive, 512 rows", ""]

@@ -2,8 +2,8 @@
 
 Reads one JSON request per line, {"case", "features", "op", "seconds"}, and answers each with one line: {"times": seconds of
 each call, "parameters"} or {"missing": reason}. A request {"memory": bytes, "case", "features"} runs one `rsample` in the
-slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A request {"profile": steps,
-"case", "features"} answers what the time of training steps goes to: {"seconds": a step, "shares": {kind of work: share}}.
+slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A request {"profile": calls,
+"case", "features", "op"} answers what the time of an operation goes to: {"seconds": a call, "shares": {kind of work: share}}.
 """
 
 import importlib
@@ -121,13 +121,15 @@ class Bench:
     def profile(self, request: dict) -> dict:
         from torch.profiler import ProfilerActivity, profile
 
-        self.build(request["case"], request["features"], "density")
-        rows = self.model.array(data(512, request["features"]))
+        op, features = request["op"], request["features"]
+        self.build(request["case"], features, "sampling" if op == "rsample" else "density")
+        function = getattr(self.model, op)
+        argument = 512 if op == "rsample" else self.model.array(data(512, features))
         steps = request["profile"]
-        seconds = sorted(timed(self.model.train, rows) for _ in range(2 * steps))[steps]
+        seconds = sorted(timed(function, argument) for _ in range(2 * steps))[steps]
         with profile(activities=[ProfilerActivity.CPU]) as found:
             for _ in range(steps):
-                self.model.train(rows)
+                function(argument)
         shares: dict[str, float] = {}
         total = sum(event.self_cpu_time_total for event in found.key_averages())
         for event in found.key_averages():

@@ -51,7 +51,7 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members; None takes all cores for large tables, one for small ones. Each runs on one thread.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
-        progress: Show progress bars (in one process).
+        progress: Show progress bars: of steps in one process, of members in several.
 
     Attributes:
         flow_: The fitted `FlowMixture` over the modelled columns, in double precision; None if every column is constant.

@@ -15,7 +15,7 @@ from flowlab.layers import Layer
 from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import threads
 from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing, fit_member
-from flowlab.training import History
+from flowlab.training import History, progress_bar
 
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
 CLOSE = 0.3  # nats per row that a preprocessing may be behind in the race to be worth a member of its own
@@ -105,7 +105,7 @@ def fit_ensemble(
         validation: Share of rows held out where there are no folds; 0 trains on all rows and weighs the members equally.
         folds: Their number.
         time_limit: Seconds that all of it may take, about; what networks get depends on the machine then. None for no limit.
-        n_jobs: Processes; None takes what is free up to two per member, one where the table is small.
+        n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
         device: Where networks train.
         progress: Show a bar.
     """
@@ -134,7 +134,7 @@ def fit_ensemble(
     undecided = [member for member in members if member.preprocessing == "auto"]
     if undecided and features > 1 and len(parts[0].held_out):
         runner = replace(undecided[0], steps=min(RACE_STEPS, undecided[0].steps or 1))
-        found = _run_all([task(replace(runner, preprocessing=name), 0, 0) for name in RACE], jobs)
+        found = _run_all([task(replace(runner, preprocessing=name), 0, 0) for name in RACE], jobs, progress)
         race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
@@ -142,7 +142,7 @@ def fit_ensemble(
         replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
         for m in members
     ]
-    results = _run_all([task(m, k, i) for i, m in enumerate(members) for k in range(len(parts))], jobs)
+    results = _run_all([task(m, k, i) for i, m in enumerate(members) for k in range(len(parts))], jobs, progress)
     grid = [results[i : i + len(parts)] for i in range(0, len(results), len(parts))]
     return _mix(members, grid, parts, race, seed)
 
@@ -222,12 +222,18 @@ def _run(task: _Task) -> _Result:
     return _Result(flow, history, log_prob, time.perf_counter() - started)
 
 
-def _run_all(tasks: list[_Task], jobs: int) -> list[_Result]:
+def _run_all(tasks: list[_Task], jobs: int, progress: bool) -> list[_Result]:
     """The results in the order of the tasks, run in processes where there are several jobs."""
     if jobs == 1:
         return [_run(task) for task in tasks]
     # Longest first, so that no process is left with one at the end.
     order = sorted(range(len(tasks)), key=lambda i: not tasks[i].member.trained)
-    found = joblib.Parallel(n_jobs=jobs, batch_size=1)(joblib.delayed(_run)(tasks[i]) for i in order)
-    back = dict(zip(order, found, strict=True))
-    return [back[i] for i in range(len(tasks))]
+    work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")(
+        joblib.delayed(_run)(tasks[i]) for i in order
+    )
+    found: dict[int, _Result] = {}
+    with progress_bar(len(tasks), progress, "members", "fit") as bar:
+        for i, result in zip(order, work, strict=True):
+            found[i] = result
+            bar.update()
+    return [found[i] for i in range(len(tasks))]
