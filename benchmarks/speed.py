@@ -164,6 +164,7 @@ def main() -> None:
                     if name in workers:
                         answer = workers[name].ask(profile=PROFILED_STEPS, case=case, features=features, op=op)
                         results.setdefault("profiles", {}).setdefault(f"{case}/{features}/{op}", {})[name] = answer
+        stored.write_text(json.dumps(results, indent=1) + "\n")
     finally:
         for worker in workers.values():
             worker.close()
