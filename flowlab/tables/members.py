@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowlab import bases
 from flowlab.flow import CHUNK, Flow
-from flowlab.layers import Autoregressive, Layer, Marginal, MixtureCDF, RationalQuadraticSpline, Whitening
+from flowlab.layers import ActNorm, Autoregressive, Layer, Marginal, MixtureCDF, RationalQuadraticSpline, Whitening
 from flowlab.training import History, fit, representative
 
 # Layers on the data side, in sampling order.
@@ -45,7 +45,7 @@ class Member:
         kind: "autoregressive" (masked network, maps of Gaussian mixtures, random order of the columns), "spline" (rational-
             quadratic splines likewise), "mixture" (Gaussian mixture, full covariances, number of components
             chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad" (Student-t tails).
-        preprocessing: What comes first on the data side: "none", "marginal" (each column made Gaussian), "marginal-whitening",
+        preprocessing: What comes first on the data side: "none" (networks: standardised columns), "marginal" (each column made Gaussian), "marginal-whitening",
             "whitening-marginal", or "auto", the one that a short race finds best.
         rank: With "auto", which place in the race it takes: 0 for the winner.
         layers: Autoregressive layers.
@@ -253,6 +253,10 @@ def _fit_flow(
         )
         for _ in range(member.layers)
     ]
+    if not layers:  # networks need columns of one scale, and their own single precision is not for raw ones
+        scaling = ActNorm(features).double().requires_grad_(False)
+        scaling.initialise(fold.train)
+        layers = [scaling]
     flow = Flow(bases.Gaussian(features), [*core, *layers]).to(device)
     per_epoch = max(len(fold.train) // member.batch_size, 1)
     history = fit(
