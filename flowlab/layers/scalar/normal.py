@@ -30,13 +30,6 @@ class _LogCdf(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(inputs[0], output[1])
-        ctx.save_for_forward(inputs[0], output[1])
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        u, log_hazard = ctx.saved_tensors
-        hazard = log_hazard.exp()
-        return tangent * hazard, -tangent * (u + hazard)
 
     @staticmethod
     def backward(ctx: Any, grad_log_cdf: Tensor, grad_log_hazard: Tensor) -> Tensor:
@@ -67,12 +60,6 @@ class _InverseLogCdf(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return tangent * (-log_cdf_and_hazard(z)[1]).exp()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
