@@ -62,7 +62,7 @@ def columns(x: Tensor) -> Tensor:
 # ---- products ---------------------------------------------------------------------------------------------------
 
 # oneDNN's product, which torch.compile uses: on AMD's Zen 5 it is twice as fast as MKL's behind torch.mm, at the same
-# precision; elsewhere it gains nothing and costs more to call. torch has no public function for it, hence the fallback.
+# precision; on Zen 4 it gains nothing and costs more to call. Others were not measured. torch has no public function for it, hence the fallback.
 _ONEDNN = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() and zen5() else None
 )

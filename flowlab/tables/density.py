@@ -28,8 +28,8 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
     """The density of a numeric table, as a scikit-learn estimator: fit it, score rows, draw new ones. Nothing needs tuning.
 
     The model is a weighted mixture of unlike flows (`FlowMixture`): autoregressive ones, Gaussian mixtures, a copula, each
-    behind preprocessing that is part of its density. They are fitted apart and weighed by the likelihood of rows that none of
-    them has seen, so that the whole is about as good as the best of them everywhere, and better nearly everywhere. Every
+    behind preprocessing that is part of its density. They are fitted apart and weighed by the likelihood of held-out rows, which
+    none of them was trained on (though they decide when training stops, and how many components a mixture has), so that the whole is about as good as the best of them everywhere, and better nearly everywhere. Every
     log-likelihood is in nats per row, in the units of the data.
 
     Columns are treated by what their values are (`columns_`, `summary()`):
@@ -60,7 +60,7 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         history_: DataFrame of the training curve of the network with the largest weight.
         race_: Held-out log-likelihood of each preprocessing in the race.
         columns_: How each column is treated, with the reason.
-        validation_score_: Mean log-likelihood of the held-out rows, nats.
+        validation_score_: Mean log-likelihood of the held-out rows, nats; a little hopeful, since they also chose stopping and weights.
         calibration_: DataFrame of tests of fit on the held-out rows; see `goodness_of_fit`.
         converged_: Whether more training is not expected to help.
         n_features_in_: Number of columns.

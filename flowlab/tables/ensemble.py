@@ -1,4 +1,4 @@
-"""How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they have not seen."""
+"""How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they were not trained on."""
 
 import time
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Report:
 
 @dataclass
 class Fitted:
-    """A mixture, what it was made of, and how held-out rows fared: their log-densities and noise under mixtures that had not seen them."""
+    """A mixture, what it was made of, and how held-out rows fared: their log-densities and noise under mixtures not trained on them."""
 
     flow: FlowMixture
     reports: list[Report]

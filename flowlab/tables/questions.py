@@ -63,8 +63,9 @@ class DensityQuestions:
     def anomaly_p_value(self: "FlowDensity", X: ArrayLike) -> Array:  # type: ignore[misc]
         """The share of rows like those fitted to that would look at least as unusual, from log-densities of held-out rows.
 
-        Valid without trusting the model (conformal p-values; Bates et al. 2023, "Testing for outliers with conformal p-values"): of new
-        rows from the same source, at most a share α get a p-value of α or less.
+        The idea is that of conformal p-values (Bates et al. 2023, "Testing for outliers with conformal p-values"), but not their guarantee:
+        no network was trained on the held-out rows, yet they decided when training stopped and what the members weigh, and in folds
+        other versions of the members scored them. Of new rows from the same source, about a share α get a p-value of α or less.
 
         Raises:
             ValueError: No rows were held out (`validation=0`, or very few rows).
