@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from flowlab.flow import CHUNK, Flow
-from flowlab.networks import Dropout
 from flowlab.objectives import NLL, Objective
 from flowlab.runtime import Precision, compiled, keep_freed_memory
 from flowlab.runtime import matmul_precision as at_precision
@@ -160,8 +159,8 @@ def fit(
     head, train, held_out, offset = _precompute(flow, objective, train, held_out)
     trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema, compile)
 
-    dropouts = [module for module in head.modules() if isinstance(module, Dropout)]
-    for module in dropouts:
+    random = [module for module in head.modules() if hasattr(module, "generator")]
+    for module in random:
         module.generator = generator
     n = len(train.x)
     batch_size = max(min(batch_size, n), 1)
@@ -240,7 +239,7 @@ def fit(
         lent.close()
         trainer.load(best_weights)
         trainer.release()
-        for module in dropouts:
+        for module in random:
             module.generator = None
         flow.eval()
     history.seconds = time.perf_counter() - started
@@ -521,7 +520,7 @@ def _precompute(
 
     Returns the flow that remains (sharing the rest of the layers), its rows, and what to add to its losses.
     """
-    chain = list(flow)
+    chain = list(flow) if isinstance(flow, Flow) else []
     fixed = 0
     while fixed < len(chain) and _is_fixed(chain[-1 - fixed]):
         fixed += 1
