@@ -1,6 +1,5 @@
 """`fit`: the only training loop."""
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from flowlab.flow import CHUNK, Flow
 from flowlab.objectives import NLL, Objective
-from flowlab.runtime import Precision, compiled, keep_freed_memory
+from flowlab.runtime import Precision
 from flowlab.runtime import matmul_precision as at_precision
+from flowlab.trainer import Rows, Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +65,14 @@ class History:
 
 def fit(
     flow: Flow,
-    data: Tensor,
+    data: Tensor | None = None,
     context: Tensor | None = None,
     *,
     objective: Objective | None = None,
     validation: float | Tensor | tuple[Tensor, Tensor] = 0.1,
     sample_weight: Tensor | None = None,
     epochs: int = 200,
+    steps: int | None = None,
     batch_size: int = 192,
     learning_rate: float = 1e-2,
     schedule: Literal["restarts", "cosine", "plateau", "constant"] = "restarts",
@@ -88,17 +89,22 @@ def fit(
 ) -> History:
     """Train a flow in place on rows of data, and leave it with the weights that did best on validation rows.
 
+    Objectives that draw from the flow, as variational ones do, need no rows: without `data` training takes `steps` steps and keeps
+    the last weights, since losses of different draws do not compare. With a context alone, batches are of its rows.
+
     AdamW with warm-up and a schedule, clipped gradients, and a moving average of the weights, which is what is validated and kept.
     A step whose loss or gradient is not finite is skipped; after several in a row the best weights come back and the learning rate halves.
 
     Args:
         flow: The flow; layers that learn from data (`ActNorm`, …) are initialised first.
-        data: Rows (n, features), of the flow's floating-point type, on any device; batches are moved to the flow's.
+        data: Rows (n, features), of the flow's floating-point type, on any device; batches are moved to the flow's. None for an
+            objective that draws its own.
         context: Context of each row (n, context_features).
         objective: Each row's loss; `NLL()` when None.
         validation: Share of rows held out, 0 for none, or the held-out rows themselves (with their context, as a tuple).
         sample_weight: Non-negative weight of each row (n,).
         epochs: Passes over the data at most.
+        steps: Steps, in place of epochs, where there is neither data nor context.
         batch_size: Rows per step.
         learning_rate: Peak learning rate.
         schedule: "restarts" decays to zero in cycles that double in length, the first of 750 steps, until one of them brings no
@@ -123,7 +129,7 @@ def fit(
         The history, with the reason for stopping.
 
     Raises:
-        ValueError: Shapes do not fit, or data hold a value that is not finite (the message names row and column).
+        ValueError: Shapes do not fit, neither rows nor steps are given, or data hold a value that is not finite (the message names row and column).
         TrainingError: Training stayed non-finite; the message names the worst row and column.
 
     Example:
@@ -138,33 +144,26 @@ def fit(
     """
     started = time.perf_counter()
     objective = NLL() if objective is None else objective
-    _check_rows("data", data, flow.features, data)
-    if context is not None:
-        _check_rows("context", context, flow.context_features, data)
-    weight = torch.ones(len(data), dtype=torch.float64) if sample_weight is None else sample_weight.double().cpu()
-    if weight.shape != (len(data),) or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
-        raise ValueError(
-            f"sample_weight must be {len(data)} finite non-negative numbers, got shape {tuple(weight.shape)}"
-        )
-    if not float(weight.sum()) > 0:
-        raise ValueError("sample_weight is zero everywhere: give some row a positive weight")
-
-    device = next((t.device for t in (*flow.parameters(), *flow.buffers())), data.device)
+    if (steps is None) == (data is None and context is None):
+        raise ValueError("give rows of data or of context, or, for an objective that draws its own, steps")
+    rows = _rows(flow, data, context, sample_weight)
+    device = next((t.device for t in (*flow.parameters(), *flow.buffers())), rows.weight.device)
     seed = int(torch.randint(2**62, (), generator=generator))
     generator = torch.Generator(device).manual_seed(seed)
-    train, held_out = _split(data, context, weight, validation, generator)
+    train, held_out = _split(rows, validation if steps is None else 0.0, generator)
     flow.eval()  # no dropout while layers learn from data
     train, held_out = train.to(device), None if held_out is None else held_out.to(device)
-    flow.initialise(representative(train.x, train.weight, generator))
+    if train.x is not None:
+        flow.initialise(representative(train.x, train.weight, generator))
     head, train, held_out, offset = _precompute(flow, objective, train, held_out)
-    trainer = _Trainer(head, objective, learning_rate, weight_decay, clip, ema, compile)
+    trainer = Trainer(head, objective, learning_rate, weight_decay, clip, ema, compile)
 
-    random = [module for module in head.modules() if hasattr(module, "generator")]
+    random = [module for module in (*head.modules(), objective) if hasattr(module, "generator")]
     for module in random:
         module.generator = generator
-    n = len(train.x)
+    n = len(train.weight)
     batch_size = max(min(batch_size, n), 1)
-    per_epoch = n // batch_size
+    per_epoch, epochs = n // batch_size, epochs if steps is None else steps
     total = per_epoch * epochs
     every = max(per_epoch, min(CHECK_EVERY, total))
     cycles = _cycles(FIRST_CYCLE, total) if schedule == "restarts" else [(0, total)]
@@ -208,7 +207,7 @@ def fit(
                 if step <= 0.9 * total:
                     seen = min(best, record["validation"])
                 stale += 1
-                if record["validation"] < best:
+                if record["validation"] < best or steps is not None:
                     best, stale, history.best_step = record["validation"], 0, step
                     trainer.copy_averaged(best_weights)
                 elif schedule == "plateau" and stale % max(patience // 3, 1) == 0:
@@ -217,7 +216,7 @@ def fit(
                     stop = step in ends and history.best_step <= start
                     history.reason = "the last cycle of the learning rate brought no improvement on validation"
                 else:
-                    stop = stale >= patience
+                    stop = stale >= patience and steps is None
                     history.reason = f"no improvement on validation in {patience} evaluations"
                 history.converged = stop
                 if late and not stop:
@@ -229,7 +228,7 @@ def fit(
         else:
             gained, error = seen - best, history.records[-1]["standard_error"] if history.records else 0.0
             history.converged = gained < error / 2
-            history.reason = f"all {epochs} epochs used"
+            history.reason = f"all {epochs} {'epochs' if steps is None else 'steps'} used"
             if math.isfinite(gained):
                 history.reason += f"; the last tenth of them gained {gained:.3g} nats per row"
             if not history.converged:
@@ -244,185 +243,6 @@ def fit(
         flow.eval()
     history.seconds = time.perf_counter() - started
     return history
-
-
-@dataclass
-class _Rows:
-    """Rows with their context and weight, on one device; weights average one."""
-
-    x: Tensor
-    context: Tensor | None
-    weight: Tensor
-
-    def take(self, index: Tensor | slice) -> "_Rows":
-        return _Rows(self.x[index], None if self.context is None else self.context[index], self.weight[index])
-
-    def to(self, device: torch.device) -> "_Rows":
-        context = None if self.context is None else self.context.to(device)
-        return _Rows(self.x.to(device), context, self.weight.to(device))
-
-    def chunks(self) -> "list[_Rows]":
-        return [self.take(slice(i, i + CHUNK)) for i in range(0, len(self.x), CHUNK)]
-
-
-class _Trainer:
-    """The optimizer's step and the moving average of weights. Nothing here waits for the device in a step.
-
-    While it lives, the parameters are views of a few flat tensors, one per kind, and so are their gradients: norm,
-    clipping, optimizer and average are single operations, however many layers there are. `release` ends that.
-    """
-
-    def __init__(
-        self,
-        flow: Flow,
-        objective: Objective,
-        rate: float,
-        weight_decay: float,
-        clip: float,
-        ema: float,
-        compile: bool = False,
-    ) -> None:
-        self.flow, self.objective, self.rate = flow, objective, rate
-        self.loss_of: Callable[..., Tensor] = functools.partial(objective, flow)
-        if compile:
-            self.loss_of = compiled(self.loss_of)  # all steps have the same number of rows
-        self.weight_decay, self.clip, self.ema = weight_decay, clip, ema
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise ValueError("the flow has no trainable parameters")
-        keep_freed_memory()
-        kinds: dict[torch.dtype, list[nn.Parameter]] = {}
-        for p in sorted(self.parameters, key=lambda p: p.ndim < 2):  # matrices, which decay, before the others
-            kinds.setdefault(p.dtype, []).append(p)
-        self.kinds = list(kinds.values())
-        self.weights = [torch.cat([p.detach().flatten() for p in same]) for same in self.kinds]
-        self.gradients = [torch.zeros_like(flat) for flat in self.weights]
-        for flat, same in zip(self.weights, self.kinds, strict=True):
-            for p, data in zip(same, flat.split([p.numel() for p in same]), strict=True):
-                p.data, p.grad = data.view(p.shape), None
-        self.average = self.copy()
-        self._start()
-
-    def _start(self) -> None:
-        """A fresh optimizer; what is remembered of skipped steps starts anew."""
-        device = self.weights[0].device
-        self.adam: list[
-            tuple[float, list[list[Tensor]]]
-        ] = []  # of each part: its decay; weights, gradients, moments, steps
-        for flat, gradient, same in zip(self.weights, self.gradients, self.kinds, strict=True):
-            matrices = sum(p.numel() for p in same if p.ndim >= 2)
-            moments = torch.zeros_like(flat), torch.zeros_like(flat)
-            for part, decay in ((slice(matrices), self.weight_decay), (slice(matrices, None), 0.0)):
-                if flat[part].numel():
-                    steps = torch.zeros((), device=device)
-                    lists = [[flat[part]], [gradient[part]], [moments[0][part]], [moments[1][part]], [], [steps]]
-                    self.adam.append((decay, lists))
-        self.steps = 0
-        self.streak, self.worst_streak, self.skipped, self.loss, self.norm = torch.zeros(5, device=device).unbind()
-
-    def step(self, batch: _Rows, rate: float) -> None:
-        if not self.flow.training:
-            self.flow.train()
-        losses = self.loss_of(batch.x, batch.context)
-        loss = (losses * batch.weight.to(losses.dtype)).mean()
-        loss.backward()
-        self.gather()
-        norm = self.gradient_norm()
-        bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
-        self._adam(self.rate * rate, (norm.float() / self.clip).clamp(min=1.0), bad)
-        self.steps += 1
-        with torch.no_grad():
-            decay = min(self.ema, self.steps / (10 + self.steps))
-            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
-            self.streak = (self.streak + 1) * bad
-            self.worst_streak = torch.maximum(self.worst_streak, self.streak)
-            self.skipped = self.skipped + bad
-            self.loss = torch.where(bad > 0, self.loss, loss.detach().float())
-            self.norm = torch.where(bad > 0, self.norm, norm.float())
-
-    @torch.no_grad()
-    def _adam(self, rate: float, divisor: Tensor, bad: Tensor) -> None:
-        """A step of AdamW down the gradients divided by `divisor`; none where `bad` is 1.
-
-        It calls the kernel behind `torch.optim.AdamW(fused=True)`, whose own preparations take longer than a small flow's step.
-        """
-        options: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
-        for decay, lists in self.adam:
-            steps = lists[-1][0]
-            steps += 1 - bad
-            options |= {"lr": rate, "weight_decay": decay, "grad_scale": divisor, "found_inf": bad}
-            torch._fused_adamw_(*lists, **options)
-
-    @torch.no_grad()
-    def gather(self) -> None:
-        """Moves the parameters' gradients into the flat ones."""
-        for flat, same in zip(self.gradients, self.kinds, strict=True):
-            pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in same]
-            torch.cat([piece.reshape(-1) for piece in pieces], out=flat)
-            for p in same:
-                p.grad = None
-
-    def gradient_norm(self) -> Tensor:
-        """The norm of the gradient, also where its square would overflow in its own precision."""
-        if self.gradients[0].is_cpu:  # elsewhere looking at the result would mean waiting
-            norm = torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in self.gradients]).norm()
-            if math.isfinite(norm.item()):
-                return norm
-        return torch.stack([torch.linalg.vector_norm(flat, dtype=torch.float64) for flat in self.gradients]).norm()
-
-    def longest_streak(self) -> int:
-        return int(self.worst_streak)
-
-    @torch.no_grad()
-    def evaluate(self, train: _Rows, held_out: _Rows | None) -> dict[str, float]:
-        """Mean loss of held-out rows under the averaged weights, with its standard error, and of a sample of training rows."""
-        self.flow.eval()
-        current = self.copy()
-        self.load(self.average)
-        train_loss, train_error = self._mean_loss(train.take(slice(0, CHUNK)))
-        loss, error = (train_loss, train_error) if held_out is None else self._mean_loss(held_out)
-        self.load(current)
-        return {
-            "train": train_loss,
-            "validation": loss,
-            "standard_error": error,
-            "gradient_norm": float(self.norm),
-            "skipped": float(self.skipped),
-        }
-
-    def _mean_loss(self, rows: _Rows) -> tuple[float, float]:
-        losses = torch.cat([self.objective(self.flow, c.x, c.context).double() for c in rows.chunks()])
-        weight = rows.weight.to(losses)
-        share = weight / weight.sum()
-        # A row without weight says nothing, not even by a loss that is infinite.
-        losses = torch.where(share > 0, losses, 0)
-        mean = (share * losses).sum()
-        return float(mean), float((share.square() * (losses - mean).square()).sum().sqrt())
-
-    def copy(self) -> list[Tensor]:
-        """The weights now."""
-        return [flat.detach().clone() for flat in self.weights]
-
-    @torch.no_grad()
-    def load(self, weights: list[Tensor]) -> None:
-        torch._foreach_copy_(self.weights, weights)
-
-    @torch.no_grad()
-    def copy_averaged(self, into: list[Tensor]) -> None:
-        torch._foreach_copy_(into, self.average)
-
-    def release(self) -> None:
-        """Gives every parameter memory of its own again."""
-        for p in self.parameters:
-            p.data, p.grad = p.detach().clone(), None
-
-    @torch.no_grad()
-    def restart(self, weights: list[Tensor]) -> None:
-        """Continue from given weights at half the learning rate."""
-        self.load(weights)
-        torch._foreach_copy_(self.average, weights)
-        self.rate /= 2
-        self._start()
 
 
 def _schedule(schedule: str, step: int, warmup: int, start: int, end: int) -> float:
@@ -444,12 +264,15 @@ def _cycles(first: int, total: int) -> list[tuple[int, int]]:
     return [*cycles, (start, total)]
 
 
-def _roll_back(trainer: _Trainer, best: list[Tensor], history: History, train: _Rows, flow: Flow) -> None:
+def _roll_back(trainer: Trainer, best: list[Tensor], history: History, train: Rows, flow: Flow) -> None:
     history.roll_backs += 1
     if history.roll_backs > ROLL_BACKS:
+        failure = f"loss or gradient stayed non-finite through {ROLL_BACKS} halvings of the learning rate"
+        if train.x is None:
+            raise TrainingError(f"{failure}. Lower learning_rate, or start closer to what is to be learnt.")
         row, column = worst_cell(train.x)
         raise TrainingError(
-            f"loss or gradient stayed non-finite through {ROLL_BACKS} halvings of the learning rate. The most extreme value is "
+            f"{failure}. The most extreme value is "
             f"{float(train.x[row, column]):.4g} in column {column}, training row {row}, after preprocessing. Put a flowlab.layers.Marginal "
             "in front (FlowDensity does), scale the data, or lower learning_rate."
         )
@@ -465,34 +288,47 @@ def worst_cell(x: Tensor) -> tuple[int, int]:
     return worst // x.shape[1], worst % x.shape[1]
 
 
-def _check_rows(name: str, x: Tensor, width: int, data: Tensor) -> None:
-    if x.ndim != 2 or x.shape[1] != width or len(x) != len(data) or len(x) < 1:
-        raise ValueError(f"{name} must have shape ({len(data) or 'at least 1'}, {width}), not {tuple(x.shape)}")
+def _check_rows(name: str, x: Tensor, width: int, count: int) -> None:
+    if x.ndim != 2 or x.shape[1] != width or len(x) != count or count < 1:
+        raise ValueError(f"{name} must have shape ({count or 'at least 1'}, {width}), not {tuple(x.shape)}")
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(f"{name} has {int(bad.sum())} non-finite values, the first in row {row}, column {column}")
 
 
+def _rows(flow: Flow, data: Tensor | None, context: Tensor | None, sample_weight: Tensor | None) -> Rows:
+    """The rows to train on, checked; where there is neither data nor context, one that stands for a batch of draws."""
+    given = data if data is not None else context
+    count = 1 if given is None else len(given)
+    if data is not None:
+        _check_rows("data", data, flow.features, count)
+    if context is not None:
+        _check_rows("context", context, flow.context_features, count)
+    weight = torch.ones(count, dtype=torch.float64) if sample_weight is None else sample_weight.double().cpu()
+    if weight.shape != (count,) or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
+        raise ValueError(f"sample_weight must be {count} finite non-negative numbers, got shape {tuple(weight.shape)}")
+    if not float(weight.sum()) > 0:
+        raise ValueError("sample_weight is zero everywhere: give some row a positive weight")
+    return Rows(data, context, weight / weight.mean())
+
+
 def _split(
-    x: Tensor,
-    context: Tensor | None,
-    weight: Tensor,
-    validation: float | Tensor | tuple[Tensor, Tensor],
-    generator: torch.Generator,
-) -> tuple[_Rows, _Rows | None]:
-    weight = weight / weight.mean()
-    rows = _Rows(x, context, weight)
+    rows: Rows, validation: float | Tensor | tuple[Tensor, Tensor], generator: torch.Generator
+) -> tuple[Rows, Rows | None]:
     if not isinstance(validation, float | int):
+        if rows.x is None:
+            raise ValueError("without data, validation must be a share of the contexts")
         held_x, held_context = validation if isinstance(validation, tuple) else (validation, None)
-        _check_rows("validation", held_x, x.shape[1], held_x)
-        return rows, _Rows(held_x, held_context, torch.ones(len(held_x), dtype=weight.dtype))
+        _check_rows("validation", held_x, rows.x.shape[1], len(held_x))
+        return rows, Rows(held_x, held_context, torch.ones(len(held_x), dtype=rows.weight.dtype))
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a share from 0 to below 1, or rows, not {validation}")
-    count = round(validation * len(x))
-    if count == 0 or len(x) < 2:
+    n = len(rows.weight)
+    count = round(validation * n)
+    if count == 0 or n < 2:
         return rows, None
-    order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+    order = torch.randperm(n, generator=generator, device=generator.device).to(rows.weight.device)
     train, held_out = rows.take(order[count:]), rows.take(order[:count])
     if not float(held_out.weight.sum()) > 0 or not float(train.weight.sum()) > 0:
         return rows, None
@@ -514,8 +350,8 @@ def representative(x: Tensor, weight: Tensor, generator: torch.Generator | None 
 
 @torch.no_grad()
 def _precompute(
-    flow: Flow, objective: Objective, train: _Rows, held_out: _Rows | None
-) -> tuple[Flow, _Rows, _Rows | None, tuple[float, float]]:
+    flow: Flow, objective: Objective, train: Rows, held_out: Rows | None
+) -> tuple[Flow, Rows, Rows | None, tuple[float, float]]:
     """Map the rows through the fixed layers on the data side once, instead of in every step.
 
     Returns the flow that remains (sharing the rest of the layers), its rows, and what to add to its losses.
@@ -524,16 +360,16 @@ def _precompute(
     fixed = 0
     while fixed < len(chain) and _is_fixed(chain[-1 - fixed]):
         fixed += 1
-    if not isinstance(objective, NLL) or fixed == 0:
+    if not isinstance(objective, NLL) or fixed == 0 or train.x is None:
         return flow, train, held_out, (0.0, 0.0)
     preprocessing = Flow(flow.base, chain[len(chain) - fixed :])
 
-    def mapped(rows: _Rows) -> tuple[_Rows, float]:
-        parts = [preprocessing.inverse(chunk.x) for chunk in rows.chunks()]
+    def mapped(rows: Rows) -> tuple[Rows, float]:
+        parts = [preprocessing.inverse(chunk.x) for chunk in rows.chunks()]  # type: ignore[arg-type]
         log_det = torch.cat([part[1].double() for part in parts])
         weight = rows.weight.to(log_det)
         offset = -float((weight * torch.where(weight > 0, log_det, 0)).sum() / weight.sum())
-        return _Rows(torch.cat([part[0] for part in parts]), rows.context, rows.weight), offset
+        return Rows(torch.cat([part[0] for part in parts]), rows.context, rows.weight), offset
 
     train, train_offset = mapped(train)
     held_out, offset = (None, train_offset) if held_out is None else mapped(held_out)

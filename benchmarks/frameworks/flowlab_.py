@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowlab import NLL, Flow, bases, layers, presets
-from flowlab.training import _Rows, _Trainer
+from flowlab.trainer import Rows, Trainer
 
 from . import BINS, BOUND, HIDDEN, Case, torch_
 
@@ -17,10 +17,10 @@ class Model(torch_.Model):
     def __init__(self, build: Callable[[], Flow], compile: bool = False) -> None:
         flow = build()
         super().__init__(flow, flow.log_prob, lambda n: flow.sample((n,)), lambda n: flow.rsample_and_log_prob((n,)))
-        self.trainer = _Trainer(build(), NLL(), torch_.LEARNING_RATE, 1e-4, 5.0, 0.998, compile)
+        self.trainer = Trainer(build(), NLL(), torch_.LEARNING_RATE, 1e-4, 5.0, 0.998, compile)
 
     def train(self, x: Tensor) -> Tensor:
-        self.trainer.step(_Rows(x, None, torch.ones(len(x))), 1.0)
+        self.trainer.step(Rows(x, None, torch.ones(len(x))), 1.0)
         return self.trainer.loss
 
 
