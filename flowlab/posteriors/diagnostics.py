@@ -1,0 +1,262 @@
+"""How good is an approximate posterior? Importance weights, a search for modes it misses, and a verdict in plain words."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowlab.bases import Base, Gaussian
+from flowlab.flow import Flow
+from flowlab.layers.scalar.normal import LOG_SQRT_2PI
+from flowlab.mixture import FlowMixture
+from flowlab.posteriors import pathfinder
+from flowlab.posteriors.psis import Smoothed, smooth
+from flowlab.posteriors.target import WORST_SHARE, Target
+
+KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
+ESS = 0.98  # or where this share of the draws is effective, whatever the tail looks like
+CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
+SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
+MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
+UNDER = math.log(20.0)
+AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo estimate with its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+
+@dataclass
+class Diagnostics:
+    """What importance sampling says of an approximate posterior; everything in nats or shares.
+
+    Attributes:
+        khat: Shape of the tail of the importance weights, with a defensive base; 0.7 and less is reliable.
+        ess: Effective sample size of the plain draws, as a share.
+        elbo: Evidence lower bound.
+        log_evidence: Log of the evidence, by importance sampling.
+        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, beyond its error.
+        modes: Number of modes in the fit.
+        missed: Estimated share of the posterior's mass at modes which the fit does not cover, as far as a search found them.
+        restart_gap: Nats between the best of the optimiser's starts and their median.
+        evidence_gap: Nats between two estimates of the log-evidence, with plain draws and with the defensive base.
+        non_finite: Share of draws at which the log-density is not finite.
+        draws: Draws behind the figures.
+        reasons: Why the verdict is not better, in plain words.
+    """
+
+    khat: float
+    ess: float
+    elbo: Estimate
+    log_evidence: Estimate
+    shift: float
+    modes: int
+    missed: float
+    restart_gap: float
+    evidence_gap: Estimate
+    non_finite: float
+    draws: int
+    reasons: list[str] = field(default_factory=list)
+    verdict: str = ""
+
+    @property
+    def divergence(self) -> float:
+        """KL(fit, posterior), the evidence less its bound."""
+        return self.log_evidence.value - self.elbo.value
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.verdict}{': ' if self.reasons else ''}{'; '.join(self.reasons)}",
+            f"  k-hat {self.khat:.2f}, effective draws {self.ess:.1%}, ELBO {self.elbo}, log-evidence {self.log_evidence} nats",
+            f"  KL {self.divergence:.3f} nats, weighting moves moments by {self.shift:.3f} sd",
+            f"  {self.modes} mode{'s' if self.modes > 1 else ''} fitted, {self.missed:.1%} of the mass seen elsewhere, starts differ by {self.restart_gap:.1f} nats",
+        ]
+        return "\n".join(lines)
+
+
+class Defensive(Base):
+    """Noise for importance weights that stay bounded where a posterior's tails are heavier: 85 % N(0, I), 15 % multivariate Student-t with 5 degrees of freedom.
+
+    Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions".
+    """
+
+    like: Tensor
+    SHARE, DF = 0.15, 5.0
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("like", torch.zeros((), dtype=torch.float64))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        d, df = self.features, self.DF
+        square = z.square().sum(-1)
+        normal = -square / 2 - d * LOG_SQRT_2PI
+        constant = math.lgamma((df + d) / 2) - math.lgamma(df / 2) - d / 2 * math.log(df * math.pi)
+        student = constant - (df + d) / 2 * torch.log1p(square / df)
+        return torch.logaddexp(normal + math.log1p(-self.SHARE), student + math.log(self.SHARE))
+
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        z = self.like.new_empty((*shape, self.features)).normal_(generator=generator)
+        gamma = torch._standard_gamma(self.like.new_full((*shape, 1), self.DF / 2), generator) * 2 / self.DF
+        wide = self.like.new_empty((*shape, 1)).uniform_(generator=generator) < self.SHARE
+        return torch.where(wide, z / gamma.sqrt(), z)
+
+
+def defended(flow: Flow | FlowMixture) -> Flow | FlowMixture:
+    """The same flow, sharing its layers, with the defensive base in place of a standard normal one."""
+    if isinstance(flow, FlowMixture):
+        return FlowMixture([defended(member) for member in flow], flow.weights)  # type: ignore[misc]
+    if not isinstance(flow.base, Gaussian) or flow.base.learnable:
+        return flow
+    return Flow(Defensive(flow.features).to(flow.base.loc), flow.layers)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def weigh(flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws (n, features) in unconstrained space and their log-weights log p − log q (n,)."""
+    z, log_q = flow.rsample_and_log_prob((n,), generator=generator)
+    return z, (target(z) - log_q).double()
+
+
+def diagnose(
+    flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator, restart_gap: float = math.nan
+) -> Diagnostics:
+    """Look at a fitted flow from all sides; it is in double precision."""
+    z, log_w = weigh(flow, target, n, generator)
+    wide, wide_log_w = weigh(defended(flow), target, n, generator)
+    plain, defensive = smooth(log_w), smooth(wide_log_w)
+    finite = torch.isfinite(log_w)
+    share = float(finite.double().mean())
+    elbo = log_w[finite].mean() if share > 0 else torch.tensor(-math.inf)
+    errors = [_log_mean_error(weights, n) for weights in (plain, defensive)]
+    best = int(errors[1] < errors[0])
+    evidence = Estimate((plain, defensive)[best].log_mean, errors[best])
+    gap = Estimate(abs(plain.log_mean - defensive.log_mean), math.hypot(*errors))
+    missing = missed(flow, target, evidence.value, generator) if share > 0 else []
+    found = Diagnostics(
+        khat=defensive.khat,
+        ess=plain.ess,
+        elbo=Estimate(float(elbo), float(log_w[finite].std()) / math.sqrt(max(int(finite.sum()), 1))),
+        log_evidence=evidence,
+        shift=_shift(target, z[finite], wide, defensive),
+        modes=len(flow.flows) if isinstance(flow, FlowMixture) else 1,
+        missed=min(sum(mass for _, mass in missing), 1.0),
+        restart_gap=restart_gap,
+        evidence_gap=gap,
+        non_finite=1 - share,
+        draws=n,
+    )
+    _judge(found)
+    return found
+
+
+def missed(
+    flow: Flow | FlowMixture, target: Target, log_evidence: float, generator: torch.Generator
+) -> list[tuple[pathfinder.Gaussian, float]]:
+    """Modes that the fit does not cover, each with the share of the posterior's mass that lies there, the heaviest first.
+
+    Ascents start far out, in the fit's own units and in those of unconstrained space. The mass of a mode counts where the fit's
+    density is less than a twentieth of the posterior's, and is estimated by importance sampling from a Gaussian at the mode.
+    """
+    d = flow.features
+    with torch.no_grad():
+        draws = flow.rsample((1000,), generator=generator)
+    mean = draws.mean(0)
+    covariance = draws.T.cov().reshape(d, d) + 1e-12 * draws.var(0).diag()
+    scale_tril, info = torch.linalg.cholesky_ex(covariance)
+    if int(info):
+        scale_tril = draws.std(0).diag()
+    directions = torch.nn.functional.normalize(draws.new_empty(48, d).normal_(generator=generator), dim=-1)
+    radii = draws.new_tensor([3.0, 6.0, 12.0]).repeat(16).unsqueeze(-1) * math.sqrt(d)
+    raw = draws.new_empty(24, d).uniform_(-1, 1, generator=generator) * draws.new_tensor([3.0, 10.0]).repeat(
+        12
+    ).unsqueeze(-1)
+    starts = torch.cat([mean + (radii * directions) @ scale_tril.T, raw])
+    ends, heights = pathfinder.ascend(target, starts, mean, scale_tril)
+    with torch.no_grad():
+        excess = heights - flow.log_prob(ends) - log_evidence
+    far = (torch.isfinite(heights) & (excess > UNDER)).nonzero().squeeze(1)
+    if len(far) == 0:
+        return []
+    order = far[heights[far].argsort(descending=True)]
+    ends = ends[_distinct(torch.linalg.solve_triangular(scale_tril, ends[order].T, upper=False).T, order)][:8]
+    candidates = pathfinder.separate(
+        target, pathfinder.find(target, ends, generator, steps=10, climb=False), share=1e-6
+    )
+    masses = [(c, _missed_mass(flow, target, c, log_evidence, generator)) for c in candidates]
+    return sorted(((c, mass) for c, mass in masses if mass > MISSED), key=lambda pair: -pair[1])
+
+
+@torch.no_grad()
+def _missed_mass(
+    flow: Flow | FlowMixture, target: Target, at: pathfinder.Gaussian, log_evidence: float, generator: torch.Generator
+) -> float:
+    noise = at.mean.new_empty(1000, len(at.mean)).normal_(generator=generator)
+    z = at.mean + noise @ at.scale_tril.T
+    log_g = -noise.square().sum(-1) / 2 - at.scale_tril.diagonal().log().sum() - len(at.mean) * LOG_SQRT_2PI
+    log_p = target(z) - log_evidence
+    uncovered = log_p - flow.log_prob(z) > UNDER
+    weights = torch.where(uncovered, log_p - log_g, -math.inf)
+    return math.exp(min(smooth(weights).log_mean, 50.0)) if bool(uncovered.any()) else 0.0
+
+
+def _distinct(points: Tensor, order: Tensor) -> Tensor:
+    """Of points (n, d) in falling order those not within a tenth of a unit of an earlier one, as their entries of `order`."""
+    kept: list[int] = []
+    for i in range(len(points)):
+        if all(float((points[i] - points[j]).norm()) > 0.1 for j in kept):
+            kept.append(i)
+    return order[kept]
+
+
+def _log_mean_error(weights: Smoothed, n: int) -> float:
+    """Standard error of the log of the weights' mean, by the delta method."""
+    return math.sqrt(max(1 / weights.ess - 1, 0.0) / n) if weights.ess > 0 else math.inf
+
+
+def _shift(target: Target, z: Tensor, wide: Tensor, weights: Smoothed) -> float:
+    """How far weighting moves the moments, in the user's space and in unconstrained space, beyond two standard errors."""
+    columns = [target.space.columns(target.space.constrain(x)[0]).double() for x in (z, wide)]
+    plain, weighted = (torch.cat([x, c], -1) for x, c in zip((z, wide), columns, strict=True))
+    share = weights.log_weights.exp().unsqueeze(-1)
+    weighted = torch.where(share > 0, weighted, 0)
+    mean, own = (share * weighted).sum(0), plain.mean(0)
+    sd = (share * (weighted - mean).square()).sum(0).sqrt()
+    error = 2 * math.sqrt((1 + 1 / max(weights.ess, 1e-9)) / len(wide))
+    known = (sd > 0) & torch.isfinite(sd) & torch.isfinite(own)
+    moved = ((mean - own).abs() / sd)[known] - error
+    widened = (plain.std(0) / sd).log().abs()[known] - error
+    return max(0.0, float(torch.cat([moved, widened]).max())) if bool(known.any()) else math.inf
+
+
+def _judge(found: Diagnostics) -> None:
+    """Fill in the verdict and its reasons."""
+    broken = []
+    if found.khat >= KHAT and found.ess <= ESS:
+        broken.append(f"k-hat {found.khat:.2f} says that importance weights do not repair this fit")
+    if found.missed > MISSED:
+        broken.append(f"about {found.missed:.0%} of the posterior lies at modes that the fit misses")
+    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.error:
+        broken.append(f"two estimates of the log-evidence differ by {found.evidence_gap} nats")
+    if found.non_finite > WORST_SHARE:
+        broken.append(f"the log-density is not finite at {found.non_finite:.1%} of the draws")
+    if broken or not math.isfinite(found.log_evidence.value):
+        found.verdict, found.reasons = "do not trust", broken
+        return
+    found.verdict = "good"
+    if found.divergence > CLOSE:
+        found.reasons.append(f"plain draws differ from the posterior by {found.divergence:.2f} nats")
+    if found.shift > SHIFT:
+        found.reasons.append(f"weighting moves a mean or log sd by {found.shift:.2f}")
+    if found.reasons:
+        found.verdict = "usable after resampling"

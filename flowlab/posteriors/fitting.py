@@ -1,0 +1,216 @@
+"""`fit_posterior`: from a log-density to a posterior that can be trusted, or says that it cannot."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlab.bases import Gaussian
+from flowlab.flow import Flow
+from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, Whitening
+from flowlab.layers.coupling import alternating_mask
+from flowlab.mixture import FlowMixture
+from flowlab.objectives import StickingTheLanding
+from flowlab.posteriors import pathfinder
+from flowlab.posteriors.diagnostics import defended, missed, weigh
+from flowlab.posteriors.posterior import FlowPosterior
+from flowlab.posteriors.psis import smooth
+from flowlab.posteriors.space import Space, Supports
+from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
+from flowlab.training import fit
+
+STARTS = 16
+SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
+AFFINE = {"steps": 600, "draws": 128, "learning_rate": 2e-2}
+LOOK = 4_000  # draws by which a fit decides whether it is done
+DONE_KHAT, DONE_ESS = 0.5, 0.95
+SEARCHES = 3  # rounds in which modes that the fit misses are looked for
+
+
+def fit_posterior(
+    log_prob: Callable[[Any], Tensor],
+    *,
+    features: int | None = None,
+    supports: Supports | None = None,
+    flow: Flow | None = None,
+    steps: int = 1000,
+    draws: int = 256,
+    learning_rate: float = 5e-3,
+    dtype: torch.dtype = torch.float64,
+    random_state: int = 0,
+    progress: bool = True,
+) -> FlowPosterior:
+    """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
+
+    First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
+    600 steps of sticking the landing; then a search for modes not yet covered. Where importance weights say that this
+    is good (k-hat below 0.5, 95 % effective draws) it ends there; else a flow of affine couplings is trained in the
+    coordinates that the affine map whitens. Several modes become a mixture of such flows, weighted by their evidence.
+
+    Args:
+        log_prob: The log-density in nats, up to a constant, by torch operations: takes a batch of draws (n, features), or with `supports`
+            a dict of tensors (n, *shape), and returns (n,). Where it is not finite the density counts as zero; a fit with more than 1 %
+            such draws ends in an error. Densities are with respect to the parameters as given: Jacobians are flowlab's affair.
+        features: Number of parameters, unconstrained and without names.
+        supports: For each name its shape and torch constraint, e.g. `{"tau": ((), constraints.positive), "theta": ((8,), constraints.real)}`.
+        flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
+        steps: Steps of the last stage.
+        draws: Draws in each of its steps.
+        learning_rate: Its peak learning rate, which falls to zero by a cosine.
+        dtype: Floating-point type of the draws that `log_prob` gets.
+        random_state: Seed of everything.
+        progress: Show progress bars in terminals and notebooks.
+
+    Returns:
+        The posterior; ask its `diagnostics()` before using it.
+
+    Raises:
+        ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
+        PosteriorError: `log_prob` is not finite at any start, or at more than 1 % of the fit's draws; values are shown.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Gamma, Normal, constraints
+        >>> data = torch.tensor([1.2, 0.7, 2.1, 1.6])
+        >>> def log_joint(p):
+        ...     likelihood = Normal(p["mu"].unsqueeze(-1), p["sigma"].unsqueeze(-1)).log_prob(data).sum(-1)
+        ...     return likelihood + Normal(0.0, 10.0).log_prob(p["mu"]) + Gamma(2.0, 2.0).log_prob(p["sigma"])
+        >>> supports = {"mu": ((), constraints.real), "sigma": ((), constraints.positive)}
+        >>> posterior = fit_posterior(log_joint, supports=supports, steps=300, progress=False)
+        >>> posterior.diagnostics().verdict
+        'good'
+        >>> posterior.sample((5,))["sigma"].shape
+        torch.Size([5])
+    """
+    space = Space(features, supports)
+    if flow is not None and (flow.features != space.features or flow.context_features):
+        raise ValueError(
+            f"flow must have {space.features} features and no context, not {flow.features} and {flow.context_features}"
+        )
+    target = Target(log_prob, space, dtype)
+    generator = torch.Generator().manual_seed(random_state)
+    target.check(torch.empty(3, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator))
+    history: list[dict[str, Any]] = []
+
+    def train(q: Flow | FlowMixture, stage: str, **options: Any) -> None:
+        """Train in place by sticking the landing."""
+        objective = StickingTheLanding(target, options.pop("draws"))
+        fixed = {"schedule": "cosine", "warmup": 10, "weight_decay": 0.0, "clip": math.inf, "ema": 0.0}
+        found = fit(q, objective=objective, generator=generator, progress=progress, **fixed, **options)  # type: ignore[arg-type]
+        history.extend({"stage": stage, "step": r["step"], "elbo": -r["train"]} for r in found.records)
+
+    def affine(at: pathfinder.Gaussian) -> Flow:
+        """The Gaussian that an affine map trained from this one ends at."""
+        trained = _whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
+        train(trained, "affine", **AFFINE)
+        return _merged(trained)
+
+    found = pathfinder.find(target, pathfinder.finite_starts(target, STARTS, SPREAD, generator), generator)
+    if not found:
+        raise PosteriorError(
+            "no path from any start led to a Gaussian with a finite evidence bound: check log_prob far from zero"
+        )
+    gap = found[0].elbo - found[len(found) // 2].elbo
+    members = [affine(at) for at in pathfinder.separate(target, found)]
+    q, evidence = _combined(members, target, generator)
+    for _ in range(SEARCHES):
+        unseen = [mode for mode, _ in missed(q, target, evidence, generator)]
+        if not unseen:
+            break
+        members += [affine(at) for at in unseen]
+        q, evidence = _combined(members, target, generator)
+    if flow is not None or not _is_good(q, target, generator):
+        grown = [
+            _grown(member, flow if i == 0 else None, generator)
+            for i, member in enumerate(q if isinstance(q, FlowMixture) else [q])
+        ]
+        q = FlowMixture(grown, q.weights) if isinstance(q, FlowMixture) else grown[0]
+        train(q, "flow", steps=steps, draws=draws, learning_rate=learning_rate)
+        q = q.double()
+        if isinstance(q, FlowMixture):
+            q, _ = _combined(list(q), target, generator)
+    _check_finite(q, target, generator)
+    return FlowPosterior(
+        q.eval(), space, target, restart_gap=gap, evaluations=target.evaluations, history=history
+    ).eval()
+
+
+def _whitened(layers: Sequence[Layer], mean: Tensor, scale_tril: Tensor) -> Flow:
+    """Layers in the coordinates that a Gaussian whitens."""
+    features = len(mean)
+    whitening = Whitening(features).double()
+    whitening.mean.copy_(mean)
+    whitening.scale_tril.copy_(scale_tril)
+    whitening.initialised.fill_(True)
+    return Flow(Gaussian(features).double(), [*layers, whitening])
+
+
+@torch.no_grad()
+def _merged(flow: Flow) -> Flow:
+    """A chain of a linear layer and a whitening as one whitening."""
+    features = flow.features
+    corners = torch.cat([torch.zeros(1, features, dtype=torch.float64), torch.eye(features, dtype=torch.float64)])
+    images = flow.from_noise(corners)
+    matrix = (images[1:] - images[0]).T
+    # The Cholesky factor of matrix matrixᵀ, by QR so that nothing is squared.
+    triangular = torch.linalg.qr(matrix.T).R.T
+    return _whitened([], images[0], triangular * triangular.diagonal().sign())
+
+
+def _grown(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
+    """A flow in the coordinates in which a Gaussian is standard; at first it is that Gaussian."""
+    whitening = list(member)[-1]
+    if flow is not None:
+        return Flow(flow.base, [*flow, whitening])
+    features = member.features
+    if features == 1:  # an affine map of one number would still be Gaussian
+        layers: list[Layer] = [Coupling(1, RationalQuadraticSpline(16, 8.0), generator=generator) for _ in range(2)]
+    else:
+        masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(4)]
+        options: dict[str, Any] = {"hidden": (64, 64), "activation": "silu", "generator": generator}
+        layers = [Coupling(features, Affine(2.0), mask, **options) for mask in masks]
+    return Flow(member.base, [*(layer.double() for layer in [*layers, LULinear(features)]), whitening])
+
+
+def _combined(
+    members: Sequence[Flow], target: Target, generator: torch.Generator, rounds: int = 5
+) -> tuple[Flow | FlowMixture, float]:
+    """The members as one distribution, each weighted by the posterior's mass near it, and the log-evidence.
+
+    Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm 1, for the weights alone.
+    """
+    if len(members) == 1:
+        return members[0], smooth(weigh(defended(members[0]), target, LOOK, generator)[1]).log_mean
+    shares = torch.full((len(members),), 1 / len(members), dtype=torch.float64)
+    for _ in range(rounds):
+        mixture = FlowMixture(members, shares)
+        z, log_w = weigh(mixture, target, LOOK, generator)
+        weights = smooth(log_w).log_weights.exp()
+        with torch.no_grad():
+            belongs = (mixture.member_log_prob(z) + shares.log().unsqueeze(1)).softmax(0)
+        shares = (belongs * weights).sum(1).clamp(min=1e-6)
+        shares = shares / shares.sum()
+    mixture = FlowMixture(members, shares)
+    return mixture, smooth(weigh(mixture, target, LOOK, generator)[1]).log_mean
+
+
+def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
+    plain = smooth(weigh(q, target, LOOK, generator)[1])
+    defensive = smooth(weigh(defended(q), target, LOOK, generator)[1])
+    return defensive.khat < DONE_KHAT and plain.ess > DONE_ESS
+
+
+def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:
+    z, log_w = weigh(q, target, LOOK, generator)
+    bad = ~torch.isfinite(log_w)
+    share = float(bad.double().mean())
+    if share > WORST_SHARE:
+        value, _ = target.space.constrain(z[bad][:3].to(target.dtype))
+        with torch.no_grad():
+            shown = target.function(value)
+        raise PosteriorError(
+            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}; at {value} it is {shown.tolist()}. "
+            "Where a parameter is bounded, say so in supports=…; where a computation overflows, rewrite it in logarithms"
+        )

@@ -1,0 +1,239 @@
+"""Where a posterior lies: Gaussians along the paths of many optimisers, and the modes at which the paths end.
+
+Zhang, Carpenter, Gelman & Vehtari 2022, "Pathfinder: Parallel quasi-Newton variational inference", with Newton's method in place of
+L-BFGS where there are few parameters: the curvature comes from finite differences of the gradient.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowlab.layers.scalar.normal import LOG_SQRT_2PI
+from flowlab.posteriors.target import PosteriorError, Target
+
+NEWTON = 100  # parameters up to which every step of the path takes curvature
+FLAT = 1e-4  # smallest eigenvalue of a scaled precision matrix
+MEMORY = 10  # pairs that L-BFGS keeps
+DRAWS = 32  # for the evidence bound of a Gaussian on a path
+
+
+@dataclass
+class Gaussian:
+    """A normal approximation N(mean, scale_tril scale_trilᵀ) with its evidence lower bound in nats, and the mode at which its path ended."""
+
+    mean: Tensor
+    scale_tril: Tensor
+    elbo: float
+    mode: Tensor
+    height: float
+
+
+class Whitened:
+    """A target as a function of u, where z = mean + scale_tril u."""
+
+    def __init__(self, target: Target, mean: Tensor, scale_tril: Tensor) -> None:
+        self.target, self.mean, self.scale_tril = target, mean, scale_tril
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.mean + u @ self.scale_tril.T
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.scale_tril, (z - self.mean).T, upper=False).T
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.target(self.forward(u))
+
+    def value_and_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = self.target.value_and_gradient(self.forward(u))
+        return value, gradient @ self.scale_tril
+
+
+def finite_starts(target: Target, count: int, spread: float, generator: torch.Generator) -> Tensor:
+    """Points (count, features) uniform on (−spread, spread) at which the log-density is finite.
+
+    Raises:
+        PosteriorError: There are none among 20 · count.
+    """
+    features = target.space.features
+    tries = torch.empty(20 * count, features, dtype=torch.float64).uniform_(-spread, spread, generator=generator)
+    found = []
+    for some in tries.split(count):
+        found += list(some[torch.isfinite(target.value_and_gradient(some)[0])])
+        if len(found) >= count:
+            return torch.stack(found[:count])
+    if found:
+        return torch.stack(found)
+    with torch.no_grad():
+        value, _ = target.space.constrain(tries[:1].to(target.dtype))
+        shown = target.function(value)
+    raise PosteriorError(
+        f"log_prob is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: at {value} it "
+        f"is {shown.tolist()}. Check the model there, declare supports=…, or shift and scale the parameters"
+    )
+
+
+def find(
+    target: Target, starts: Tensor, generator: torch.Generator, steps: int = 40, climb: bool = True
+) -> list[Gaussian]:
+    """The best Gaussian on the path of each start (n, features), the best of all first; failed paths are left out.
+
+    Above a hundred features L-BFGS climbs first, unless told not to, and Newton's steps are for the best two ends.
+    """
+    if target.space.features > NEWTON and climb:
+        ends, heights = ascend(target, starts)
+        starts, steps = ends[heights.argsort(descending=True)[:2]], 4
+    noise = torch.empty(DRAWS, target.space.features, dtype=torch.float64).normal_(generator=generator)
+    found = _newton(target, starts, noise, steps)
+    return sorted((g for g in found if math.isfinite(g.elbo)), key=lambda g: -g.elbo)
+
+
+def separate(target: Target, found: list[Gaussian], share: float = 1e-3) -> list[Gaussian]:
+    """One Gaussian for each mode that holds more than about `share` of the mass, given Gaussians in falling order of their bounds.
+
+    Paths end at one mode where their ends are close, or the log-density has no valley of a nat between them.
+    """
+    kept: list[Gaussian] = []
+    for candidate in found:
+        total = torch.logsumexp(torch.tensor([g.elbo for g in (*kept, candidate)]), 0)
+        if kept and candidate.elbo - total < math.log(share):
+            continue
+        if not any(_same_mode(target, candidate, other) for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+def ascend(
+    target: Target, starts: Tensor, mean: Tensor | None = None, scale_tril: Tensor | None = None, steps: int = 200
+) -> tuple[Tensor, Tensor]:
+    """Ends (n, features) and log-densities (n,) of L-BFGS ascents from every start at once. Nocedal & Wright 2006, algorithm 7.4.
+
+    With a mean and a Cholesky factor they run in the coordinates that those whiten.
+    """
+    if mean is not None and scale_tril is not None:
+        whitened = Whitened(target, mean, scale_tril)
+        ends, heights = ascend(whitened, whitened.inverse(starts), steps=steps)  # type: ignore[arg-type]
+        return whitened.forward(ends), heights
+    x = starts.clone()
+    value, gradient = target.value_and_gradient(x)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    active = torch.isfinite(value)
+    rates = 0.25 ** torch.arange(6, dtype=x.dtype)
+    for _ in range(steps):
+        direction = _two_loops(gradient, pairs)
+        uphill = (direction * gradient).sum(-1, keepdim=True) > 0
+        direction = torch.where(uphill, direction, gradient)
+        if not pairs:
+            direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+        new = _line_search(target, x, value, direction, rates)
+        new_value, new_gradient = target.value_and_gradient(new)
+        better = active & (new_value > value)
+        moved = torch.where(better.unsqueeze(-1), new - x, 0)
+        turned = torch.where(better.unsqueeze(-1), gradient - new_gradient, 0)
+        pairs = [*pairs, (moved, turned)][-MEMORY:]
+        gain = torch.where(better, new_value - value, 0)
+        x = x + moved
+        value, gradient = (
+            torch.where(better, new_value, value),
+            torch.where(better.unsqueeze(-1), new_gradient, gradient),
+        )
+        active = better & (gain > 1e-6)
+        if not bool(active.any()):
+            break
+    return x, value
+
+
+def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[Gaussian]:
+    x = starts
+    n, d = x.shape
+    value, gradient = target.value_and_gradient(x)
+    width = torch.full_like(x, 1e-4)
+    best: list[Gaussian | None] = [None] * n
+    rates = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.01, 1e-3, 1e-5], dtype=x.dtype)
+    alive = torch.isfinite(value).nonzero().squeeze(1)
+    for _ in range(steps):
+        here, slope = x[alive], gradient[alive]
+        scale_tril, width[alive] = _curvature(target, here, width[alive])
+        draws = here.unsqueeze(1) + noise @ scale_tril.mT
+        bounds = target(draws).mean(1) + scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + d * (0.5 + LOG_SQRT_2PI)
+        for j, i in enumerate(alive.tolist()):
+            known = best[i]
+            if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known.elbo):
+                best[i] = Gaussian(here[j].clone(), scale_tril[j].clone(), float(bounds[j]), here[j], 0.0)
+        step = (scale_tril @ (scale_tril.mT @ slope.unsqueeze(-1))).squeeze(-1)
+        new = _line_search(target, here, value[alive], step, rates)
+        new_value, new_gradient = target.value_and_gradient(new)
+        gain = new_value - value[alive]
+        better = gain > 0
+        x[alive] = torch.where(better.unsqueeze(-1), new, here)
+        value[alive] = torch.where(better, new_value, value[alive])
+        gradient[alive] = torch.where(better.unsqueeze(-1), new_gradient, slope)
+        alive = alive[gain > 1e-3]
+        if len(alive) == 0:
+            break
+    kept = []
+    for i, gaussian in enumerate(best):
+        if gaussian is not None:
+            gaussian.mode, gaussian.height = x[i], float(value[i])
+            kept.append(gaussian)
+    return kept
+
+
+def _curvature(target: Target, x: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors (n, d, d) of the covariance that the log-density's curvature at x (n, d) suggests, and widths for the next differences.
+
+    Where the log-density is not concave, eigenvalues count by their size.
+    """
+    n, d = x.shape
+    precision = x.new_empty(n, d, d)
+    for i in range(n):
+        shift = width[i].diag()
+        _, slopes = target.value_and_gradient(torch.cat([x[i] + shift, x[i] - shift]))
+        precision[i] = (slopes[d:] - slopes[:d]) / (2 * width[i].unsqueeze(-1))
+    precision = (precision + precision.mT) / 2
+    scale = precision.diagonal(dim1=-2, dim2=-1).abs().clamp(1e-12, 1e16).rsqrt()
+    scaled = scale.unsqueeze(-1) * precision * scale.unsqueeze(-2)
+    values, vectors = torch.linalg.eigh(scaled)
+    values = values.abs().clamp(min=FLAT)
+    covariance = (vectors / values.unsqueeze(-2)) @ vectors.mT
+    scale_tril = scale.unsqueeze(-1) * torch.linalg.cholesky(covariance)
+    return scale_tril, (1e-3 * scale).clamp(1e-8, 1e-2)
+
+
+def _line_search(target: Target, x: Tensor, value: Tensor, direction: Tensor, rates: Tensor) -> Tensor:
+    """The highest of the points x + rate · direction, for every x (n, d); x itself where none is higher."""
+    points = x + rates.view(-1, 1, 1) * direction
+    values = torch.cat([value.unsqueeze(0), target(points).detach()])
+    choice = values.argmax(0)
+    everything = torch.cat([x.unsqueeze(0), points])
+    return everything[choice, torch.arange(len(x))]
+
+
+def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The L-BFGS direction of ascent (n, d), a row without positive curvature in a pair ignoring that pair."""
+    q = gradient
+    coefficients = []
+    scale = torch.ones_like(gradient[:, :1])
+    for s, y in pairs:
+        sy = (s * y).sum(-1, keepdim=True)
+        useful = sy > 1e-12 * (y * y).sum(-1, keepdim=True)
+        scale = torch.where(useful, sy / (y * y).sum(-1, keepdim=True).clamp(min=1e-300), scale)
+        coefficients.append(torch.where(useful, 1 / sy.clamp(min=1e-300), 0))
+    alphas = []
+    for (s, y), rho in reversed(list(zip(pairs, coefficients, strict=True))):
+        alphas.append(rho * (s * q).sum(-1, keepdim=True))
+        q = q - alphas[-1] * y
+    r = scale * q
+    for (s, y), rho, alpha in zip(pairs, coefficients, reversed(alphas), strict=True):
+        r = r + s * (alpha - rho * (y * r).sum(-1, keepdim=True))
+    return r
+
+
+def _same_mode(target: Target, a: Gaussian, b: Gaussian) -> bool:
+    apart = torch.linalg.solve_triangular(b.scale_tril, (a.mode - b.mode).unsqueeze(-1), upper=False)
+    if float(apart.square().sum()) < 0.01 * len(a.mode):
+        return True
+    steps = torch.linspace(0, 1, 33, dtype=a.mode.dtype).unsqueeze(-1)
+    between = target((1 - steps) * a.mode + steps * b.mode)
+    return float(between.min()) > min(a.height, b.height) - 1.0

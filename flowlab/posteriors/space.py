@@ -1,0 +1,216 @@
+"""`Space`: named parameters in their own supports, and the unconstrained vector behind them."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Transform, biject_to, constraints
+
+# A point in the user's space: a tensor (*batch, features), or named tensors (*batch, *shape).
+Value = Tensor | dict[str, Tensor]
+Supports = Mapping[str, tuple[Sequence[int], constraints.Constraint]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One named parameter: its shape and support, the bijector that reaches it, and its place in the unconstrained vector."""
+
+    name: str
+    shape: Size
+    constraint: constraints.Constraint
+    transform: Transform
+    free_shape: Size
+    place: slice
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for each of its numbers: "tau", or "theta[0]", "theta[1]", …"""
+        if not self.shape:
+            return [self.name]
+        indices = itertools.product(*(range(size) for size in self.shape))
+        return [f"{self.name}[{','.join(map(str, index))}]" for index in indices]
+
+
+class Space:
+    """The parameters of a posterior: `features` unconstrained numbers, or names with shapes and supports.
+
+    torch's `biject_to` gives each parameter's bijector from unconstrained numbers: exp for positive ones, stick-breaking for a simplex, …
+
+    Args:
+        features: Width of an unconstrained space without names.
+        supports: For each name its shape and its torch constraint.
+
+    Raises:
+        ValueError: Neither or both are given, or a constraint does not fit its shape.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> space = Space(supports={"tau": ((), constraints.positive), "p": ((3,), constraints.simplex)})
+        >>> space.features, space.labels
+        (3, ['tau', 'p[0]', 'p[1]', 'p[2]'])
+        >>> value, log_det = space.constrain(torch.zeros(5, 3))
+        >>> value["p"].shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(self, features: int | None = None, supports: Supports | None = None) -> None:
+        if (features is None) == (supports is None):
+            raise ValueError("give features=… for an unconstrained space, or supports={name: (shape, constraint)}")
+        self.blocks: list[Block] | None = None
+        if supports is None:
+            if not isinstance(features, int) or features < 1:
+                raise ValueError(f"features must be a positive whole number, not {features!r}")
+            self.features: int = features
+            self.labels = [f"z[{i}]" for i in range(features)]
+            return
+        if not supports:
+            raise ValueError("supports names no parameter")
+        self.blocks = []
+        start = 0
+        for name, entry in supports.items():
+            self.blocks.append(_block(name, entry, start))
+            start = self.blocks[-1].place.stop
+        self.features = start
+        self.labels = [label for block in self.blocks for label in block.labels]
+
+    def constrain(self, z: Tensor) -> tuple[Value, Tensor]:
+        """Unconstrained z (*batch, features) in the user's space, and the log-determinant (*batch,) of getting there."""
+        if self.blocks is None:
+            return z, z.new_zeros(z.shape[:-1])
+        value, log_det = {}, z.new_zeros(z.shape[:-1])
+        for block in self.blocks:
+            free = z[..., block.place].reshape(*z.shape[:-1], *block.free_shape)
+            value[block.name] = block.transform(free)
+            log_det = log_det + _summed(block.transform.log_abs_det_jacobian(free, value[block.name]), z.ndim - 1)
+        return value, log_det
+
+    def unconstrain(self, value: Value) -> tuple[Tensor, Tensor]:
+        """The unconstrained z (*batch, features) behind a value, and the log-determinant (*batch,) of `constrain` there.
+
+        Outside of the support z is NaN.
+
+        Raises:
+            ValueError: A name is missing or unknown, or a shape does not fit.
+        """
+        if self.blocks is None:
+            if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[-1] != self.features:
+                raise ValueError(f"expected a tensor (*batch, {self.features}), not {_described(value)}")
+            return value, value.new_zeros(value.shape[:-1])
+        names = [block.name for block in self.blocks]
+        if not isinstance(value, dict) or set(value) != set(names):
+            raise ValueError(f"expected a dict with the tensors {', '.join(names)}, not {_described(value)}")
+        pieces, log_det = [], torch.zeros(())
+        for block in self.blocks:
+            x = value[block.name]
+            batch = x.shape[: x.ndim - len(block.shape)]
+            if x.shape != (*batch, *block.shape):
+                raise ValueError(
+                    f"{block.name} must have shape (*batch, {', '.join(map(str, block.shape))}), not {tuple(x.shape)}"
+                )
+            inside = block.constraint.check(x).reshape(*batch, -1).all(-1)
+            free = block.transform.inv(x)
+            log_det = log_det + _summed(block.transform.log_abs_det_jacobian(free, x), len(batch))
+            pieces.append(torch.where(inside.unsqueeze(-1), free.reshape(*batch, -1), math.nan))
+        return torch.cat(
+            torch.broadcast_tensors(*pieces) if len({p.shape for p in pieces}) == 1 else pieces, -1
+        ), log_det
+
+    def columns(self, value: Value) -> Tensor:
+        """A value as one row of numbers for each draw (*batch, len(labels))."""
+        if isinstance(value, Tensor):
+            return value
+        assert self.blocks is not None
+        parts = [value[b.name].flatten(-len(b.shape)) if b.shape else value[b.name].unsqueeze(-1) for b in self.blocks]
+        return torch.cat(parts, -1)
+
+    def describe(self) -> dict[str, Any]:
+        """What `from_description` needs, as JSON."""
+        if self.blocks is None:
+            return {"features": self.features}
+        return {"supports": {b.name: [list(b.shape), _describe_constraint(b.constraint)] for b in self.blocks}}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "Space":
+        """The space that `describe` described."""
+        if "features" in description:
+            return cls(description["features"])
+        supports = description["supports"].items()
+        return cls(supports={name: (shape, _build_constraint(entry)) for name, (shape, entry) in supports})
+
+
+def _block(name: str, entry: Any, start: int) -> Block:
+    try:
+        shape, constraint = entry
+        shape = Size([shape] if isinstance(shape, int) else shape)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"supports[{name!r}] must be (shape, constraint), not {entry!r}") from error
+    if not isinstance(constraint, constraints.Constraint):
+        raise ValueError(
+            f"supports[{name!r}] needs a constraint of torch.distributions.constraints, not {constraint!r}"
+        )
+    try:
+        transform = biject_to(constraint)
+        free_shape = Size(transform.inverse_shape(shape))
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"supports[{name!r}]: {constraint} with shape {tuple(shape)} has no bijector: {error}"
+        ) from error
+    return Block(name, shape, constraint, transform, free_shape, slice(start, start + free_shape.numel()))
+
+
+def _summed(log_det: Tensor, batch_dims: int) -> Tensor:
+    return log_det.flatten(batch_dims).sum(-1) if log_det.ndim > batch_dims else log_det
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a dict with {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+
+
+# Constraints that files can name: those of torch.distributions that biject_to knows, with their numbers.
+_PLAIN = (
+    "real",
+    "positive",
+    "nonnegative",
+    "unit_interval",
+    "simplex",
+    "corr_cholesky",
+    "lower_cholesky",
+    "positive_definite",
+)
+_WITH_NUMBERS = {
+    "greater_than": ("lower_bound",),
+    "greater_than_eq": ("lower_bound",),
+    "less_than": ("upper_bound",),
+    "interval": ("lower_bound", "upper_bound"),
+    "half_open_interval": ("lower_bound", "upper_bound"),
+}
+
+
+def _describe_constraint(constraint: constraints.Constraint) -> Any:
+    for name in _PLAIN:
+        if constraint is getattr(constraints, name):
+            return name
+    for name, arguments in _WITH_NUMBERS.items():
+        if type(constraint) is getattr(constraints, name):
+            return [name, *(float(getattr(constraint, argument)) for argument in arguments)]
+    if isinstance(constraint, constraints.independent):
+        return ["independent", _describe_constraint(constraint.base_constraint), constraint.reinterpreted_batch_ndims]
+    raise TypeError(f"no file can describe the constraint {constraint}")
+
+
+def _build_constraint(description: Any) -> constraints.Constraint:
+    if isinstance(description, str) and description in _PLAIN:
+        return getattr(constraints, description)
+    if isinstance(description, list) and description:
+        name, *numbers = description
+        if name == "independent":
+            return constraints.independent(_build_constraint(numbers[0]), int(numbers[1]))
+        if name in _WITH_NUMBERS:
+            return getattr(constraints, name)(*map(float, numbers))
+    raise ValueError(f"unknown constraint {description!r}")
