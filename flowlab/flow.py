@@ -98,6 +98,10 @@ class Flow(nn.Module):
         """The noise z (*batch, features) behind data x."""
         return self.inverse(x, context)[0].contiguous()
 
+    def to_normal(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The noise behind data x (*batch, features) as standard normal noise, whatever the base; drawn where several values would do."""
+        return self.base.to_normal(self.to_noise(x, context), generator)
+
     def from_noise(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The data x (*batch, features) that noise z becomes."""
         return self.forward(z, context)[0].contiguous()

@@ -69,17 +69,22 @@ class FlowMixture(nn.Module):
         self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), without a gradient."""
-        return self.rsample(shape, context, generator)
+        return self._draws("sample", shape, context, generator)
 
     def rsample(
         self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), differentiable in the members' parameters; the weights are fixed."""
+        return self._draws("rsample", shape, context, generator)
+
+    def _draws(
+        self, method: str, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
         if context is not None:
-            return self._rsample_in_context(shape, context, generator)
+            return self._draws_in_context(method, shape, context, generator)
         n = math.prod(shape)
         which = self._choose(n, generator)
-        draws = [flow.rsample((int((which == k).sum()),), None, generator) for k, flow in enumerate(self)]
+        draws = [getattr(flow, method)((int((which == k).sum()),), None, generator) for k, flow in enumerate(self)]
         place = which.argsort(stable=True).argsort()  # draws lie member by member; put each where it was wanted
         return torch.cat(draws)[place].view(*shape, self.features)
 
@@ -103,7 +108,7 @@ class FlowMixture(nn.Module):
             rows = which == k
             if bool(rows.any()):
                 own = None if context is None else context.expand(*x.shape[:-1], -1)[rows]
-                z[rows] = flow.base.to_normal(flow.to_noise(x[rows], own), generator)
+                z[rows] = flow.to_normal(x[rows], own, generator)
         return z
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
@@ -136,12 +141,14 @@ class FlowMixture(nn.Module):
             return torch.zeros(0, dtype=torch.long, device=self.log_weights.device)
         return torch.multinomial(self.weights, n, replacement=True, generator=generator)
 
-    def _rsample_in_context(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _draws_in_context(
+        self, method: str, shape: Sequence[int], context: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
         batch = (*shape, *context.shape[:-1])
         which = self._choose(math.prod(batch), generator).view(*batch, 1)
         x = context.new_zeros(*batch, self.features, dtype=self.dtype)
         for k, flow in enumerate(self):
-            x = torch.where(which == k, flow.rsample(shape, context, generator), x)
+            x = torch.where(which == k, getattr(flow, method)(shape, context, generator), x)
         return x
 
     def __repr__(self) -> str:

@@ -10,21 +10,25 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import DensityMixin
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_array, check_is_fitted
 
 from flowlab import files
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
+from flowlab.tables.codec import Unit
 from flowlab.tables.encode import Columns
 from flowlab.tables.ensemble import Report, fit_ensemble
-from flowlab.tables.frame import TableEstimator
+from flowlab.tables.frame import TableEstimator, seed_from
 from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
+from flowlab.tables.schema import Schema
+from flowlab.tables.synthesis import Synthesis
+from flowlab.tables.whole import WholeTable, is_whole
 
 EFFORTS = ("fast", "default", "best")
 
 
-class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
+class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     """The density of a numeric table, as a scikit-learn estimator: fit it, score rows, draw new ones. Nothing needs tuning.
 
     The model is a weighted mixture of unlike flows (`FlowMixture`): autoregressive ones, Gaussian mixtures, a copula, each
@@ -82,6 +86,8 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         preprocessing: str = "auto",
         time_limit: float | None = None,
         validation: float = 0.1,
+        schema: Any = None,
+        rules: Sequence[Any] | None = None,
         device: str = "cpu",
         n_jobs: int | None = None,
         random_state: int | None = None,
@@ -92,6 +98,8 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         self.preprocessing = preprocessing
         self.time_limit = time_limit
         self.validation = validation
+        self.schema = schema
+        self.rules = rules
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -116,19 +124,19 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
             raise ValueError(f"time_limit must be a positive number of seconds, or None, not {self.time_limit}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be a share from 0 to below 1, not {self.validation}")
-        x = self._validated(X, reset=True)
+        rng = np.random.default_rng(seed_from(self.random_state))
+        self.table_ = self.columns_ = None
+        x, units, names = self._learn(X, rng)
         weight = np.ones(len(x))
         if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)[self._rows_kept]
             x, weight = x[weight > 0], weight[weight > 0]
             if len(x) < 2:
                 raise ValueError(f"sample_weight leaves {len(x)} rows with a positive weight, at least 2 are needed")
-        rng = np.random.default_rng(seed_from(self.random_state))
-        self.columns_ = Columns.learn(x, self._names(), self._precision)
-        rows = torch.from_numpy(self.columns_.encode(x, rng))
+        rows = torch.from_numpy(x)
         self.flow_, self.reports_, self.race_ = None, [], {}
         held_out, held_weight, noise = torch.zeros(0), torch.ones(0), torch.zeros(0, 1)
-        if self.columns_.modelled:
+        if rows.shape[1]:
             fitted = fit_ensemble(
                 rows,
                 torch.from_numpy(weight),
@@ -140,61 +148,78 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
                 n_jobs=self.n_jobs,
                 device=self.device,
                 progress=self.progress,
+                units=units,
             )
             self.flow_, self.reports_, self.race_ = fitted.flow.to(self.device), fitted.reports, fitted.race
             held_out, held_weight, noise = fitted.held_out, fitted.held_weight, fitted.noise
         self._held_out = held_out.sort().values.numpy()
         self.validation_score_ = float((held_out * held_weight).sum() / held_weight.sum()) if len(held_out) else np.nan
-        self.calibration_ = goodness_of_fit(noise.numpy(), [c.name for c in self.columns_.columns if c.modelled])
+        self.calibration_ = goodness_of_fit(noise.numpy(), names)
         return self
 
-    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Log-density of each row in nats, in the units of the data; -inf for rows that cannot occur."""
-        check_is_fitted(self)
+    def _learn(self, X: ArrayLike, rng: np.random.Generator) -> tuple[NDArray[np.float64], list[Unit] | None, list[str]]:
+        """Looks at the columns of a table: its matrix (n, variables), what they are (None for complete numbers), their names."""
+        mixed = any((m if isinstance(m, str) else m.kind) == "mixed" for m in self.members or ())
+        if not (mixed or self.schema is not None or self.rules or is_whole(X)):
+            x = self._validated(X, reset=True)
+            self.columns_ = Columns.learn(x, self._names(), self._precision)
+            self.schema_ = Schema.infer(pd.DataFrame(x, columns=self._names()) if self._index_names is None else X)
+            self._rows_kept = np.ones(len(x), dtype=bool)
+            names = [c.name for c in self.columns_.columns if c.modelled]
+            return self.columns_.encode(x, rng), None, names
+        array = not isinstance(X, pd.DataFrame)
+        if array:
+            x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+            X = pd.DataFrame(x, columns=[f"x{j}" for j in range(x.shape[1])])
+        else:
+            _check_feature_names(self, X, reset=True)
+        self.n_features_in_ = X.shape[1]
+        self.table_, self._rows_kept = WholeTable.learn(X, self.schema, self.rules, array)
+        self.schema_ = self.table_.codec.schema
+        return self.table_.encode(X[self._rows_kept]), self.table_.units, [unit.name for unit in self.table_.units]
+
+    def _encoded(
+        self, X: ArrayLike, rng: np.random.Generator | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The matrix of rows, and which of them can occur."""
+        if self.table_ is not None:
+            return self.table_.encode_all(self.table_.frame(X))
         x = self._validated(X, reset=False)
+        return self.columns_.encode(x, rng), self.columns_.possible(x)
+
+    def score_samples(self, X: ArrayLike, missing: str = "outcome") -> NDArray[np.float64]:
+        """Log-density of each row in nats, in the units of the data; -inf for rows that cannot occur.
+
+        Of whole tables it is, with respect to the product of the columns' own measures, the log of the probability of levels, of missing cells, of values on a
+        grid and of values that repeat, and of the density of other numbers, per unit of the column.
+
+        Args:
+            X: The rows.
+            missing: Whether a missing cell of a column that had some in training counts as an "outcome", or as "unknown": the row then
+                has the density of its other cells. In other columns a missing cell is always unknown.
+        """
+        check_is_fitted(self)
+        if missing not in ("outcome", "unknown"):
+            raise ValueError(f'missing must be "outcome" or "unknown", not {missing!r}')
+        x, possible = self._encoded(X)
         out = np.zeros(len(x))
         if self.flow_ is not None:
-            rows = torch.from_numpy(self.columns_.encode(x)).to(self.device)
+            rows = torch.from_numpy(x).to(self.device)
             with torch.no_grad():
-                out = np.concatenate([self.flow_.log_prob(chunk).cpu().numpy() for chunk in rows.split(CHUNK)])
-        return np.where(self.columns_.possible(x), out, -np.inf)
+                out = np.concatenate([self._log_prob(chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)])
+        return np.where(possible, out, -np.inf)
+
+    def _log_prob(self, rows: torch.Tensor, missing: str) -> torch.Tensor:
+        assert self.flow_ is not None
+        if self.table_ is None or missing == "outcome":
+            return self.flow_.log_prob(rows)
+        known = ~torch.isnan(rows)
+        log_p = torch.stack([flow.log_prob(rows, known=known) for flow in self.flow_])  # type: ignore[call-arg]
+        return (log_p + self.flow_.log_weights.unsqueeze(-1)).logsumexp(0)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Mean log-density of the rows, nats."""
         return float(self.score_samples(X).mean())
-
-    def sample(self, n_samples: int = 1, random_state: int | None = None) -> Any:
-        """New rows: a DataFrame with the columns and types of the one fitted to, else an array.
-
-        Args:
-            n_samples: Number of rows.
-            random_state: An int makes the draw reproducible; None draws a seed.
-
-        Raises:
-            RuntimeError: Nearly all draws lie outside what the columns' types can hold.
-        """
-        check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, not {n_samples}")
-        generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
-        found: list[NDArray[np.float64]] = []
-        missing = n_samples
-        for _ in range(100):
-            count = min(missing, 4 * CHUNK)
-            rows = np.empty((count, 0))
-            if self.flow_ is not None:
-                rows = self.flow_.sample((count,), generator=generator).cpu().double().numpy()
-            table = self.columns_.decode(rows)
-            found.append(table[self._storable(table)])
-            missing -= len(found[-1])
-            if missing <= 0:
-                return self._restore(np.concatenate(found)[:n_samples])
-            if len(found[-1]) < count / 100:
-                break
-        raise RuntimeError(
-            f"only {n_samples - missing} of {n_samples} rows fit the columns' types {self._dtypes}: "
-            "fit to wider integer types, or to floats"
-        )
 
     @property
     def members_(self) -> pd.DataFrame:
@@ -225,8 +250,9 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         """What was fitted, how well it fits rows that it has not seen, and how each column is treated, as text."""
         check_is_fitted(self)
         count = 0 if self.flow_ is None else sum(p.numel() for p in self.flow_.parameters())
+        modelled = len(self.table_.units if self.table_ is not None else self.columns_.modelled)
         lines = [
-            f"FlowDensity of {self.n_features_in_} columns, {len(self.columns_.modelled)} modelled, {count:,} parameters",
+            f"FlowDensity of {self.n_features_in_} columns, {modelled} modelled, {count:,} parameters",
             f"held-out log-likelihood: {self.validation_score_:.3f} nats per row",
         ]
         if self.race_:
@@ -244,7 +270,11 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
             lines += [
                 f"  {name}: {row.statistic:.3f}, p = {row.p_value:.3f}" for name, row in self.calibration_.iterrows()
             ]
-        lines += ["columns:"] + [f"  {c.name}: {c.kind} ({c.reason})" for c in self.columns_.columns]
+        if self.table_ is not None:
+            lines += ["rules:", *(f"  {rule}" for rule in self.table_.rules)] if self.table_.rules else []
+            lines += ["columns:", *("  " + line for line in repr(self.schema_).splitlines())]
+        else:
+            lines += ["columns:"] + [f"  {c.name}: {c.kind} ({c.reason})" for c in self.columns_.columns]
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -261,15 +291,26 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         return model
 
     def _chosen(self, rows: int, features: int) -> list[Member]:
-        members = recipe(self.effort, rows, features) if self.members is None else list(self.members)
+        members = recipe(self.effort, rows, features, self.table_ is not None) if self.members is None else list(self.members)
         members = [Member(member) if isinstance(member, str) else member for member in members]
         if not members:
             raise ValueError("members is empty: name at least one, or leave it None")
+        kinds = {member.kind == "mixed" for member in members}
+        if len(kinds) > 1 or (self.table_ is not None and kinds == {False}):
+            raise ValueError(
+                f"members {', '.join(sorted({m.kind for m in members}))} do not go together with whole tables: "
+                'those have classes or missing cells, which "mixed" members alone can model'
+            )
         if self.preprocessing != "auto":
             members = [
                 replace(m, preprocessing=self.preprocessing) if m.preprocessing == "auto" else m for m in members
             ]
         return members
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "calibration_")
@@ -278,15 +319,25 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         params = self.get_params()
         if not isinstance(params["random_state"], int):
             params["random_state"] = None
+        if isinstance(self.schema, Schema):
+            params["schema"] = None  # the fitted one is in the table
+        if self.rules:
+            params["rules"] = [str(rule) for rule in self.rules]
         if self.members is not None:
             params["members"] = [m.to_json() if isinstance(m, Member) else m for m in self.members]
         state = {
             "n_features_in_": self.n_features_in_,
             "feature_names_in_": self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None,
-            "dtypes": self._dtypes,
-            "index_names": self._index_names,
-            "precision": self._precision,
-            "columns": self.columns_.to_json(),
+            "table": None if self.table_ is None else self.table_.to_json(),
+            "numbers": None
+            if self.columns_ is None
+            else {
+                "dtypes": self._dtypes,
+                "index_names": self._index_names,
+                "precision": self._precision,
+                "columns": self.columns_.to_json(),
+                "schema": self.schema_.to_json(),
+            },
             "race": self.race_,
             "reports": [{**asdict(r), "member": r.member.to_json()} for r in self.reports_],
             "calibration": self.calibration_.reset_index().to_dict("list"),
@@ -305,11 +356,17 @@ class FlowDensity(DensityQuestions, DensityMixin, TableEstimator):
         model.n_features_in_ = int(state["n_features_in_"])
         if state["feature_names_in_"] is not None:
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
-        model._dtypes, model._index_names, model._precision = state["dtypes"], state["index_names"], state["precision"]
-        model.columns_ = Columns.from_json(state["columns"])
-        if len(model.columns_.columns) != model.n_features_in_ or len(model.columns_.modelled) != getattr(
-            flow, "features", 0
-        ):
+        model.table_ = model.columns_ = None
+        if state["table"] is not None:
+            model.table_ = WholeTable.from_json(state["table"])
+            model.schema_ = model.table_.codec.schema
+            width = len(model.table_.units)
+        else:
+            own = state["numbers"]
+            model._dtypes, model._index_names, model._precision = own["dtypes"], own["index_names"], own["precision"]
+            model.columns_, model.schema_ = Columns.from_json(own["columns"]), Schema.from_json(own["schema"])
+            width = len(model.columns_.modelled)
+        if width != getattr(flow, "features", 0):
             raise files.FileError("the columns do not fit the flow")
         model.flow_, model.race_ = flow, state["race"]
         model.reports_ = [Report(**{**r, "member": Member.from_json(r["member"])}) for r in state["reports"]]
@@ -329,18 +386,3 @@ def without_infinities(value: Any) -> Any:
     if isinstance(value, list):
         return [without_infinities(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def seed_from(random_state: Any) -> int:
-    """A seed below 2**62 from what scikit-learn calls a random state; None draws one, and leaves the global state alone."""
-    if random_state is None:
-        return int(np.random.default_rng().integers(2**62))
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**62))
-    if isinstance(random_state, int | np.integer) and random_state >= 0:
-        return int(random_state)
-    raise ValueError(
-        f"random_state must be a non-negative int, a numpy RandomState or Generator, or None, not {random_state!r}"
-    )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import joblib
 import numpy as np
@@ -11,10 +12,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from flowlab.flow import CHUNK, Flow
-from flowlab.layers import Layer
 from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import threads
-from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing, fit_member
+from flowlab.tables.codec import Unit
+from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing, TableRanks, fit_member
+from flowlab.tables.model import MixedFlow
 from flowlab.training import History, progress_bar
 
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
@@ -64,16 +66,17 @@ class _Task:
 
     member: Member
     fold: Fold
-    layers: list[Layer]
+    layers: list[Any]
     seed: int
     device: str
     seconds: float | None
     progress: bool
+    units: Sequence[Unit] | None
 
 
 @dataclass
 class _Result:
-    flow: Flow
+    flow: Flow | MixedFlow
     history: History | None
     log_prob: Tensor  # of the fold's held-out rows
     seconds: float
@@ -91,6 +94,7 @@ def fit_ensemble(
     n_jobs: int | None = None,
     device: str = "cpu",
     progress: bool = False,
+    units: Sequence[Unit] | None = None,
 ) -> Fitted:
     """Fit members to rows (n, features) and mix them.
 
@@ -108,13 +112,18 @@ def fit_ensemble(
         n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
         device: Where networks train.
         progress: Show a bar.
+        units: What the columns are, of a whole table with classes and missing cells; all of them complete numbers when None.
     """
     started = time.perf_counter()
     n, features = rows.shape
     parts = make_folds(rows, weight, rng, validation, folds)
     seed = int(rng.integers(2**62))
-    prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
-    prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
+    prepared: list[Any]
+    if units is None:
+        prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
+        prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
+    else:
+        prepared = [TableRanks(fold.train, fold.weight, units) for fold in parts]
     jobs = n_jobs or (
         joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
     )
@@ -128,7 +137,7 @@ def fit_ensemble(
             seconds = max(0.8 * left * min(jobs, networks) / max(networks, 1), 0.0)
         own = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
-        return _Task(member, parts[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown)
+        return _Task(member, parts[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown, units)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
@@ -215,7 +224,7 @@ def _run(task: _Task) -> _Result:
     started = time.perf_counter()
     with threads(1), threadpool_limits(1):
         flow, history = fit_member(
-            task.member, task.fold, task.layers, task.seed, task.device, task.seconds, task.progress
+            task.member, task.fold, task.layers, task.seed, task.device, task.seconds, task.progress, task.units
         )
         with torch.no_grad():
             log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])

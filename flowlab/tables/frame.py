@@ -104,3 +104,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 def rounding(dtype: np.dtype[Any]) -> float:
     """Relative rounding error of values that were computed in, or read as, a type."""
     return max(float(np.finfo(dtype).eps), 1e-15) if dtype.kind == "f" else 1e-15
+
+
+def seed_from(random_state: Any) -> int:
+    """A seed below 2**62 from what scikit-learn calls a random state; None draws one, and leaves the global state alone."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**62))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**62))
+    if isinstance(random_state, int | np.integer) and random_state >= 0:
+        return int(random_state)
+    raise ValueError(
+        f"random_state must be a non-negative int, a numpy RandomState or Generator, or None, not {random_state!r}"
+    )

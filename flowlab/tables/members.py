@@ -6,8 +6,9 @@ one kind of model. All layers on the data side are preprocessing that is fitted 
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from flowlab import bases
 from flowlab.flow import CHUNK, Flow
 from flowlab.layers import ActNorm, Autoregressive, Layer, Marginal, MixtureCDF, RationalQuadraticSpline, Whitening
+from flowlab.tables.codec import Unit
+from flowlab.tables.heads import HistogramAndLogistics
+from flowlab.tables.model import MixedFlow
+from flowlab.tables.ranks import Ranks, learn_ranks
 from flowlab.training import History, fit, representative
 
 # Layers on the data side, in sampling order.
@@ -28,12 +33,13 @@ PREPROCESSING: dict[str, tuple[type[Layer], ...]] = {
 }
 RACE = ("marginal", "marginal-whitening", "whitening-marginal")
 RACE_STEPS = 150
-KINDS = ("autoregressive", "spline", "mixture", "kernel", "copula", "broad")
-TRAINED = ("autoregressive", "spline")
+KINDS = ("autoregressive", "spline", "mixture", "kernel", "copula", "broad", "mixed")
+TRAINED = ("autoregressive", "spline", "mixed")
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the first is used to choose the components
 BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
 BROAD_DF = 3.0
+BINS = 48  # of histograms of ranks
 WIDE = 50_000  # values in a table of few rows from which it counts as wide
 
 
@@ -44,11 +50,12 @@ class Member:
     Attributes:
         kind: "autoregressive" (masked network, maps of Gaussian mixtures, random order of the columns), "spline" (rational-
             quadratic splines likewise), "mixture" (Gaussian mixture, full covariances, number of components
-            chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad" (Student-t tails).
+            chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad" (Student-t tails); of whole tables,
+            with classes and missing cells, "mixed" (`MixedFlow`), which does not go together with the others.
         preprocessing: What comes first on the data side: "none" (networks: standardised columns), "marginal" (each column made Gaussian), "marginal-whitening",
             "whitening-marginal", or "auto", the one that a short race finds best.
-        rank: With "auto", which place in the race it takes: 0 for the winner.
-        layers: Autoregressive layers.
+        rank: With "auto", which place in the race it takes: 0 for the winner. Of "mixed": 0 for the columns' own order, else a random one.
+        layers: Autoregressive layers; residual blocks of "mixed".
         hidden: Widths of each layer's network.
         components: Gaussians per column and layer, or bins of a spline, or most components of a mixture.
         dropout: Share of hidden units dropped in training.
@@ -83,6 +90,8 @@ class Member:
 
     def sized(self, rows: int, features: int) -> "Member":
         """The member with every size filled in, by the rows to train on and their columns."""
+        if self.kind == "mixed":
+            return self._filled(mixed_sizes(rows, features))
         spline = self.kind == "spline"
         dropout = 0.2 if rows < 5_000 else 0.1 if rows < 20_000 else 0.0
         batch = max(32, min(256, rows // 8))
@@ -95,6 +104,9 @@ class Member:
             "steps": min(max(100 * rows // batch, 400), 6000 if rows >= 20_000 and features <= 15 else 3000),
             "learning_rate": 5e-3,
         }
+        return self._filled(rule)
+
+    def _filled(self, rule: dict[str, Any]) -> "Member":
         return replace(self, **{name: value for name, value in rule.items() if getattr(self, name) is None})
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +120,8 @@ class Member:
         return cls(**values)
 
     def __str__(self) -> str:
+        if self.kind == "mixed":
+            return f"mixed (columns in {'random' if self.rank else 'their own'} order, networks of {self.hidden})"
         sizes = f", {self.layers} layers of {self.hidden}, {self.components} components" if self.trained else ""
         return f"{self.kind} ({self.preprocessing}{sizes})"
 
@@ -117,8 +131,27 @@ def fold_count(effort: str, rows: int, features: int) -> int:
     return 3 if effort == "fast" or rows * features > WIDE else 5
 
 
-def recipe(effort: str, rows: int, features: int) -> list[Member]:
+def mixed_sizes(rows: int, units: int) -> dict[str, Any]:
+    """The sizes of a "mixed" member, by rows to train on and variables."""
+    batch = 64 if rows < 1_500 else 128 if rows < 20_000 else 256
+    return {
+        "layers": 1,
+        "hidden": (64,) if rows < 20_000 or units > 30 else (96,),
+        "components": 8,
+        "dropout": 0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
+        "batch_size": batch,
+        "steps": min(max(80 * rows // batch, 500), 4_000),
+        "learning_rate": 2e-3,
+    }
+
+
+def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[Member]:
     """The members that an effort fits to a table."""
+    if mixed:
+        many: dict[str, Any] = {"steps": min(max(200 * rows // 128, 2_000), 20_000)} if effort == "best" else {}
+        if effort == "fast":
+            return [Member("mixed", "none", steps=min(max(40 * rows // 128, 300), 1_500))]
+        return [Member("mixed", "none", rank=i % 2, **many) for i in range(4 if effort == "default" else 10)]
     mixtures = [Member("mixture", p) for p in ("none", "marginal", "whitening-marginal")]
     simple = [Member("copula", "marginal-whitening"), Member("broad", "marginal-whitening")]
     if rows <= 5_000:
@@ -166,6 +199,37 @@ class Preprocessing:
         return self.fitted[kinds]
 
 
+class TableRanks:
+    """The `Ranks` of a whole table's numbers, fitted to rows once however many members share them.
+
+    Args:
+        rows: Training rows (n, units).
+        weight: Their weights.
+        units: The variables.
+    """
+
+    def __init__(self, rows: Tensor, weight: Tensor, units: Sequence[Unit]) -> None:
+        self.ranks = []
+        for unit, x in zip(units, rows.T, strict=True):
+            if not unit.classes:
+                there = ~torch.isnan(x)
+                lower, upper = (end if math.isfinite(end) else None for end in (unit.lower, unit.upper))
+                self.ranks.append(
+                    learn_ranks(
+                        x[there],
+                        resolution=unit.resolution,
+                        atoms=unit.atoms,
+                        lower=lower,
+                        upper=upper,
+                        weight=weight[there],
+                    )
+                )
+
+    def layers(self, name: str) -> list[Ranks]:
+        """A copy for one member; there is one kind of preprocessing, whatever the name."""
+        return copy.deepcopy(self.ranks)
+
+
 @dataclass
 class Fold:
     """Rows to train on and rows held out, with their weights, which average one; all in double precision."""
@@ -187,23 +251,27 @@ class Fold:
 def fit_member(
     member: Member,
     fold: Fold,
-    layers: list[Layer],
+    layers: list[Any],
     seed: int,
     device: str = "cpu",
     seconds: float | None = None,
     progress: bool = False,
-) -> tuple[Flow, History | None]:
+    units: Sequence[Unit] | None = None,
+) -> tuple[Flow | MixedFlow, History | None]:
     """Fit a sized member behind fitted preprocessing layers; the flow is in double precision on the CPU.
 
     Args:
         member: What to fit, its preprocessing decided.
         fold: The rows.
-        layers: The preprocessing, in sampling order.
+        layers: The preprocessing, in sampling order; the `Ranks` of the numbers for "mixed".
         seed: Decides everything that is random.
         device: Where networks train.
         seconds: Time that training may take; None for as long as its steps take.
         progress: Show a bar.
+        units: The variables of a whole table.
     """
+    if units is not None:
+        return _fit_mixed(member, fold, layers, units, seed, device, seconds, progress)
     if member.trained:
         return _fit_flow(member, fold, layers, seed, device, seconds, progress)
     chain = Flow(bases.Gaussian(fold.train.shape[1]).double(), layers)
@@ -234,9 +302,6 @@ def _fit_flow(
     assert member.hidden is not None
     assert member.components is not None
     assert member.dropout is not None
-    assert member.steps is not None
-    assert member.batch_size is not None
-    assert member.learning_rate is not None
     generator = torch.Generator().manual_seed(seed)
     features = fold.train.shape[1]
     scalar: Any = (
@@ -258,11 +323,67 @@ def _fit_flow(
         scaling.initialise(fold.train)
         layers = [scaling]
     flow = Flow(bases.Gaussian(features), [*core, *layers]).to(device)
-    per_epoch = max(len(fold.train) // member.batch_size, 1)
+    return _train(flow, flow, fold.train, fold.held_out, member, fold, seconds, generator, progress)
+
+
+def _fit_mixed(
+    member: Member,
+    fold: Fold,
+    ranks: list[Ranks],
+    units: Sequence[Unit],
+    seed: int,
+    device: str,
+    seconds: float | None,
+    progress: bool,
+) -> tuple[MixedFlow, History]:
+    assert member.hidden is not None
+    assert member.components is not None
+    assert member.dropout is not None
+    generator = torch.Generator().manual_seed(seed)
+    columns = [unit.column for unit in units]
+    flow = MixedFlow(
+        ranks,
+        columns,
+        [unit.classes for unit in units],
+        [unit.nullable for unit in units],
+        HistogramAndLogistics(BINS, member.components),
+        hidden=member.hidden[0],
+        blocks=member.layers or 1,
+        dropout=member.dropout,
+        order=torch.randperm(max(columns) + 1, generator=generator).tolist() if member.rank else None,
+        generator=generator,
+    )
+    # What the network sees of rows stays the same in training: it is computed once. A held-out row that cannot be (a level that this
+    # fold does not have) would make every loss infinite.
+    shown, held_out = (flow.cells(rows).float() for rows in (fold.train, fold.held_out))
+    held_out = held_out[torch.isfinite(held_out).all(1)]
+    flow.to(device)
+    return _train(flow, flow.network, shown, held_out, member, fold, seconds, generator, progress)
+
+
+M = TypeVar("M", Flow, MixedFlow)
+
+
+def _train(
+    flow: M,
+    part: Any,
+    rows: Tensor,
+    held_out: Tensor,
+    member: Member,
+    fold: Fold,
+    seconds: float | None,
+    generator: torch.Generator,
+    progress: bool,
+) -> tuple[M, History]:
+    """Trains a part of a flow (or all of it) on rows, and gives the flow back in double precision."""
+    assert member.steps is not None
+    assert member.batch_size is not None
+    assert member.learning_rate is not None
+    per_epoch = max(len(rows) // member.batch_size, 1)
     history = fit(
-        flow,
-        fold.train,
-        validation=fold.held_out if len(fold.held_out) else 0.0,
+        part,
+        rows,
+        validation=held_out if len(held_out) else 0.0,
         sample_weight=fold.weight,
         epochs=max(round(member.steps / per_epoch), 1),
         batch_size=member.batch_size,

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.utils.validation import check_is_fitted
 
+from flowlab.tables.frame import seed_from
+
 if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
 
@@ -39,11 +41,9 @@ class DensityQuestions:
 
         Values on a grid are first spread over their cells, and the member that a row came from is drawn: another seed gives other noise.
         """
-        from flowlab.tables.density import seed_from
-
         check_is_fitted(self)
         rng = np.random.default_rng(seed_from(random_state))
-        rows = torch.from_numpy(self.columns_.encode(self._validated(X, reset=False), rng)).to(self.device)
+        rows = torch.from_numpy(self._encoded(X, rng)[0]).to(self.device)
         if self.flow_ is None:
             return rows.numpy()
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
@@ -119,8 +119,10 @@ class DensityQuestions:
             n_samples: Draws; as many again fit the small densities.
             random_state: Seed of draws and fits.
         """
-        from flowlab.tables.density import FlowDensity, seed_from
+        from flowlab.tables.density import FlowDensity
 
+        if self.table_ is not None:
+            raise ValueError("mutual information is there for tables of complete numbers only, so far")
         names = [c.name for c in self.columns_.columns if c.modelled]
         wanted = [
             [self._names()[c] if isinstance(c, int | np.integer) else str(c) for c in g] for g in (columns_a, columns_b)
@@ -150,8 +152,6 @@ class DensityQuestions:
         self: "FlowDensity", n_samples: int, random_state: int | None
     ) -> tuple[Array, Array]:
         """Draws of the modelled columns, not yet rounded to what the table holds, and their log-densities."""
-        from flowlab.tables.density import seed_from
-
         check_is_fitted(self)
         if self.flow_ is None:
             raise ValueError("every column is constant: there is nothing to draw")

@@ -1,0 +1,233 @@
+"""Heads of the mixed model: conditional distribution functions G on [0, 1] with parameters from a network.
+
+Values come as the intervals of `Ranks`; at zero parameters G is the uniform distribution, or close to it, so that every column starts with its marginal
+distribution. Parameters are (units, count, n), values (units, n).
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowlab.files import register
+
+FAR = 1000.0  # stands for infinity in the normal scale: products with it stay finite
+
+
+class Cells(NamedTuple):
+    """Numbers as heads see them, each (units, n).
+
+    Attributes:
+        low: Lower end of the interval in [0, 1].
+        width: Its width, 0 for points.
+        z_low: The normal quantile of the lower end.
+        z_high: That of the upper end.
+        log_slope: For points the log of the marginal density, for intervals 0.
+    """
+
+    low: Tensor
+    width: Tensor
+    z_low: Tensor
+    z_high: Tensor
+    log_slope: Tensor
+
+
+class Head(Protocol):
+    """A family of distributions on [0, 1]."""
+
+    @property
+    def count(self) -> int:
+        """Parameters of one value."""
+
+    def initial(self) -> Tensor:
+        """Parameters (count,) to start from."""
+
+    def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
+        """Log-probability of intervals and log-density of points, (units, n)."""
+
+    def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
+        """G(rank)."""
+
+    def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Draws between `low` and `high` from two independent uniform numbers each."""
+
+
+@register
+class Histogram:
+    """A piecewise constant density: a linear spline as distribution function (Müller et al. 2019, "Neural importance sampling", section 4.1).
+
+    Args:
+        bins: Number of equal bins of [0, 1].
+    """
+
+    def __init__(self, bins: int = 48) -> None:
+        self.bins = bins
+
+    @property
+    def count(self) -> int:
+        return self.bins
+
+    def initial(self) -> Tensor:
+        return torch.zeros(self.bins)
+
+    def _locate(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = rank * self.bins
+        index = scaled.floor().clamp(0, self.bins - 1)
+        return index.long(), scaled - index
+
+    def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
+        log_p = params.log_softmax(-2)
+        k, start = self._locate(cells.low)
+        log_first = log_p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
+        end = start + cells.width * self.bins
+        # Within one bin the exact width counts; a difference of two distribution functions would lose its digits.
+        alone = end <= 1
+        last, into = self._locate(cells.low + cells.width)
+        last = torch.maximum(last, torch.where(alone, k, k + 1)).clamp(max=self.bins - 1)
+        p = log_p.exp()
+        through = p.cumsum(-2)
+        between = through.gather(-2, (last - 1).clamp(min=0).unsqueeze(-2)) - through.gather(-2, k.unsqueeze(-2))
+        p_last = p.gather(-2, last.unsqueeze(-2)).squeeze(-2)
+        several = log_first.exp() * (1 - start) + between.squeeze(-2) + p_last * into
+        tiny = torch.finfo(params.dtype).tiny
+        log_mass = torch.where(alone, 1, several).clamp(min=tiny).log()
+        point = cells.width == 0
+        inner = torch.where(point, 1 / self.bins, cells.width).log() + math.log(self.bins)
+        log_mass = torch.where(alone, log_first + inner, log_mass)
+        return torch.where(point, log_first + math.log(self.bins) + cells.log_slope, log_mass + cells.log_slope)
+
+    def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
+        p = params.softmax(-2)
+        k, inside = self._locate(rank)
+        own = p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
+        return p.cumsum(-2).gather(-2, k.unsqueeze(-2)).squeeze(-2) - own * (1 - inside)
+
+    def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        p = params.softmax(-2)
+        through = p.cumsum(-2)
+        start, end = self.cdf(params, low), self.cdf(params, high)
+        level = start + first * (end - start)
+        k = (through < level.unsqueeze(-2)).sum(-2).clamp(max=self.bins - 1).unsqueeze(-2)
+        own = p.gather(-2, k).squeeze(-2)
+        before = through.gather(-2, k).squeeze(-2) - own
+        inside = ((level - before) / own.clamp(min=torch.finfo(own.dtype).tiny)).clamp(0, 1)
+        return torch.minimum(torch.maximum((k.squeeze(-2) + inside) / self.bins, low), high)
+
+    def __repr__(self) -> str:
+        return f"Histogram({self.bins})"
+
+
+@register
+class Logistics:
+    """A mixture of logistic distributions of the normal quantile of the rank: a smooth head for continuous columns.
+
+    Args:
+        components: Their number.
+    """
+
+    def __init__(self, components: int = 8) -> None:
+        self.components = components
+
+    @property
+    def count(self) -> int:
+        return 3 * self.components
+
+    def initial(self) -> Tensor:
+        centres = torch.linspace(-1.5, 1.5, self.components) if self.components > 1 else torch.zeros(1)
+        return torch.cat([-centres.square() / 2, centres, torch.full((self.components,), -0.7)])
+
+    def _parts(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, centre, log_scale = params.unflatten(-2, (3, self.components)).unbind(-3)
+        return logits.log_softmax(-2), centre, F.softplus(log_scale) + 1e-3
+
+    def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
+        log_weight, centre, scale = self._parts(params)
+        a = (cells.z_low.unsqueeze(-2) - centre) / scale
+        b = (cells.z_high.unsqueeze(-2) - centre) / scale
+        point = cells.width == 0
+        # σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)), which keeps its digits however close a and b are.
+        gap = torch.where(point, 1, cells.z_high - cells.z_low).unsqueeze(-2) / scale
+        mass = F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-gap))
+        density = F.logsigmoid(a) + F.logsigmoid(-a) - scale.log()
+        terms = log_weight + torch.where(point.unsqueeze(-2), density, mass)
+        # A point's density is one of z: that of x is it times dz/dx = F'(x) / φ(z).
+        z = torch.where(point, cells.z_low, 0)
+        jacobian = torch.where(point, z.square() / 2 + 0.5 * math.log(2 * math.pi), 0) + cells.log_slope
+        return terms.logsumexp(-2) + jacobian
+
+    def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
+        log_weight, centre, scale = self._parts(params)
+        return (log_weight + F.logsigmoid((quantile(rank).unsqueeze(-2) - centre) / scale)).exp().sum(-2)
+
+    def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        log_weight, centre, scale = self._parts(params)
+        start = torch.sigmoid((quantile(low).unsqueeze(-2) - centre) / scale)
+        end = torch.sigmoid((quantile(high).unsqueeze(-2) - centre) / scale)
+        share = log_weight.exp() * (end - start)
+        through = share.cumsum(-2)
+        k = (through < (first * through[..., -1, :]).unsqueeze(-2)).sum(-2).clamp(max=self.components - 1).unsqueeze(-2)
+        start, end, centre, scale = (part.gather(-2, k).squeeze(-2) for part in (start, end, centre, scale))
+        z = centre + scale * torch.logit(start + second * (end - start))
+        return torch.minimum(torch.maximum(torch.special.ndtr(z), low), high)
+
+    def __repr__(self) -> str:
+        return f"Logistics({self.components})"
+
+
+def quantile(rank: Tensor) -> Tensor:
+    """The standard normal quantile, with `FAR` in place of infinity."""
+    return torch.special.ndtri(rank).clamp(-FAR, FAR)
+
+
+@register
+class HistogramAndLogistics:
+    """A mixture of a histogram and logistic distributions: one finds heaps and holes, the other narrow dependence, and no column has to choose.
+
+    Args:
+        bins: Bins of the histogram.
+        components: Logistic distributions.
+    """
+
+    def __init__(self, bins: int = 48, components: int = 8) -> None:
+        self.bins, self.components = bins, components
+        self.parts: tuple[Head, Head] = (Histogram(bins), Logistics(components))
+
+    @property
+    def count(self) -> int:
+        return 1 + sum(part.count for part in self.parts)
+
+    def initial(self) -> Tensor:
+        return torch.cat([torch.zeros(1), *(part.initial() for part in self.parts)])
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logit, histogram, logistics = params.split([1, *(part.count for part in self.parts)], -2)
+        return logit.squeeze(-2), histogram, logistics
+
+    def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
+        logit, *own = self._split(params)
+        first, second = (part.log_prob(p, cells) for part, p in zip(self.parts, own, strict=True))
+        both = torch.logaddexp(F.logsigmoid(logit) + first, F.logsigmoid(-logit) + second)
+        return torch.where(
+            torch.isfinite(first), both, first
+        )  # -inf where nothing can be; its gradient would not be a number
+
+    def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
+        logit, *own = self._split(params)
+        first, second = (part.cdf(p, rank) for part, p in zip(self.parts, own, strict=True))
+        return second + torch.sigmoid(logit) * (first - second)
+
+    def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        logit, *own = self._split(params)
+        share = torch.sigmoid(logit)
+        mass = [part.cdf(p, high) - part.cdf(p, low) for part, p in zip(self.parts, own, strict=True)]
+        # Which part: its share of the probability between the ends. What is left of the number is uniform again.
+        share = share * mass[0] / (share * mass[0] + (1 - share) * mass[1])
+        chosen = first < share
+        again = torch.where(chosen, first / share, (first - share) / (1 - share))
+        a, b = (part.draw(p, low, high, again.clamp(0, 1), second) for part, p in zip(self.parts, own, strict=True))
+        return torch.where(chosen, a, b)
+
+    def __repr__(self) -> str:
+        return f"HistogramAndLogistics({self.bins}, {self.components})"

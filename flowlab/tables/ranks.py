@@ -1,0 +1,199 @@
+"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of `flowlab.tables.model` work with."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowlab.files import register
+from flowlab.layers import Marginal
+from flowlab.layers.marginal import choose_bins
+
+KNOTS = 64  # bins of the smooth part at most
+FINE = 1e-6  # width of a grid cell, in standard deviations, below which only repeated values have a probability of their own
+FEW = 20  # values from which the smooth part is fitted to those off the atoms alone
+
+
+class Cell(NamedTuple):
+    """The piece of [0, 1] that a value owns.
+
+    Attributes:
+        low: Its lower end (n,).
+        width: Its width (n,), 0 for a value without a probability of its own.
+        log_slope: For such values the log of the marginal density, nats in the column's units; else 0. -inf where no value can be.
+    """
+
+    low: Tensor
+    width: Tensor
+    log_slope: Tensor
+
+
+@register
+class Ranks(nn.Module):
+    """A column's smoothed distribution function F, with a jump at each repeated value (atom).
+
+    F = smooth · F_c + the shares of the atoms so far, where F_c is the distribution function of a `Marginal`, cut off at the support's ends. The
+    smooth share is that of the values seen once: Good and Turing's estimate of the probability of a value not seen yet. A column on a grid owns
+    a cell of the grid's width around each value, any other column single points. With a conditional distribution function G on
+    [0, 1], a value with an interval has the exact probability G(low + width) - G(low), any other the density g(low) · F'(x).
+
+    Args:
+        atoms: Number of repeated values.
+        knots: Bins of the smooth part.
+        resolution: Width of a grid cell in the column's units, 0 for none.
+        lower: Lower end of the support.
+        upper: Upper end of the support.
+
+    Example:
+        >>> import torch
+        >>> from flowlab.tables.ranks import learn_ranks
+        >>> x = torch.tensor([0.0] * 50 + [1.0] * 30 + list(range(2, 22)), dtype=torch.float64)
+        >>> ranks = learn_ranks(x, resolution=1.0, lower=0.0)
+        >>> ranks.cell(torch.tensor([0.0, 1.0], dtype=torch.float64)).width.round(decimals=1).tolist()
+        [0.5, 0.3]
+        >>> ranks.value(torch.tensor([0.2, 0.6], dtype=torch.float64)).tolist()
+        [0.0, 1.0]
+    """
+
+    values: Tensor
+    shares: Tensor
+    smooth: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        atoms: int,
+        knots: int,
+        resolution: float = 0.0,
+        lower: float | None = None,
+        upper: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.atoms, self.knots, self.resolution, self.lower, self.upper = atoms, knots, resolution, lower, upper
+        self.marginal = Marginal(1, bins=[knots]).double()
+        self.register_buffer("values", torch.zeros(atoms, dtype=torch.float64))  # sorted
+        self.register_buffer("shares", torch.zeros(atoms, dtype=torch.float64))
+        self.register_buffer("smooth", torch.ones((), dtype=torch.float64))
+        self.register_buffer("seen", torch.tensor([0.0, 1.0], dtype=torch.float64))  # ranks that training rows span
+
+    def cell(self, x: Tensor) -> Cell:
+        """The cells of values x (n,)."""
+        half = self.resolution / 2
+        place = torch.searchsorted(self.values, x - half / 2)  # of the atom that x is, if it is one
+        before = torch.cat([self.shares.new_zeros(1), self.shares.cumsum(0)])[place]
+        share = torch.zeros_like(x)
+        if self.atoms:
+            nearest = place.clamp(max=self.atoms - 1)
+            at_atom = (self.values[nearest] - x).abs() <= half / 2
+            share = torch.where(at_atom, self.shares[nearest], 0)
+        inside = torch.ones_like(x, dtype=torch.bool)
+        if self.lower is not None:
+            inside &= x >= self.lower - half / 2
+        if self.upper is not None:
+            inside &= x <= self.upper + half / 2
+        low, log_density = self._smooth(x - half)
+        width = share
+        if self.resolution:
+            width = share + self.smooth * (self._smooth(x + half)[0] - low)
+            log_slope = torch.zeros_like(x)
+            inside = inside & (width > 0)
+        else:
+            log_slope = torch.where(share > 0, 0, self.smooth.log() + log_density)
+        return Cell(self.smooth * low + before, width, torch.where(inside, log_slope, -math.inf))
+
+    def value(self, rank: Tensor) -> Tensor:
+        """The values (n,) that ranks belong to."""
+        below = torch.zeros_like(rank)
+        at_atom = torch.zeros_like(rank, dtype=torch.bool)
+        atom = torch.zeros_like(rank)
+        if self.atoms:
+            through = self.shares.cumsum(0)
+            start = self.smooth * self._smooth(self.values)[0] + through - self.shares
+            place = torch.searchsorted(start, rank, right=True) - 1
+            known = place.clamp(min=0)
+            below = torch.where(place >= 0, through[known], 0)
+            at_atom = (place >= 0) & (rank <= start[known] + self.shares[known])
+            atom = self.values[known]
+        first, last = self._ends()
+        level = first + ((rank - below) / self.smooth).clamp(0, 1) * (last - first)
+        z = torch.special.ndtri(level).clamp(-8.0, 8.0)
+        x = self.marginal.forward(z.unsqueeze(-1))[0].squeeze(-1)
+        if self.resolution:
+            x = (x / self.resolution).round() * self.resolution
+        if self.lower is not None or self.upper is not None:  # rounding errors alone can have led outside
+            x = x.clamp(self.lower, self.upper)
+        return torch.where(at_atom, atom, x)
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The smooth part's uncut distribution function at the ends of the support."""
+        half = self.resolution / 2
+        ends = self.smooth.new_tensor(
+            [self.lower if self.lower is not None else -math.inf, self.upper if self.upper is not None else math.inf]
+        )
+        finite = torch.where(torch.isfinite(ends), ends + ends.new_tensor([-half, half]), 0)
+        level = torch.special.ndtr(self.marginal.inverse(finite.unsqueeze(-1))[0].squeeze(-1))
+        level = torch.where(torch.isfinite(ends), level, ends.new_tensor([0.0, 1.0]))
+        return level[0], level[1]
+
+    def _smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """F_c and the log of its density at values x (n,)."""
+        first, last = self._ends()
+        z, log_slope = self.marginal.inverse(x.unsqueeze(-1))
+        z = z.squeeze(-1)
+        level = ((torch.special.ndtr(z) - first) / (last - first)).clamp(0, 1)
+        return level, log_slope - z.square() / 2 - 0.5 * math.log(2 * math.pi) - (last - first).log()
+
+    def extra_repr(self) -> str:
+        return f"{self.atoms} atoms, resolution={self.resolution:g}, support=[{self.lower}, {self.upper}]"
+
+
+@torch.no_grad()
+def learn_ranks(
+    x: Tensor,
+    *,
+    resolution: float = 0.0,
+    atoms: Sequence[float] = (),
+    lower: float | None = None,
+    upper: float | None = None,
+    weight: Tensor | None = None,
+) -> Ranks:
+    """The ranks of a column from its values x (n,), double precision.
+
+    Args:
+        x: Values, finite; none at all gives a standard normal's ranks.
+        resolution: Width of a grid cell: every repeated value is then an atom. A grid too fine to tell from none counts as none, but for the atoms.
+        atoms: The repeated values of a column that is on no grid.
+        lower: Lower end of the support, None for none.
+        upper: Upper end of the support, None for none.
+        weight: Weight of each value; equal when None.
+    """
+    weight = torch.ones_like(x) if weight is None else weight
+    values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    if len(x) and resolution < FINE * float(x.std(correction=0)):  # such cells' probabilities would have no digits
+        resolution, atoms = 0.0, values[counts > 1].tolist() if resolution else atoms
+    mass = torch.zeros_like(values).index_add(0, inverse, weight)
+    repeated = counts > 1 if resolution else torch.isin(values, torch.tensor(list(atoms), dtype=x.dtype))
+    kept, share = values[repeated], mass[repeated]
+    rest = x[~repeated[inverse]]
+    if len(rest) < FEW:  # too few to tell their distribution: all distinct values, then
+        rest = values
+    if resolution and len(rest):
+        noise = torch.rand(len(rest), generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        rest = rest + (noise - 0.5) * resolution
+    total = float(weight.sum())
+    smooth = max((total - float(share.sum())) / total, 1 / (len(x) + 1)) if total > 0 else 1.0
+    if len(rest) and float(rest.max()) == float(rest.min()):  # one value, but for what is not seen yet
+        spread = resolution or max(abs(float(rest[0])), 1.0) * 1e-3
+        rest = rest[0] + spread * torch.linspace(-2, 2, 9, dtype=x.dtype)
+    knots = choose_bins(rest.sort().values, KNOTS) if len(rest) > 1 else 2
+    ranks = Ranks(len(kept), knots, resolution, lower, upper)
+    ranks.marginal.initialise(rest.unsqueeze(-1))
+    ranks.values.copy_(kept)
+    ranks.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
+    ranks.smooth.fill_(smooth if len(kept) else 1.0)
+    if len(x):
+        ends = ranks.cell(torch.stack([x.min(), x.max()]))
+        ranks.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))
+    return ranks

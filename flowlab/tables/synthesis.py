@@ -1,0 +1,241 @@
+"""New rows from a fitted `FlowDensity`: as they come, under conditions, and for the cells that are missing."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from flowlab.tables.conditions import class_probabilities, draw, fill, read_conditions
+from flowlab.tables.frame import seed_from
+from flowlab.tables.whole import WholeTable
+
+if TYPE_CHECKING:
+    from flowlab.tables.density import FlowDensity
+
+BLOCK = 4096  # rows drawn at once
+ROUNDS = 100  # of draws before rows count as too improbable
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Synthesis:
+    """The methods of `FlowDensity` that draw."""
+
+    def sample(  # type: ignore[misc]
+        self: "FlowDensity", n_samples: int | None = None, random_state: int | None = None, *, given: Any = None
+    ) -> Any:
+        """New rows: a DataFrame with the columns and types of the one fitted to, else an array.
+
+        Numbers of whole tables lie within the range that training rows span.
+
+        Args:
+            n_samples: Number of rows, 1 when None; a table of conditions says it itself.
+            random_state: An int makes the draw reproducible; None draws a seed.
+            given: Conditions on whole tables: for each column a value, a pair (low, high) with None for an open end, or a list or set of values; None is a missing
+                cell. Or a DataFrame with some of the columns, for one new row per row of it.
+
+        Returns:
+            The rows. Under conditions, `rows.attrs["acceptance"]` is the share of draws that was kept.
+
+        Raises:
+            ConditionError: A condition has (next to) no probability; the message says which.
+            ValueError: A condition names no column, or a value that the column cannot have.
+            RuntimeError: Nearly all draws lie outside what the columns' types can hold, or break a rule.
+
+        Example:
+            >>> import flowlab
+            >>> diamonds = flowlab.datasets.load("diamonds")[["carat", "cut", "price"]].iloc[:600]
+            >>> model = flowlab.FlowDensity(effort="fast", random_state=0).fit(diamonds)
+            >>> rows = model.sample(50, random_state=1, given={"cut": "Ideal", "carat": (0.5, 0.8)})
+            >>> bool((rows["cut"] == "Ideal").all() and rows["carat"].between(0.5, 0.8).all())
+            True
+        """
+        check_is_fitted(self)
+        if n_samples is not None and n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+        generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
+        if isinstance(given, pd.DataFrame):
+            if n_samples not in (None, len(given)):
+                raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
+            return self._sample_rows(given, generator)
+        count = 1 if n_samples is None else n_samples
+        if not given:
+            rows, _ = self._keep(count, lambda n: (self._draw(n, generator), n))
+            return rows
+        table = self._whole("conditions")
+        conditions = read_conditions(table, given)
+
+        def propose(n: int) -> tuple[NDArray[np.float64], float]:
+            matrix, acceptance = draw(self.flow_, conditions, n, generator)
+            return matrix.cpu().numpy(), len(matrix) / acceptance
+
+        rows, acceptance = self._keep(count, propose, given)
+        rows.attrs["acceptance"] = acceptance
+        return rows
+
+    def _draw(self: "FlowDensity", count: int, generator: torch.Generator) -> NDArray[np.float64]:  # type: ignore[misc]
+        if self.flow_ is None:
+            return np.empty((count, 0))
+        return self.flow_.sample((count,), generator=generator).cpu().double().numpy()
+
+    def _keep(  # type: ignore[misc]
+        self: "FlowDensity", n: int, propose: Any, given: Mapping[Any, Any] | None = None
+    ) -> tuple[Any, float]:
+        """Rows that are allowed, from a function that proposes a number of them and says how many it tried; and the share kept."""
+        found, accepted, tried = [], 0, 0.0
+        for _ in range(ROUNDS):
+            matrix, attempts = propose(min(n - accepted, 4 * BLOCK))
+            rows = self._allowed(matrix, given)
+            found.append(rows)
+            accepted, tried = accepted + len(rows), tried + attempts
+            if accepted >= n or accepted < tried / 1000:
+                break
+        if accepted < n:
+            why = f"the rules {', '.join(map(str, self.table_.rules))}" if self.table_ else f"the columns' types {self._dtypes}: fit to wider integer types, or to floats"
+            raise RuntimeError(f"only {accepted} of {n} rows keep {why}" + (f", given {given}" if given else ""))
+        if self.table_ is None:
+            return self._restore(np.concatenate(found)[:n]), accepted / tried
+        rows = pd.concat(found, ignore_index=True).iloc[:n] if len(found) > 1 else found[0]
+        return (rows.to_numpy() if self.table_.array else rows), accepted / tried
+
+    def _allowed(self: "FlowDensity", matrix: NDArray[np.float64], given: Mapping[Any, Any] | None) -> Any:  # type: ignore[misc]
+        if self.table_ is None:
+            table = self.columns_.decode(matrix)
+            return table[self._storable(table)]
+        rows = self.table_.decode(matrix)
+        kept = self.table_.unbroken(rows) if self.table_.rejects else np.ones(len(rows), dtype=bool)
+        for name, wish in (given or {}).items():
+            if isinstance(wish, tuple):  # times are drawn by the day: their ends are sorted out here
+                kept &= within(rows[name], wish)
+        return rows if kept.all() else rows[kept]
+
+    def _sample_rows(self: "FlowDensity", given: pd.DataFrame, generator: torch.Generator) -> pd.DataFrame:  # type: ignore[misc]
+        table = self._whole("conditions")
+        x = np.full((len(given), len(table.units)), np.nan)
+        known = np.zeros_like(x, dtype=bool)
+        for name in given.columns:
+            place = table.place(name)
+            x[:, place], known[:, place] = table.codec.encode_cells(name, given[name]), True
+        out = x.copy()
+        left = np.ones(len(x), dtype=bool)
+        rows = None
+        for _ in range(ROUNDS if table.rejects else 1):
+            out[left] = self._fill(x[left], known[left], True, generator)
+            rows = table.decode(out)
+            left = ~table.unbroken(rows) if table.rejects else np.zeros(len(x), dtype=bool)
+            if not left.any():
+                break
+        if left.any():
+            raise RuntimeError(f"{int(left.sum())} of {len(x)} rows of conditions break the rules {', '.join(map(str, table.rules))}")
+        assert rows is not None
+        rows.index = given.index
+        return rows
+
+    def _fill(  # type: ignore[misc]
+        self: "FlowDensity",
+        x: NDArray[np.float64],
+        known: NDArray[np.bool_],
+        missing: bool,
+        generator: torch.Generator,
+        units: Sequence[int] | None = None,
+    ) -> NDArray[np.float64]:
+        parts = [
+            fill(self.flow_, rows.to(self.device), which.to(self.device), missing, generator, units)
+            for rows, which in zip(torch.from_numpy(x).split(BLOCK), torch.from_numpy(known).split(BLOCK), strict=True)
+        ]
+        return torch.cat(parts).cpu().numpy()
+
+    def impute(self: "FlowDensity", X: pd.DataFrame, n: int = 1, random_state: int | None = None) -> Any:  # type: ignore[misc]
+        """Rows with their missing cells drawn from what the other cells of the row say of them; observed cells are untouched.
+
+        Args:
+            X: Rows with missing cells, and with all columns.
+            n: How many such tables: several show how uncertain the cells are (multiple imputation).
+            random_state: An int makes the draws reproducible.
+
+        Returns:
+            A table of X's kind; a list of n of them for n above 1.
+
+        Raises:
+            ConditionError: The observed cells of a row cannot occur together.
+        """
+        table = self._whole("imputation")
+        frame = table.frame(X)
+        generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
+        matrix, _ = table.encode_all(frame)
+        done = []
+        for _ in range(n):
+            drawn = table.decode(self._fill(matrix, ~np.isnan(matrix), False, generator))
+            out = frame.copy()
+            for name in drawn.columns:
+                gone = frame[name].isna().to_numpy()
+                if gone.any():
+                    values = drawn[name].to_numpy(dtype=object)[gone] if frame[name].dtype != drawn[name].dtype else drawn[name][gone].to_numpy()
+                    cells = out[name].copy()
+                    cells.iloc[np.flatnonzero(gone)] = values
+                    out[name] = cells
+            done.append(out.to_numpy() if table.array else out)
+        return done[0] if n == 1 else done
+
+    def conditional(  # type: ignore[misc]
+        self: "FlowDensity", column: Any, given: Any, n: int = 500, random_state: int | None = None
+    ) -> pd.DataFrame:
+        """What other cells say of one column: the probability of each level, or mean, standard deviation and quantiles of a number or time.
+
+        Args:
+            column: The column.
+            given: Rows with some of the other columns, as a DataFrame or a dict of one row; their missing cells count as not known.
+            n: Draws per row.
+            random_state: Seed of the draws.
+
+        Returns:
+            One row per row of `given`.
+        """
+        table = self._whole("conditional distributions")
+        rows = pd.DataFrame({k: [v] for k, v in given.items()}) if isinstance(given, Mapping) else given
+        if column in rows.columns:
+            rows = rows.drop(columns=column)
+        x = np.full((len(rows), len(table.units)), np.nan)
+        for name in rows.columns:
+            there = rows[name].notna().to_numpy()
+            if there.any():
+                x[np.ix_(there, range(x.shape[1])[table.place(name)])] = table.codec.encode_cells(name, rows[name][there])
+        place = table.place(column)
+        units, known = list(range(x.shape[1])[place]), ~np.isnan(x)
+        kind = table.codec.schema[column]
+        if table.units[units[0]].classes:
+            shares = class_probabilities(self.flow_, torch.from_numpy(x).to(self.device), torch.from_numpy(known).to(self.device), units[0])
+            return pd.DataFrame(shares.cpu().numpy(), columns=kind.categories, index=rows.index)
+        generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
+        drawn = self._fill(np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]
+        cells = table.decode_part(column, drawn)
+        grouped = cells.groupby(np.repeat(np.arange(len(rows)), n))
+        out = {"mean": grouped.mean(), "sd": grouped.std()}
+        out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}
+        return pd.DataFrame(out).set_axis(rows.index)
+
+    def _whole(self: "FlowDensity", what: str) -> WholeTable:  # type: ignore[misc]
+        check_is_fitted(self)
+        if self.table_ is None:
+            raise ValueError(
+                f"{what} need the model of whole tables, and this one was fitted to complete numbers with other densities: "
+                'fit with FlowDensity(members=["mixed"])'
+            )
+        return self.table_
+
+
+def within(values: pd.Series, ends: tuple[Any, Any]) -> NDArray[np.bool_]:
+    """Which cells lie in a closed interval, None being an open end; other columns than times are drawn there already."""
+    if not pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return np.ones(len(values), dtype=bool)
+    kept = np.ones(len(values), dtype=bool)
+    for end, side in zip(ends, (values.ge, values.le), strict=True):
+        if end is not None:
+            stamp = pd.Timestamp(end)
+            if values.dt.tz is not None and stamp.tz is None:
+                stamp = stamp.tz_localize(values.dt.tz)
+            kept &= side(stamp).to_numpy(dtype=bool)
+    return kept

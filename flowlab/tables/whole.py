@@ -1,0 +1,192 @@
+"""Whole tables of any columns as the matrices that `MixedFlow` models, and back: schema, codec and rules between columns together."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from flowlab.tables import cells
+from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
+from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
+from flowlab.tables.schema import Schema
+
+
+class WholeTable:
+    """What a table's columns are, which rules hold between them, and the way to the model's matrix and back.
+
+    Args:
+        codec: Of the table as the rules rewrite it.
+        rules: The rules, in the order in which they are applied.
+        names: The columns as the user has them.
+        array: Whether rows were given as an array, and come back as one.
+    """
+
+    def __init__(self, codec: Codec, rules: Sequence[Rule], names: Sequence[Any], array: bool = False) -> None:
+        self.codec, self.rules, self.names, self.array = codec, list(rules), list(names), array
+
+    @classmethod
+    def learn(cls, frame: pd.DataFrame, overrides: Any, rules: Any, array: bool = False) -> "tuple[WholeTable, NDArray[np.bool_]]":
+        """What there is to know of a table, and which of its rows break no rule.
+
+        Args:
+            frame: The table.
+            overrides: As for `Schema.infer`, of the columns that the user sees.
+            rules: Rules, or strings that say them.
+            array: Whether rows were given as an array.
+        """
+        parsed = in_order([parse_rule(rule) if isinstance(rule, str) else copy.deepcopy(rule) for rule in rules or ()])
+        kept = np.ones(len(frame), dtype=bool)
+        for rule in parsed:
+            kept &= ~np.asarray(rule.broken(frame))
+        if kept.sum() < 2:
+            raise ValueError(f"only {int(kept.sum())} of {len(frame)} rows keep the rules {', '.join(map(str, parsed))}")
+        rewritten = frame[kept]
+        known: dict[Any, Any] = {}
+        for rule in parsed:
+            rewritten = rule.forward(rewritten)
+            known |= rule.overrides()
+        overrides = combined(frame, rewritten, overrides, known) if parsed else overrides
+        codec = Codec(Schema.infer(rewritten, overrides))
+        excluded = {column.name for column in codec.schema if column.kind == "excluded"}
+        return cls(codec, parsed, [n for n in frame.columns if n not in excluded], array), kept
+
+    @property
+    def units(self) -> list[Unit]:
+        """The columns of the matrix."""
+        return self.codec.units
+
+    def frame(self, X: ArrayLike) -> pd.DataFrame:
+        """Rows as a DataFrame."""
+        if isinstance(X, pd.DataFrame):
+            return X
+        x = np.asarray(X)
+        if x.ndim != 2 or x.shape[1] != len(self.names):
+            raise ValueError(f"X has shape {x.shape}, {len(self.names)} columns were fitted: {', '.join(map(str, self.names))}")
+        return pd.DataFrame(x, columns=self.names)
+
+    def place(self, name: Any) -> slice:
+        """Which units a column has.
+
+        Raises:
+            ValueError: There is no such column in the model.
+        """
+        if name not in self.codec._places:
+            self.codec.encode_cells(name, [])  # says what is wrong with it
+            raise ValueError(f"column {name!r} is not in the model")
+        return self.codec._places[name]
+
+    def encode_end(self, name: Any, value: Any) -> float:
+        """A number or time that need not be one that the column can have, as its first unit would hold it."""
+        column = self.codec.schema[name]
+        cell = pd.Series([value])
+        if column.kind in ("datetime", "timedelta"):
+            cell = cells.times(cell, cells.dtype_of(column.dtype))
+        try:
+            return float(encode_column(column, cell)[0, 0])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"column {name!r}: {value!r} is no end of an interval: {error}") from error
+
+    def decode_part(self, name: Any, block: NDArray[np.float64]) -> pd.Series:
+        """Cells of one column from its units (n, units of the column), as numbers or times."""
+        found = decode_column(self.codec.schema[name], self.units[self.place(name)], block)
+        return found if pd.api.types.is_datetime64_any_dtype(found.dtype) else found.astype("timedelta64[ns]" if self.codec.schema[name].kind == "timedelta" else float)
+
+    def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """The matrix (n, units) of rows that break no rule."""
+        for rule in self.rules:
+            frame = rule.forward(frame)
+        return self.codec.encode(frame)
+
+    def encode_all(self, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The matrix (n, units) of any rows, and which of them are possible; the others are rows of NaN where a rule is broken."""
+        good = self.unbroken(frame)
+        matrix = np.full((len(frame), len(self.units)), np.nan)
+        possible = good.copy()
+        if good.any():
+            rewritten = frame[good]
+            for rule in self.rules:
+                rewritten = rule.forward(rewritten)
+            matrix[good] = self.codec.encode(rewritten)
+            possible[good] = self.codec.possible(rewritten)
+        return matrix, possible
+
+    def unbroken(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which rows break no rule."""
+        good = np.ones(len(frame), dtype=bool)
+        for rule in self.rules:
+            good &= ~np.asarray(rule.broken(frame))
+        return good
+
+    def decode(self, matrix: ArrayLike) -> pd.DataFrame:
+        """The rows of a matrix (n, units) as the user has them; those that break a predicate are among them."""
+        frame = self.codec.decode(matrix)
+        for rule in reversed(self.rules):
+            frame = rule.backward(frame)
+        return frame[[name for name in self.names if name in frame.columns]]
+
+    @property
+    def rejects(self) -> bool:
+        """Whether a row from `decode` can break a rule."""
+        return any(isinstance(rule, Predicate) for rule in self.rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        names = [n if isinstance(n, str | int) else str(n) for n in self.names]
+        return {"schema": self.codec.to_json(), "rules": [rule.to_json() for rule in self.rules], "names": names, "array": self.array}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "WholeTable":
+        """The table that `to_json` wrote down."""
+        return cls(Codec.from_json(data["schema"]), [Rule.from_json(r) for r in data["rules"]], data["names"], data["array"])
+
+
+def combined(frame: pd.DataFrame, rewritten: pd.DataFrame, overrides: Any, known: dict[Any, Any]) -> dict[Any, Any]:
+    """What the user says of columns that are still there after rules, with what the rules know of those that they made."""
+    said = Schema.infer(frame, overrides) if overrides is not None and not isinstance(overrides, dict) else None
+    given = dict(overrides or {}) if said is None else {c.name: {"kind": c.kind} for c in said}
+    strange = [name for name in given if name not in frame.columns]
+    if strange:
+        raise ValueError(f"schema names columns {strange} that the table does not have; there are {list(frame.columns)}")
+    return {name: value for name, value in (given | known).items() if name in rewritten.columns}
+
+
+def in_order(rules: Sequence[Rule]) -> list[Rule]:
+    """Rules so that each still finds its columns: what one replaces, none after it speaks of.
+
+    Raises:
+        ValueError: They go in a circle.
+    """
+    left, done = list(rules), []
+    while left:
+        free = [
+            rule
+            for rule in left
+            if not any(set(replaced(rule)) & set(other.columns()) for other in left if other is not rule)
+        ]
+        if not free:
+            raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
+        done += free[:1]
+        left.remove(free[0])
+    return done
+
+
+def replaced(rule: Rule) -> list[Any]:
+    """The columns that a rule takes out of the modelled table."""
+    if isinstance(rule, LessThan):
+        return [rule.high]
+    if isinstance(rule, Derived):
+        return [rule.name]
+    return rule.columns() if isinstance(rule, FixedCombinations) else []
+
+
+def is_whole(X: Any) -> bool:
+    """Whether rows need the model of whole tables: some column is no number, or a cell is missing."""
+    if isinstance(X, pd.DataFrame):
+        numeric = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in X.dtypes]
+        return X.shape[1] > 0 and (not all(numeric) or bool(X.isna().to_numpy().any()))
+    if hasattr(X, "dtype") and np.asarray(X).ndim == 2 and np.asarray(X).dtype.kind == "f":
+        return bool(np.isnan(X).any())
+    return False
