@@ -5,6 +5,7 @@ name. Only flowlab's own classes, and those a program registered, can be built f
 """
 
 import dataclasses
+import importlib
 import inspect
 import json
 import os
@@ -35,6 +36,12 @@ _classes: dict[str, type] = {
     "FlowMixture": FlowMixture,
     **{name: getattr(layers, name) for name in layers.__all__ if name not in ("Layer", "ScalarMap")},
     **{c.__name__: c for c in (bases.Gaussian, bases.GaussianMixture, bases.Kernels, bases.StudentT, bases.Uniform)},
+}
+# Classes that are imported only when a file holds one: they need pandas.
+_lazy: dict[str, str] = {
+    "MixedFlow": "flowlab.tables.model",
+    "Ranks": "flowlab.tables.ranks",
+    **dict.fromkeys(("Histogram", "Logistics", "HistogramAndLogistics"), "flowlab.tables.heads"),
 }
 # Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
 _kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density"}
@@ -126,8 +133,6 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
             return module
         if kind not in _kinds:
             raise FileError(f"unknown kind of model {kind!r}")
-        import importlib
-
         return getattr(importlib.import_module(_kinds[kind]), kind)._from_file(header, module)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
@@ -220,7 +225,10 @@ def _construct(description: Any) -> Any:
         return [_construct(item) for item in description]
     if not isinstance(description, dict):
         return description
-    cls: Callable[..., Any] | None = _classes.get(description.get("class", ""))
+    name = description.get("class", "")
+    if name in _lazy:
+        importlib.import_module(_lazy[name])
+    cls: Callable[..., Any] | None = _classes.get(name)
     if cls is None:
         raise FileError(f"unknown class {description.get('class')!r}: register it before loading")
     args = description["args"]

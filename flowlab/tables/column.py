@@ -275,7 +275,6 @@ def learn_support(column: ColumnSchema, x: Array) -> None:
     """Bounds that the values, or their dtype, suggest."""
     low, high = float(x.min()), float(x.max())
     why = []
-    dtype = numpy_dtype(column.dtype)
     if low >= 0:
         column.lower = 0.0
         why.append("none negative")
@@ -283,13 +282,22 @@ def learn_support(column: ColumnSchema, x: Array) -> None:
         if column.kind in NUMERIC and high <= 1 and (high == 1 or (high >= 0.95 and low <= 0.05 and len(x) >= 20)):
             column.upper = 1.0
             why = ["within [0, 1]"]
-    if dtype.kind in "iu" and dtype.itemsize <= 4:
-        info = np.iinfo(dtype)
-        column.lower = column.lower if column.lower is not None else float(info.min)
-        column.upper = column.upper if column.upper is not None else float(info.max)
-        why.append(f"within {dtype}")
+    bottom, top = limits(column.dtype)
+    if top is not None:
+        column.lower = bottom if column.lower is None else column.lower
+        column.upper = top if column.upper is None else column.upper
+        why.append(f"within {column.dtype}")
     if why:
         column.reason += f"; {', '.join(why)}"
+
+
+def limits(name: str) -> tuple[float | None, float | None]:
+    """The range of a small integer dtype, None for others: what samples must not leave."""
+    dtype = numpy_dtype(name)
+    if dtype.kind not in "iu" or dtype.itemsize > 4:
+        return (0.0 if dtype.kind == "u" else None), None
+    info = np.iinfo(dtype)
+    return float(info.min), float(info.max)
 
 
 def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
@@ -340,7 +348,7 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
     if given.get("resolution", column.resolution) != column.resolution:
         column.atoms, column.spellings = [], []
     for key in given.keys() & set(NUMBERS):
-        setattr(column, key, _bound(column, given[key]) if key in ("lower", "upper") else given[key])
+        setattr(column, key, _bound(column, given[key], key) if key in ("lower", "upper") else given[key])
     check_resolution(column)
     if given.keys() & {"lower", "upper", "resolution"}:
         check_given(column, given, present)
@@ -360,10 +368,11 @@ def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
     """Raises a ValueError that names the first cell that bounds or resolution exclude."""
     if column.kind == "datetime":
         x = cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)[0]
-        lower, upper = (None if end is None else day_number(end) for end in (column.lower, column.upper))
+        ends = [None if end is None else day_number(end) for end in (column.lower, column.upper)]
     else:
         x = (cells.seconds if column.kind == "timedelta" else cells.numbers)(present, column.name)
-        lower, upper = column.lower, column.upper
+        ends = [column.lower, column.upper]
+    lower, upper = -np.inf if ends[0] is None else ends[0], np.inf if ends[1] is None else ends[1]
     wrong = {}
     if "lower" in given:
         wrong[f"is below its lower end {column.lower}"] = x < lower
@@ -385,7 +394,9 @@ def day_number(day: str) -> int:
     return int(np.datetime64(day[:10], "D").astype(int))
 
 
-def _bound(column: ColumnSchema, value: Any) -> Any:
+def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
+    if value is None:  # no bound but that of the dtype
+        return limits(column.dtype)[key == "upper"] if column.kind in NUMERIC else None
     try:
         if column.kind == "datetime":
             return str(pd.Timestamp(value).date())

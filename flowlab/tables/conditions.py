@@ -123,7 +123,9 @@ def draw(
     if restricted:
         log_shares = log_shares + torch.stack([one_mass(flow, restricted[0], x, known, conditions) for flow in flows])
         if not float(log_shares.logsumexp(0)) > math.log(IMPOSSIBLE):
-            raise ConditionError(f"the condition {conditions.words[restricted[0]]} has a probability below {IMPOSSIBLE:g}")
+            raise ConditionError(
+                f"the condition {conditions.words[restricted[0]]} has a probability below {IMPOSSIBLE:g}"
+            )
     shares = log_shares.softmax(0)
     found: list[Tensor] = []
     accepted = tried = 0
@@ -142,7 +144,9 @@ def draw(
             # Members lie one after the other: mixed, so that the first n are of all of them.
             return rows[torch.randperm(len(rows), generator=generator)[:n]], accepted / tried
     wishes = " and ".join(dict.fromkeys(conditions.words[j] for j in restricted))
-    raise ConditionError(f"the conditions {wishes} together have next to no probability: {accepted} of {tried} draws kept them")
+    raise ConditionError(
+        f"the conditions {wishes} together have next to no probability: {accepted} of {tried} draws kept them"
+    )
 
 
 def _propose(

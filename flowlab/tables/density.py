@@ -157,7 +157,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         self.calibration_ = goodness_of_fit(noise.numpy(), names)
         return self
 
-    def _learn(self, X: ArrayLike, rng: np.random.Generator) -> tuple[NDArray[np.float64], list[Unit] | None, list[str]]:
+    def _learn(
+        self, X: ArrayLike, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float64], list[Unit] | None, list[str]]:
         """Looks at the columns of a table: its matrix (n, variables), what they are (None for complete numbers), their names."""
         mixed = any((m if isinstance(m, str) else m.kind) == "mixed" for m in self.members or ())
         if not (mixed or self.schema is not None or self.rules or is_whole(X)):
@@ -291,7 +293,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         return model
 
     def _chosen(self, rows: int, features: int) -> list[Member]:
-        members = recipe(self.effort, rows, features, self.table_ is not None) if self.members is None else list(self.members)
+        members = (
+            recipe(self.effort, rows, features, self.table_ is not None) if self.members is None else list(self.members)
+        )
         members = [Member(member) if isinstance(member, str) else member for member in members]
         if not members:
             raise ValueError("members is empty: name at least one, or leave it None")

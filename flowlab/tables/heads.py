@@ -14,6 +14,11 @@ from torch.nn import functional as F
 from flowlab.files import register
 
 FAR = 1000.0  # stands for infinity in the normal scale: products with it stay finite
+# Beyond this quantile a smooth head is uniform in the rank, that is, it follows the marginal distribution's tail: its own would give values at the very
+# end of a support an infinite density.
+TAIL = 4.0
+TAIL_RANK = math.erfc(TAIL / math.sqrt(2)) / 2
+LOG_TAIL = math.log(TAIL_RANK)
 
 
 class Cells(NamedTuple):
@@ -142,35 +147,68 @@ class Logistics:
         logits, centre, log_scale = params.unflatten(-2, (3, self.components)).unbind(-3)
         return logits.log_softmax(-2), centre, F.softplus(log_scale) + 1e-3
 
+    def _log_tails(self, log_weight: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of the quantiles below -TAIL and above TAIL."""
+        below = log_weight + F.logsigmoid((-TAIL - centre) / scale)
+        above = log_weight + F.logsigmoid((centre - TAIL) / scale)
+        return below.logsumexp(-2), above.logsumexp(-2)
+
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
         log_weight, centre, scale = self._parts(params)
-        a = (cells.z_low.unsqueeze(-2) - centre) / scale
-        b = (cells.z_high.unsqueeze(-2) - centre) / scale
-        point = cells.width == 0
+        below, above = self._log_tails(log_weight, centre, scale)
+        z_low, z_high = cells.z_low.clamp(-TAIL, TAIL), cells.z_high.clamp(-TAIL, TAIL)
+        a = (z_low.unsqueeze(-2) - centre) / scale
+        b = (z_high.unsqueeze(-2) - centre) / scale
+        point, empty = cells.width == 0, z_high <= z_low
         # σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)), which keeps its digits however close a and b are.
-        gap = torch.where(point, 1, cells.z_high - cells.z_low).unsqueeze(-2) / scale
-        mass = F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-gap))
-        density = F.logsigmoid(a) + F.logsigmoid(-a) - scale.log()
-        terms = log_weight + torch.where(point.unsqueeze(-2), density, mass)
+        gap = torch.where(empty, 1, z_high - z_low).unsqueeze(-2) / scale
+        mass = (log_weight + F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-gap))).logsumexp(-2)
+        mass = torch.where(empty, -math.inf, mass)
+        high = cells.low + cells.width
+        in_below = high.clamp(max=TAIL_RANK) - cells.low.clamp(max=TAIL_RANK)
+        in_above = high.clamp(min=1 - TAIL_RANK) - cells.low.clamp(min=1 - TAIL_RANK)
+        for log_tail, inside in ((below, in_below), (above, in_above)):
+            reaches = inside > 0
+            part = log_tail + torch.where(reaches, inside / TAIL_RANK, 1).log()
+            both = torch.logaddexp(torch.where(empty, part, mass), part)
+            mass = torch.where(reaches, torch.where(torch.isinf(mass), part, both), mass)
         # A point's density is one of z: that of x is it times dz/dx = F'(x) / φ(z).
-        z = torch.where(point, cells.z_low, 0)
-        jacobian = torch.where(point, z.square() / 2 + 0.5 * math.log(2 * math.pi), 0) + cells.log_slope
-        return terms.logsumexp(-2) + jacobian
+        density = (log_weight + F.logsigmoid(a) + F.logsigmoid(-a) - scale.log()).logsumexp(-2)
+        density = density + z_low.square() / 2 + 0.5 * math.log(2 * math.pi)
+        density = torch.where(cells.z_low < -TAIL, below - LOG_TAIL, density)
+        density = torch.where(cells.z_low > TAIL, above - LOG_TAIL, density)
+        return torch.where(point, density, mass) + cells.log_slope
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         log_weight, centre, scale = self._parts(params)
-        return (log_weight + F.logsigmoid((quantile(rank).unsqueeze(-2) - centre) / scale)).exp().sum(-2)
+        below, above = self._log_tails(log_weight, centre, scale)
+        z = quantile(rank).clamp(-TAIL, TAIL)
+        body = (log_weight + F.logsigmoid((z.unsqueeze(-2) - centre) / scale)).exp().sum(-2)
+        low = below.exp() * (rank / TAIL_RANK)
+        high = 1 - above.exp() * ((1 - rank) / TAIL_RANK)
+        return torch.where(rank < TAIL_RANK, low, torch.where(rank > 1 - TAIL_RANK, high, body))
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
         log_weight, centre, scale = self._parts(params)
-        start = torch.sigmoid((quantile(low).unsqueeze(-2) - centre) / scale)
-        end = torch.sigmoid((quantile(high).unsqueeze(-2) - centre) / scale)
+        start = torch.sigmoid((quantile(low).clamp(-TAIL, TAIL).unsqueeze(-2) - centre) / scale)
+        end = torch.sigmoid((quantile(high).clamp(-TAIL, TAIL).unsqueeze(-2) - centre) / scale)
         share = log_weight.exp() * (end - start)
+        # The tails count as two more components, of ranks that are uniform there.
+        below, above = (log_tail.exp() for log_tail in self._log_tails(log_weight, centre, scale))
+        ends = [
+            (low.clamp(max=TAIL_RANK), high.clamp(max=TAIL_RANK)),
+            (low.clamp(min=1 - TAIL_RANK), high.clamp(min=1 - TAIL_RANK)),
+        ]
+        tails = [mass * (to - since) / TAIL_RANK for mass, (since, to) in zip((below, above), ends, strict=True)]
+        share = torch.cat([share, torch.stack(tails, -2)], -2)
         through = share.cumsum(-2)
-        k = (through < (first * through[..., -1, :]).unsqueeze(-2)).sum(-2).clamp(max=self.components - 1).unsqueeze(-2)
-        start, end, centre, scale = (part.gather(-2, k).squeeze(-2) for part in (start, end, centre, scale))
-        z = centre + scale * torch.logit(start + second * (end - start))
-        return torch.minimum(torch.maximum(torch.special.ndtr(z), low), high)
+        k = (through < (first * through[..., -1, :]).unsqueeze(-2)).sum(-2).clamp(max=self.components + 1)
+        own = k.clamp(max=self.components - 1).unsqueeze(-2)
+        start, end, centre, scale = (part.gather(-2, own).squeeze(-2) for part in (start, end, centre, scale))
+        rank = torch.special.ndtr(centre + scale * torch.logit(start + second * (end - start)))
+        for place, (since, to) in enumerate(ends, self.components):
+            rank = torch.where(k == place, since + second * (to - since), rank)
+        return torch.minimum(torch.maximum(rank, low), high)
 
     def __repr__(self) -> str:
         return f"Logistics({self.components})"

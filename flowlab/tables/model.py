@@ -91,6 +91,10 @@ class ConditionalNetworks(nn.Module):
             self.buckets.append((size, [j for j in self.classes if bucket(outcomes[j]) == size]))
         self.class_weight = nn.ParameterList(torch.zeros(len(own), size, hidden) for size, own in self.buckets)
         self.class_bias = nn.ParameterList(torch.zeros(len(own), size, 1) for size, own in self.buckets)
+        # Outcomes that there are only because others computed together have more of them.
+        for i, (size, own) in enumerate(self.buckets):
+            beyond = torch.tensor([[-FAR if k >= outcomes[j] else 0.0 for k in range(size)] for j in own])
+            self.register_buffer(f"padding{i}", beyond.unsqueeze(-1), persistent=False)
         self.drop = Dropout(dropout)
         self.generator: torch.Generator | None = None  # of the orders in training; `fit` lends one
         self.order = list(range(max(self.columns) + 1)) if order is None else list(order)
@@ -105,7 +109,6 @@ class ConditionalNetworks(nn.Module):
                 share = (float(rows[MISSING, j].sum()) + 0.5) / (cells.shape[0] + 1)
                 self.number_bias[i, -1] = math.log(share / (1 - share))
             for bias, (_, own) in zip(self.class_bias, self.buckets, strict=True):
-                bias.fill_(-FAR)
                 for i, j in enumerate(own):
                     counts = torch.bincount(rows[CODE, j].long(), minlength=self.outcomes[j]).to(bias) + 0.5
                     bias[i, : self.outcomes[j], 0] = (counts / counts.sum()).log()
@@ -163,7 +166,7 @@ class ConditionalNetworks(nn.Module):
         for weight, bias, (_, own) in zip(self.class_weight, self.class_bias, self.buckets, strict=True):
             if unit in own:
                 i = own.index(unit)
-                return (weight[i] @ hidden + bias[i]).log_softmax(0)[: self.outcomes[unit]]
+                return (weight[i] @ hidden + bias[i])[: self.outcomes[unit]].log_softmax(0)
         raise IndexError(unit)
 
     def _log_prob(self, cells: Tensor, visible: Tensor) -> Tensor:
@@ -177,8 +180,10 @@ class ConditionalNetworks(nn.Module):
             params = self.number_parameters(hidden[self.numbers])
             of = fields[:, self.numbers]
             terms.append(self.number_log_prob(params, of))
-        for weight, bias, (_, own) in zip(self.class_weight, self.class_bias, self.buckets, strict=True):
-            log_p = torch.baddbmm(bias, weight, hidden[own]).log_softmax(1)
+        for i, (weight, bias, (_, own)) in enumerate(
+            zip(self.class_weight, self.class_bias, self.buckets, strict=True)
+        ):
+            log_p = (torch.baddbmm(bias, weight, hidden[own]) + self.get_buffer(f"padding{i}")).log_softmax(1)
             code = fields[CODE, own].clamp(min=0).long()
             terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, own])
         place = [*self.numbers, *(j for _, own in self.buckets for j in own)]

@@ -223,7 +223,9 @@ def read_overrides(overrides: Any, names: list[Any]) -> dict[Any, dict[str, Any]
             raise ValueError(
                 f"schema of column {name!r}: expected a kind or a dict with fields among {', '.join(sorted(fields_))}, got {values!r}"
             )
-        given[name] = values = {key: value for key, value in values.items() if value is not None}
+        given[name] = values = {
+            key: value for key, value in values.items() if value is not None or key in ("lower", "upper")
+        }
         if values.get("kind") == "exclude":
             values["kind"] = "excluded"
         choices = (*MODELLED, "id", "excluded")
@@ -234,18 +236,15 @@ def read_overrides(overrides: Any, names: list[Any]) -> dict[Any, dict[str, Any]
 
 def _kept(column: ColumnSchema) -> dict[str, Any]:
     """What a schema says of a column that is not learnt anew. What is a fact about the data, such as constancy, is."""
-    if column.kind in FOUND:
+    if column.kind in FOUND or (column.kind == "categorical" and column.cardinality == 1):
         return {}
-    kept: dict[str, Any] = {
+    kept = {
         "kind": column.kind,
-        "lower": column.lower,
-        "upper": column.upper,
-        "ordered": column.ordered or None,
+        **{key: getattr(column, key) for key in SETTABLE.get(column.kind, ()) if key != "atoms"},
     }
-    if column.kind in LEVELLED:
-        return {"kind": column.kind, "ordered": column.ordered or None, "categories": column.categories or None}
-    kept["resolution"] = column.resolution if column.kind in NUMERIC and column.resolution else None
-    return kept
+    if column.categories and column.kind not in LEVELLED:  # the kind was edited: nothing was known of bounds
+        kept = {key: value for key, value in kept.items() if value is not None}
+    return {key: value for key, value in kept.items() if key not in ("resolution", "categories") or value}
 
 
 def mark_duplicates(df: pd.DataFrame, columns: list[ColumnSchema], free: set[int]) -> None:

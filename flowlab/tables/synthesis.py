@@ -94,7 +94,11 @@ class Synthesis:
             if accepted >= n or accepted < tried / 1000:
                 break
         if accepted < n:
-            why = f"the rules {', '.join(map(str, self.table_.rules))}" if self.table_ else f"the columns' types {self._dtypes}: fit to wider integer types, or to floats"
+            why = (
+                f"the rules {', '.join(map(str, self.table_.rules))}"
+                if self.table_
+                else f"the columns' types {self._dtypes}: fit to wider integer types, or to floats"
+            )
             raise RuntimeError(f"only {accepted} of {n} rows keep {why}" + (f", given {given}" if given else ""))
         if self.table_ is None:
             return self._restore(np.concatenate(found)[:n]), accepted / tried
@@ -129,7 +133,9 @@ class Synthesis:
             if not left.any():
                 break
         if left.any():
-            raise RuntimeError(f"{int(left.sum())} of {len(x)} rows of conditions break the rules {', '.join(map(str, table.rules))}")
+            raise RuntimeError(
+                f"{int(left.sum())} of {len(x)} rows of conditions break the rules {', '.join(map(str, table.rules))}"
+            )
         assert rows is not None
         rows.index = given.index
         return rows
@@ -173,7 +179,11 @@ class Synthesis:
             for name in drawn.columns:
                 gone = frame[name].isna().to_numpy()
                 if gone.any():
-                    values = drawn[name].to_numpy(dtype=object)[gone] if frame[name].dtype != drawn[name].dtype else drawn[name][gone].to_numpy()
+                    values = (
+                        drawn[name].to_numpy(dtype=object)[gone]
+                        if frame[name].dtype != drawn[name].dtype
+                        else drawn[name][gone].to_numpy()
+                    )
                     cells = out[name].copy()
                     cells.iloc[np.flatnonzero(gone)] = values
                     out[name] = cells
@@ -202,12 +212,16 @@ class Synthesis:
         for name in rows.columns:
             there = rows[name].notna().to_numpy()
             if there.any():
-                x[np.ix_(there, range(x.shape[1])[table.place(name)])] = table.codec.encode_cells(name, rows[name][there])
+                x[np.ix_(there, range(x.shape[1])[table.place(name)])] = table.codec.encode_cells(
+                    name, rows[name][there]
+                )
         place = table.place(column)
         units, known = list(range(x.shape[1])[place]), ~np.isnan(x)
         kind = table.codec.schema[column]
         if table.units[units[0]].classes:
-            shares = class_probabilities(self.flow_, torch.from_numpy(x).to(self.device), torch.from_numpy(known).to(self.device), units[0])
+            shares = class_probabilities(
+                self.flow_, torch.from_numpy(x).to(self.device), torch.from_numpy(known).to(self.device), units[0]
+            )
             return pd.DataFrame(shares.cpu().numpy(), columns=kind.categories, index=rows.index)
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
         drawn = self._fill(np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]

@@ -28,7 +28,9 @@ class WholeTable:
         self.codec, self.rules, self.names, self.array = codec, list(rules), list(names), array
 
     @classmethod
-    def learn(cls, frame: pd.DataFrame, overrides: Any, rules: Any, array: bool = False) -> "tuple[WholeTable, NDArray[np.bool_]]":
+    def learn(
+        cls, frame: pd.DataFrame, overrides: Any, rules: Any, array: bool = False
+    ) -> "tuple[WholeTable, NDArray[np.bool_]]":
         """What there is to know of a table, and which of its rows break no rule.
 
         Args:
@@ -42,7 +44,9 @@ class WholeTable:
         for rule in parsed:
             kept &= ~np.asarray(rule.broken(frame))
         if kept.sum() < 2:
-            raise ValueError(f"only {int(kept.sum())} of {len(frame)} rows keep the rules {', '.join(map(str, parsed))}")
+            raise ValueError(
+                f"only {int(kept.sum())} of {len(frame)} rows keep the rules {', '.join(map(str, parsed))}"
+            )
         rewritten = frame[kept]
         known: dict[Any, Any] = {}
         for rule in parsed:
@@ -64,7 +68,9 @@ class WholeTable:
             return X
         x = np.asarray(X)
         if x.ndim != 2 or x.shape[1] != len(self.names):
-            raise ValueError(f"X has shape {x.shape}, {len(self.names)} columns were fitted: {', '.join(map(str, self.names))}")
+            raise ValueError(
+                f"X has shape {x.shape}, {len(self.names)} columns were fitted: {', '.join(map(str, self.names))}"
+            )
         return pd.DataFrame(x, columns=self.names)
 
     def place(self, name: Any) -> slice:
@@ -92,7 +98,11 @@ class WholeTable:
     def decode_part(self, name: Any, block: NDArray[np.float64]) -> pd.Series:
         """Cells of one column from its units (n, units of the column), as numbers or times."""
         found = decode_column(self.codec.schema[name], self.units[self.place(name)], block)
-        return found if pd.api.types.is_datetime64_any_dtype(found.dtype) else found.astype("timedelta64[ns]" if self.codec.schema[name].kind == "timedelta" else float)
+        return (
+            found
+            if pd.api.types.is_datetime64_any_dtype(found.dtype)
+            else found.astype("timedelta64[ns]" if self.codec.schema[name].kind == "timedelta" else float)
+        )
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
         """The matrix (n, units) of rows that break no rule."""
@@ -135,12 +145,19 @@ class WholeTable:
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         names = [n if isinstance(n, str | int) else str(n) for n in self.names]
-        return {"schema": self.codec.to_json(), "rules": [rule.to_json() for rule in self.rules], "names": names, "array": self.array}
+        return {
+            "schema": self.codec.to_json(),
+            "rules": [rule.to_json() for rule in self.rules],
+            "names": names,
+            "array": self.array,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WholeTable":
         """The table that `to_json` wrote down."""
-        return cls(Codec.from_json(data["schema"]), [Rule.from_json(r) for r in data["rules"]], data["names"], data["array"])
+        return cls(
+            Codec.from_json(data["schema"]), [Rule.from_json(r) for r in data["rules"]], data["names"], data["array"]
+        )
 
 
 def combined(frame: pd.DataFrame, rewritten: pd.DataFrame, overrides: Any, known: dict[Any, Any]) -> dict[Any, Any]:
@@ -149,7 +166,9 @@ def combined(frame: pd.DataFrame, rewritten: pd.DataFrame, overrides: Any, known
     given = dict(overrides or {}) if said is None else {c.name: {"kind": c.kind} for c in said}
     strange = [name for name in given if name not in frame.columns]
     if strange:
-        raise ValueError(f"schema names columns {strange} that the table does not have; there are {list(frame.columns)}")
+        raise ValueError(
+            f"schema names columns {strange} that the table does not have; there are {list(frame.columns)}"
+        )
     return {name: value for name, value in (given | known).items() if name in rewritten.columns}
 
 

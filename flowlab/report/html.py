@@ -1,0 +1,437 @@
+"""The report: one HTML page, with everything in it, on what a model says about held-out rows and how good its synthetic rows are."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment
+from markupsafe import Markup
+
+import flowlab
+from flowlab.report import figures, panels
+from flowlab.report.columns import kind
+from flowlab.report.findings import BASELINE_ROWS, Findings, column_limits, findings, interval, verdict
+
+MOST_COLUMNS = 60  # that get a picture
+MOST_SYNTHETIC = 10_000  # rows drawn, unless told
+SCHEMA = ("kind", "dtype", "missing", "lower", "upper", "resolution", "cardinality", "reason")
+
+
+@dataclass
+class Table:
+    """A table of the page: texts and numbers, with a note below."""
+
+    head: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+
+@dataclass
+class Picture:
+    """A picture and what it shows."""
+
+    svg: Markup
+    caption: str = ""
+
+
+@dataclass
+class Section:
+    """A section of the page; `small` pictures stand in several columns."""
+
+    anchor: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    small: bool = False
+    code: str = ""
+
+
+def write_report(
+    model: Any,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    synthetic: pd.DataFrame | None = None,
+    n: int | None = None,
+    target: Any = None,
+    seed: int = 0,
+) -> Path:
+    """Write a report on a fitted model as one self-contained HTML file.
+
+    It holds the held-out log-likelihood against baselines, synthetic rows against real ones (columns, pairs, a classifier,
+    train-on-synthetic-test-on-real, missing cells, validity, privacy), tests of fit, the ensemble and the schema. Every metric stands beside
+    its noise floor, what real rows score against other real rows.
+
+    Args:
+        model: A fitted `FlowDensity`.
+        train: The rows that it was fitted to.
+        test: Rows that it has not seen; at least twenty. Without them no report can be honest.
+        path: The .html file.
+        synthetic: Rows that the model drew; drawn here if None.
+        n: How many to draw: as many as there are training rows if None, but at most 10,000.
+        target: The column that trees predict in train-on-synthetic-test-on-real; chosen if None.
+        seed: Decides the draw, and everything else that is random.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: A table has fewer than twenty rows, or lacks a column.
+    """
+    if synthetic is None:
+        synthetic = model.sample(min(len(train), MOST_SYNTHETIC) if n is None else n, random_state=seed)
+    found = findings(model, train, test, synthetic, seed, target)
+    facts = _facts(model, train, test, synthetic, seed)
+    headline, sentences = verdict(found.checks, found.floor_rows)
+    parts = [
+        _likelihood(found),
+        _columns(found),
+        _pairs(found),
+        _classifier(found),
+        _transfer(found),
+        _missing(found),
+        _validity(found),
+        _privacy(found),
+        _calibration(model.calibration_),
+        _members(model),
+        _training(model.history_),
+        _schema(model),
+        Section("summary", "The model in its own words", code=model.summary()),
+    ]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["shown"] = shown
+    environment.tests["figure"] = is_figure
+    template = environment.from_string(files("flowlab.report").joinpath("report.html").read_text(encoding="utf-8"))
+    page = template.render(
+        facts=facts,
+        headline=headline,
+        sentences=sentences,
+        checks=found.checks,
+        sections=[part for part in parts if part],
+    )
+    return _write(Path(path), page)
+
+
+def shown(cell: Any) -> str:
+    """A cell of a table as text: numbers with three digits after the point, or four significant ones where that says too little.
+
+    Example:
+        >>> shown(0.12345), shown(12345.678), shown(1e-5), shown(float("nan")), shown(7), shown(None)
+        ('0.123', '12,345.678', '1e-05', '–', '7', '–')
+    """
+    if cell is None or cell is pd.NaT or (isinstance(cell, float | np.floating) and np.isnan(cell)):
+        return "–"
+    if isinstance(cell, int | np.integer) and not isinstance(cell, bool):
+        return f"{cell:,}"
+    if isinstance(cell, float | np.floating):
+        number = float(cell)
+        return f"{number:.4g}" if number and not 1e-3 <= abs(number) < 1e7 else f"{number:,.3f}"
+    return str(cell)
+
+
+def is_figure(cell: Any) -> bool:
+    """Whether a cell is a number, or a text of numbers, and so stands to the right."""
+    return not isinstance(cell, str) or bool(re.fullmatch(r"–|[-+−]?[\d.,]+(e[-+]\d+)?( ?[%–±] ?[\d.,]*%?)?", cell))
+
+
+def _write(path: Path, page: str) -> Path:
+    """Beside its place first, then renamed: whoever looks finds the old page or the new one, whole."""
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".flowlab-") as folder:
+        temporary = Path(folder) / path.name
+        temporary.write_bytes(page.encode("utf-8", "replace"))
+        os.replace(temporary, path)
+    return path
+
+
+def _facts(
+    model: Any, train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, seed: int
+) -> list[tuple[str, str]]:
+    kinds = pd.Series([kind(train[name]) for name in train.columns]).value_counts()
+    several = {"number": "numbers", "category": "categories", "time": "times", "duration": "durations"}
+    missing = float(train.isna().to_numpy().mean())
+    return [
+        ("Model", f"{type(model).__name__}, {len(model.members_)} member{'s' * (len(model.members_) != 1)}"),
+        ("Columns", ", ".join(f"{n} {several[k] if n > 1 else k}" for k, n in kinds.items())),
+        ("Rows", f"{len(train):,} trained on, {len(test):,} held out, {len(synthetic):,} synthetic"),
+        ("Missing cells", f"{missing:.1%} of those trained on"),
+        ("Seed", str(seed)),
+        ("Written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by flowlab {flowlab.__version__}"),
+    ]
+
+
+def _likelihood(found: Findings) -> Section:
+    head = ["method", "nats per row", "model's gain", "model ahead", "impossible rows"]
+    rows: list[list[Any]] = []
+    for name, row in found.likelihood.iterrows():
+        own = name == "model"
+        gain = "" if own else f"{row['gain']:+.3f} ± {row['gain_error']:.3f}"
+        ahead = "" if own else f"{row['ahead']:.0%}"
+        rows.append([name, f"{row['mean']:.3f} ± {row['standard_error']:.3f}", gain, ahead, int(row["impossible"])])
+    joint = " “Gaussian” and “Gaussian mixture” are joint densities of the complete columns of numbers, with the other columns independent."
+    return Section(
+        "likelihood",
+        "Log-likelihood of held-out rows",
+        [
+            f"Mean log-likelihood of {len(found.test):,} rows that the model has not seen, in nats per row ± standard error: higher is better. "
+            "The gain is the mean of row-by-row differences, and so is known more precisely than either mean."
+        ],
+        [
+            Table(
+                head,
+                rows,
+                "Every method has the same reference measure. “independent columns” are smoothed distributions of each column by itself."
+                + (joint if len(rows) > 2 else "")
+                + f" Baselines learn from at most {BASELINE_ROWS:,} training rows. Rows of probability zero are left out of means.",
+            )
+        ],
+    )
+
+
+def _columns(found: Findings) -> Section:
+    distances = found.fidelity.distances
+    floor, limits = np.array([one.distances["distance"] for one in found.floor]), column_limits(found.floor)
+    order = np.argsort(-np.nan_to_num(distances["distance"].to_numpy() - floor.mean(axis=0)), kind="stable")
+    rows = []
+    for j in order:
+        row = distances.iloc[j]
+        rows.append(
+            [
+                distances.index[j],
+                row["measure"],
+                float(row["distance"]),
+                interval(floor[:, j].tolist()),
+                "beyond chance" if row["distance"] > limits[j] else "like real rows",
+            ]
+        )
+    pictures = [
+        Picture(
+            panels.svg(
+                panels.column_panel(found.columns[j]), f"column{j}", f"{found.columns[j].name}: real and synthetic"
+            ),
+            f"{distances.index[j]} · {distances['measure'].iloc[j]} {distances['distance'].iloc[j]:.3f} (real rows {floor[:, j].mean():.3f})",
+        )
+        for j in range(min(len(distances), MOST_COLUMNS))
+    ]
+    more = f" The first {MOST_COLUMNS} of {len(distances)} columns are drawn." if len(distances) > MOST_COLUMNS else ""
+    return Section(
+        "columns",
+        "Columns, one by one",
+        [
+            "Distance of each column's distribution from the real one: Kolmogorov-Smirnov (KS) of numbers and times, total variation (TV) of "
+            f"categories; lower is better, 0 is perfect. The noise floor is what {found.floor_rows:,} real rows score against as many others, in "
+            f"{len(found.floor)} tries. Blue is real, held-out; the red outline is synthetic. Histograms span 99 % of the real values.{more}"
+        ],
+        [
+            Table(
+                ["column", "measure", "distance", "noise floor", "reading"],
+                rows,
+                "Furthest from its noise floor first.",
+            )
+        ],
+        pictures,
+        small=True,
+    )
+
+
+def _pairs(found: Findings) -> Section | None:
+    own = found.fidelity
+    if len(own.distances) < 2:
+        return None
+    real, synthetic = own.dependence
+    maps = [
+        panels.heat_map(real, "real"),
+        panels.heat_map(synthetic, "synthetic"),
+        panels.heat_map(synthetic - real, "synthetic − real", -0.5, 0.5, "RdBu_r"),
+    ]
+    names = [str(name) for name in real.columns]
+    a, b = np.triu_indices(len(names), 1)
+    floor = np.mean([one.similarity.to_numpy() for one in found.floor], axis=0)
+    gap = floor - own.similarity.to_numpy()
+    worst = np.argsort(-gap[a, b], kind="stable")[:10]
+    rows: list[list[Any]] = [
+        [
+            f"{names[a[k]]} × {names[b[k]]}",
+            float(own.similarity.iloc[a[k], b[k]]),
+            float(floor[a[k], b[k]]),
+            float(real.iloc[a[k], b[k]]),
+            float(synthetic.iloc[a[k], b[k]]),
+        ]
+        for k in worst
+    ]
+    unnamed = "" if len(names) <= panels.NAMED else " Columns are in the order of the table."
+    return Section(
+        "pairs",
+        "Pairs of columns",
+        [
+            f"Joint tables of two columns overlap by {own.pairs:.3f} on average (1 − total variation; higher is better, 1 is perfect); those of real "
+            f"rows by {interval([one.pairs for one in found.floor])}. The maps show how strongly columns depend on one another: Cramér's V of numbers cut "
+            f"at their deciles, 0 for unrelated columns, 1 where one decides the other. The third map should be white.{unnamed}"
+        ],
+        [
+            Table(
+                ["pair", "overlap", "noise floor", "dependence, real", "dependence, synthetic"],
+                rows,
+                "The pairs whose overlap is furthest below that of real rows.",
+            )
+        ],
+        [Picture(panels.svg(figure, f"map{i}", figure.axes[0].get_title())) for i, figure in enumerate(maps)],
+        small=True,
+    )
+
+
+def _classifier(found: Findings) -> Section:
+    floor = [one.auc for one in found.floor]
+    return Section(
+        "classifier",
+        "Classifier two-sample test",
+        [
+            "Gradient-boosted trees try to tell synthetic rows from real ones that the model has not seen (ROC-AUC, five-fold cross-validated). Nearer to 0.5 "
+            "is better; 1 means that every synthetic row gives itself away. It is the hardest test here: it sees what columns do together."
+        ],
+        [
+            Table(
+                ["rows", "AUC"],
+                [["synthetic against real", found.fidelity.auc], ["real against real (noise floor)", interval(floor)]],
+            )
+        ],
+    )
+
+
+def _transfer(found: Findings) -> Section:
+    transfer = found.transfer
+    section = Section("transfer", "Train on synthetic, test on real")
+    if transfer is None:
+        section.text = ["There is no column to predict from others."]
+        return section
+    section.text = [
+        f"Gradient-boosted trees learn to predict “{transfer.target}” from the other columns, from synthetic or from real rows (as many), and are "
+        f"tested on real rows that neither has seen: {transfer.measure}; higher is better. A ratio of 1 means that synthetic rows teach as much."
+    ]
+    rows: list[list[Any]] = [
+        [f"{transfer.measure}, trained on real rows", transfer.real],
+        [f"{transfer.measure}, trained on synthetic rows", transfer.synthetic],
+        ["ratio", transfer.ratio],
+        ["ratio of two halves of the real rows (noise floor)", interval(found.transfer_floor)],
+    ]
+    section.tables = [Table(["", "score"], rows)]
+    return section
+
+
+def _missing(found: Findings) -> Section:
+    section = Section("missing", "Missing cells")
+    some = found.missing[(found.missing > 0).any(axis=1)]
+    if not len(some):
+        section.text = ["No cell is missing, neither in the real rows nor in the synthetic ones."]
+        return section
+    section.text = [
+        f"Total variation of which cells are missing together: {found.fidelity.patterns:.3f} (lower is better, 0 is perfect); between real rows "
+        f"{interval([one.patterns for one in found.floor])}. The shares of missing cells should be like those of the real rows, give or take two "
+        "standard errors."
+    ]
+    rows: list[list[Any]] = []
+    for name, real, synthetic in zip(some.index, some["real"], some["synthetic"]):
+        error = np.sqrt(real * (1 - real) * (1 / len(found.test) + 1 / len(found.synthetic)))
+        rows.append([name, f"{real:.2%}", f"{synthetic:.2%}", f"{error:.2%}"])
+    section.tables = [Table(["column", "missing, real", "missing, synthetic", "standard error"], rows)]
+    return section
+
+
+def _validity(found: Findings) -> Section:
+    own = found.fidelity.validity
+    floor = np.mean([one.validity["out_of_range"].to_numpy(dtype=float) for one in found.floor], axis=0)
+    rows: list[list[Any]] = []
+    for j, (name, row) in enumerate(own.iterrows()):
+        dtype = row["dtype_real"] if row["same_dtype"] else f"{row['dtype_real']} → {row['dtype_synthetic']}"
+        shares = [_share(row[key]) for key in ("unknown_categories", "fractions", "out_of_range")]
+        rows.append([name, *shares, _share(floor[j]), dtype])
+    return Section(
+        "validity",
+        "Cells that no real row has",
+        [
+            "Shares of synthetic cells that are categories unknown to the real rows, fractions where real values are whole, or beyond the real "
+            "extremes; lower is better. A few cells beyond the extremes are right: the noise floor says how many real rows have, beside others."
+        ],
+        [Table(["column", "unknown categories", "fractions", "beyond extremes", "noise floor", "type"], rows)],
+    )
+
+
+def _share(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2%}"
+
+
+def _privacy(found: Findings) -> Section:
+    p = found.privacy
+    rows: list[list[Any]] = [
+        ["rows equal to a training row", f"{p.copies:.2%}", f"{p.copies_held_out:.2%}", "like held-out rows"],
+        [
+            "nearer to training than to held-out rows",
+            f"{p.nearer_to_train:.3f} ± {p.standard_error:.3f}",
+            "0.5",
+            "0.5 or less",
+        ],
+        ["median distance to the nearest training row", p.distance, p.distance_held_out, "like held-out rows"],
+    ]
+    return Section(
+        "privacy",
+        "Privacy: are the rows new?",
+        [
+            "Were training rows remembered? Distances are Gower's, with ranks: 0 for equal rows, 1 for rows that differ in everything. Tables of few "
+            "values have copies by nature, hence the comparison with held-out rows. This is a measurement on these rows, no guarantee: the model "
+            "is not differentially private."
+        ],
+        [Table(["", "synthetic rows", "held-out rows (noise floor)", "expected"], rows)],
+    )
+
+
+def _calibration(tests: pd.DataFrame) -> Section:
+    section = Section("calibration", "Calibration")
+    if not len(tests):
+        section.text = ["There are no held-out rows of the model's own to test the fit with."]
+        return section
+    section.text = [
+        "Rows that were held out while fitting, turned into noise by the model: tests of whether that noise is what it should be. A p-value "
+        "below 0.01 means that the test sees a difference; of many tests, one in a hundred does so by chance."
+    ]
+    rows = [[name, float(row["statistic"]), float(row["p_value"])] for name, row in tests.iterrows()]
+    section.tables = [Table(["test", "statistic", "p-value"], rows)]
+    return section
+
+
+def _members(model: Any) -> Section:
+    members = model.members_
+    rows = [list(row) for row in members.itertuples(index=False)]
+    text = "The members of the mixture, with their log-likelihood on the model's own held-out rows (nats per row; higher is better) and their weight."
+    text += f" The mixture itself has {model.validation_score_:.3f}: a little hopeful, since those rows also chose when to stop, and the weights."
+    return Section("members", "Members of the ensemble", [text], [Table([str(name) for name in members.columns], rows)])
+
+
+def _training(history: pd.DataFrame) -> Section | None:
+    if not len(history):
+        return None
+    picture = Picture(panels.svg(figures.training_curve(history), "training", "training curve"))
+    return Section(
+        "training", "Training", ["The network with the largest weight; lower is better."], pictures=[picture]
+    )
+
+
+def _schema(model: Any) -> Section:
+    form: dict[str, Callable[[Any], Any]] = {
+        "missing": _share,
+        "resolution": lambda width: f"{width:g}" if width else None,
+        **dict.fromkeys(("lower", "upper"), lambda end: f"{end:g}" if isinstance(end, float) else end),
+    }
+    rows = [
+        [c.name, *(form.get(field, lambda value: value)(getattr(c, field)) for field in SCHEMA)] for c in model.schema_
+    ]
+    head = ["column", *("why" if name == "reason" else name for name in SCHEMA)]
+    return Section("schema", "How each column is treated", tables=[Table(head, rows)])

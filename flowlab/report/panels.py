@@ -1,0 +1,180 @@
+"""Pictures of the report: columns real against synthetic, heat maps, and figures as SVG that takes on the page's colours."""
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib import ticker
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from flowlab.report.columns import Array, Column
+from flowlab.report.figures import DATA, MODEL
+
+BARS = 8  # most frequent categories that get bars of their own
+DISTINCT = 12  # values up to which numbers get bars
+BINS = 36
+NAMED = 40  # columns up to which heat maps name them
+DAY = 86_400
+
+
+def svg(figure: Figure, name: str, title: str) -> Markup:
+    """A figure as SVG to stand in a page: black becomes the page's text colour, nothing refers to the outside.
+
+    Args:
+        figure: The figure.
+        name: Prefix of its ids, so that figures of one page do not get into each other's way.
+        title: What it shows, for those who cannot see it.
+    """
+    for patch in [figure.patch, *(axes.patch for axes in figure.axes)]:
+        patch.set_alpha(0)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        box = "tight" if figure.get_layout_engine() is None else None
+        figure.savefig(out, format="svg", bbox_inches=box, pad_inches=0.03, metadata=nothing)
+    text = out.getvalue()
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", lambda tag: _own(tag.group(), name), text)
+    label = Markup('<svg role="img" aria-label="{}"').format(title)
+    return Markup(text.replace("<svg", label, 1))  # matplotlib escapes what it writes
+
+
+def plain(text: Any, most: int = 24) -> str:
+    """A text from data as matplotlib should write it: in one line, not too long, without mathematics.
+
+    Example:
+        >>> plain("a\\nvery, very, very long name", most=12)
+        'a very, ver…'
+    """
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    line = line if len(line) <= most else line[: most - 1] + "…"
+    return line.replace("$", r"\$")
+
+
+def column_panel(column: Column) -> Figure:
+    """One column, real (filled) against synthetic (outlined): a histogram of numbers and times, bars of few values or categories.
+
+    Histograms span 99 % of the real values; shares are of the cells that are not missing, in bars of categories of all rows.
+    """
+    figure = Figure(figsize=(2.7, 1.8), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7, length=2)
+    real, synthetic = (x[np.isfinite(x)] for x in column.values)
+    if column.kind == "category":
+        _bars(axes, *_category_shares(column))
+    elif len(real) and column.kind == "number" and len(values := np.unique(real)) <= DISTINCT:
+        labels = [f"{value:g}" for value in values]
+        shares = [[float((x == value).mean()) if len(x) else 0.0 for value in values] for x in (real, synthetic)]
+        other = 1 - sum(shares[1])
+        if len(synthetic) and other > 1e-9:
+            labels, shares = [*labels, "other"], [[*shares[0], 0.0], [*shares[1], other]]
+        _bars(axes, labels, shares, upright=True)
+    elif len(real):
+        _histogram(axes, column.kind, real, synthetic)
+    else:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no values", ha="center", va="center", fontsize=8)
+    return figure
+
+
+def heat_map(values: pd.DataFrame, title: str, low: float = 0.0, high: float = 1.0, colors: str = "viridis") -> Figure:
+    """A matrix of columns against columns."""
+    count = len(values)
+    figure = Figure(figsize=(3.6, 3.4))
+    axes = figure.subplots()
+    picture = axes.imshow(values.to_numpy(dtype=float), vmin=low, vmax=high, cmap=colors, interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    if count <= NAMED:
+        names = [plain(name, 14) for name in values.columns]
+        size = 7 if count <= 16 else 4.5
+        axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(count), names, fontsize=size)
+    axes.tick_params(length=0, labelsize=None if count <= NAMED else 7)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03)
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _own(tag: str, name: str) -> str:
+    """A tag with ids of its own, the page's text colour for black, the page's width, and without name spaces, which HTML implies."""
+    if tag.startswith("<svg"):
+        tag = re.sub(r'\s(width|height|version)="[^"]*"', "", tag)
+    tag = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", tag).replace("#000000", "currentColor")
+    tag = tag.replace(DATA, "var(--real)").replace(MODEL, "var(--synthetic)")
+    return re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", tag)
+
+
+def _histogram(axes: Any, kind: str, real: Array, synthetic: Array) -> None:
+    if kind != "number":
+        real, synthetic = real / DAY, synthetic / DAY
+    low, high = np.quantile(real, [0.005, 0.995], method="inverted_cdf")
+    high = high if high > low else low + max(abs(low), 1.0) * 1e-6
+    step = _grid(real)
+    if step and high - low < 1000 * step:  # as many values of the grid in each bin
+        bin_width = step * max(np.ceil((high - low + step) / (BINS * step)), 1)
+        edges = np.arange(low - step / 2, high + bin_width + step / 4, bin_width)
+    else:
+        edges = np.linspace(low, high, BINS + 1)
+    heights = [np.histogram(x, edges)[0] / max(len(x), 1) for x in (real, synthetic)]
+    axes.stairs(heights[0], edges, fill=True, color=DATA, alpha=0.45)
+    axes.stairs(heights[1], edges, color=MODEL, linewidth=1.3)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0, 1.08 * max(h.max() for h in heights) or 1)
+    axes.set_yticks([])
+    axes.locator_params(axis="x", nbins=5) if kind != "time" else None
+    if kind == "time":
+        locator = AutoDateLocator(maxticks=5)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    elif kind == "duration":
+        axes.set_xlabel("days", fontsize=7)
+    axes.xaxis.get_offset_text().set_fontsize(7)
+
+
+def _grid(values: Array) -> float:
+    """The smallest difference of two values if all are whole multiples of it apart, else 0."""
+    distinct = np.unique(values)
+    step = float(np.diff(distinct).min()) if len(distinct) > 1 else 0.0
+    places = (distinct - distinct[0]) / (step or 1.0)
+    return step if step and np.abs(places - np.round(places)).max() < 1e-3 else 0.0
+
+
+def _bars(axes: Any, labels: list[str], shares: list[list[float]], upright: bool = False) -> None:
+    place: NDArray[np.float64] = np.arange(len(labels), dtype=float)
+    draw = axes.bar if upright else axes.barh
+    draw(place - 0.2, shares[0], 0.38, color=DATA, alpha=0.45)
+    draw(place + 0.2, shares[1], 0.38, edgecolor=MODEL, facecolor="none")
+    axis = axes.xaxis if upright else axes.yaxis
+    axis.set_ticks(place, labels)
+    (axes.yaxis if upright else axes.xaxis).set_major_locator(ticker.MaxNLocator(3))
+    (axes.yaxis if upright else axes.xaxis).set_major_formatter(ticker.PercentFormatter(1, decimals=0))
+    if not upright:
+        axes.invert_yaxis()
+
+
+def _category_shares(column: Column) -> tuple[list[str], list[list[float]]]:
+    """Labels and both tables' shares: the most frequent real categories, then all others together, then missing cells."""
+    counts = []
+    for values in column.values:
+        present = values[~np.isnan(values)].astype(int)
+        counts.append(np.bincount(present, minlength=len(column.levels)) / max(len(values), 1))
+    shown = np.argsort(-counts[0], kind="stable")[:BARS]
+    labels = [plain(column.levels[level], 14) for level in shown]
+    shares = [list(share[shown]) for share in counts]
+    absent = [float(np.isnan(values).mean()) if len(values) else 0.0 for values in column.values]
+    others = [float(share.sum()) - sum(some) for share, some in zip(counts, shares)]
+    for label, extra in ((f"{len(column.levels) - len(shown)} others", others), ("missing", absent)):
+        if max(extra) > 1e-9:
+            labels.append(label)
+            shares = [[*some, more] for some, more in zip(shares, extra)]
+    return labels, shares

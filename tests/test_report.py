@@ -1,0 +1,261 @@
+"""The HTML report: whole, self-contained, escaped, honest."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import flowlab
+from flowlab.report import html, likelihood, panels
+from flowlab.report.columns import align
+from flowlab.report.findings import FAIR, GOOD, POOR, Check, judge, verdict
+from flowlab.tables.whole import WholeTable
+
+NASTY = "<script>alert(1)</script>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def table(rows: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=rows)
+    frame = pd.DataFrame(
+        {
+            "x": x,
+            "$y_{1": 2 * x + rng.normal(size=rows),
+            NASTY: rng.choice(["<b>bold</b>", "a & b", "$\\frac$", "nul\x00"], rows),
+            "count": pd.array(rng.poisson(3, rows), dtype="Int64"),
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 365, rows), "D"),
+            "flag": x > 0,
+            "fixed": 1,
+        }
+    )
+    frame.loc[rng.random(rows) < 0.3, "count"] = None
+    return frame
+
+
+class Bootstrap:
+    """A model that draws training rows, and cells of a share of them anew: its density is made up."""
+
+    members_ = pd.DataFrame({"kind": ["mixed"], "score": [-9.0], "weight": [1.0], "seconds": [2.0]})
+    history_ = pd.DataFrame({"step": [0.0, 10.0, 20.0], "train": [3.0, 2.0, 1.0], "validation": [3.1, 2.2, 2.3]})
+    calibration_ = pd.DataFrame({"test": [f"column {NASTY}"], "statistic": [0.1], "p_value": [0.3]}).set_index("test")
+    validation_score_ = -9.0
+
+    def __init__(self, train: pd.DataFrame) -> None:
+        self.train, self.columns_ = train, None
+        self.table_ = WholeTable.learn(train, None, None)[0]
+        self.schema_ = self.table_.codec.schema
+
+    def score_samples(self, rows: pd.DataFrame) -> np.ndarray:
+        return stats.norm.logpdf(rows.iloc[:, 0].to_numpy(dtype=float))
+
+    def sample(self, n: int, random_state: int | None = None) -> pd.DataFrame:
+        rng = np.random.default_rng(random_state)
+        rows = rng.integers(0, len(self.train), n)
+        anew = {name: np.where(rng.random(n) < 0.2, rng.integers(0, len(self.train), n), rows) for name in self.train}
+        return pd.DataFrame({name: self.train[name].iloc[index].reset_index(drop=True) for name, index in anew.items()})
+
+    def summary(self) -> str:
+        return f"a bootstrap of {NASTY}"
+
+
+class Page(HTMLParser):
+    """Tags, ids and links of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "br", "link", "img"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "xlink:href"):
+                self.links.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    train = table(300, 0)
+    return html.write_report(Bootstrap(train), train, table(120, 1), folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def test_page_is_whole_and_self_contained(path: Path, text: str):
+    page = Page(text)
+    assert not page.open
+    assert "http" not in text
+    assert not {"script", "link", "iframe", "object", "img", "base"} & set(page.tags)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # nothing is left of the temporary file
+
+
+def test_links_lead_somewhere_and_ids_are_unique(text: str):
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    anchors = {link[1:] for link in page.links if link.startswith("#")}
+    assert anchors <= set(page.ids)
+    sections = [
+        "likelihood",
+        "columns",
+        "pairs",
+        "classifier",
+        "transfer",
+        "missing",
+        "validity",
+        "privacy",
+        "calibration",
+        "members",
+        "training",
+        "schema",
+    ]
+    assert set(sections) <= anchors
+
+
+def test_pictures_are_there(text: str):
+    page = Page(text)
+    assert page.tags.count("svg") == 7 + 3 + 1  # columns, maps, training
+    assert page.tags.count("figure") == 11
+    assert text.count('role="img"') == 11
+
+
+def test_names_from_data_are_text(text: str):
+    assert "<script" not in text
+    assert "<b>bold" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\x00" not in text
+
+
+def test_every_check_says_which_way_is_better_and_shows_its_floor(text: str):
+    overview = text[text.index('id="overview"') : text.index("<nav>")]
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", overview)
+    assert len(rows) >= 11
+    for row in rows:
+        assert all(cell.strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", row))
+
+
+def test_copies_are_no_secret(text: str):
+    assert "Training rows were remembered." in text
+
+
+def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(html.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        html._write(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_too_few_rows(tmp_path: Path):
+    train = table(60, 0)
+    with pytest.raises(ValueError, match="test has 5"):
+        html.write_report(Bootstrap(train), train, table(5, 1), tmp_path / "report.html")
+
+
+def test_report_of_a_fitted_density(tmp_path: Path):
+    rows = flowlab.datasets.load("wine").iloc[:400, [0, 7, 10]]
+    train, test = rows[:300], rows[300:]
+    model = flowlab.FlowDensity(members=["mixture"], random_state=0).fit(train)
+    page = html.write_report(model, train, test, tmp_path / "wine.html", n=150).read_text(encoding="utf-8")
+    assert "Gaussian mixture" in page
+    assert "150 synthetic" in page
+
+
+def test_judgement_is_never_better_than_the_numbers():
+    assert judge(0.04, [0.03, 0.04, 0.05], 0.1) == GOOD
+    assert judge(0.09, [0.03, 0.04, 0.05], 0.1) == FAIR
+    assert judge(0.2, [0.03, 0.04, 0.05], 0.1) == POOR
+
+    def headline(*statuses: str) -> str:
+        checks = [Check(f"Test {s}", "columns", "", "", "", s, "") for s in statuses]
+        return verdict(checks, 100)[0]
+
+    assert headline(GOOD, GOOD).startswith("No test here tells")
+    assert headline(GOOD, FAIR).startswith("The synthetic rows are close")
+    assert headline(GOOD, FAIR, POOR).startswith("The synthetic rows differ")
+    remembered = Check("Copies", "privacy", "", "", "", POOR, "")
+    assert verdict([remembered], 100)[0].endswith("Training rows were remembered.")
+
+
+def test_baselines_have_the_probabilities_of_a_grid():
+    """Summed over all values of a column on a grid, a baseline's probabilities give one."""
+    rng = np.random.default_rng(0)
+    train = pd.DataFrame({"a": rng.poisson(20.0, 500), "b": rng.choice(["x", "y"], 500)})
+    model = Bootstrap(train)
+    for level, share in (("x", 0.5), ("y", 0.5)):
+        test = pd.DataFrame({"a": np.arange(-30, 90), "b": level})
+        for name, found in likelihood.log_likelihoods(model, train, test).items():
+            if name != "model":
+                assert np.exp(found).sum() == pytest.approx(share, abs=0.06), name
+
+
+def test_comparison_is_paired_and_counts_the_impossible():
+    found = likelihood.comparison({"model": np.array([1.0, 2.0, -np.inf]), "other": np.array([0.0, 1.0, 5.0])})
+    assert found.loc["other", ["gain", "gain_error", "ahead"]].tolist() == [1.0, 0.0, 1.0]
+    assert found.loc["model", "impossible"] == 1
+
+
+def test_panels_of_any_column():
+    frames = table(100, 0), table(80, 1)
+    for j, column in enumerate(align(*frames)):
+        picture = panels.svg(panels.column_panel(column), f"c{j}", str(column.name))
+        assert "<svg role=" in picture
+        assert "#000000" not in picture
+    empty = align(pd.DataFrame({"a": [np.nan, np.nan]}), pd.DataFrame({"a": [1.0, 2.0]}))[0]
+    assert "no values" in panels.svg(panels.column_panel(empty), "empty", "a")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_in_a_browser(path: Path, tmp_path: Path, width: int):
+    """No errors on the console, no sideways scrolling, also on a phone."""
+    frame = tmp_path / "frame.html"
+    script = (
+        "const page = document.querySelector('iframe').contentDocument.documentElement;"
+        "document.title = [page.scrollWidth, page.querySelectorAll('svg').length, page.querySelectorAll('script').length].join(' ')"
+    )
+    frame.write_text(
+        f"<title>none</title><iframe src='{path.as_uri()}' style='width:{width}px;height:900px;border:0'"
+        f' onload="{script}"></iframe>'
+    )
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)
+    assert found, done.stdout[:300]
+    assert int(found[1]) <= width
+    assert (int(found[2]), int(found[3])) == (11, 0)
