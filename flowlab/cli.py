@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,9 +31,20 @@ def fit(
     columns: Annotated[
         str | None, typer.Option(help="Columns to model, separated by commas; all when left out.", show_default=False)
     ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="What the columns are: a file from `flowlab schema`.", show_default=False)
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help='A rule between columns, "low <= high", "total = a * b"; repeatable.', show_default=False),
+    ] = None,
     effort: Annotated[str, typer.Option(help="fast (seconds), default (minutes at most), or best.")] = "default",
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds that fitting may take, about.", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a report (.html) too: a fifth of the rows is held out for it.", show_default=False),
     ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -42,23 +53,49 @@ def fit(
     """Fit the density of a table's rows, and save the model."""
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.io import read_table
+    from flowlab.tables.schema import Schema
 
     _check_folder(output)
+    if report is not None:
+        _check_folder(report)
     frame = read_table(table)
     if columns is not None:
         wanted = [name.strip() for name in columns.split(",")]
         frame = _select(frame, wanted, f"{table}, asked for by --columns")
-    else:
-        other = [str(name) for name in frame.columns if name not in frame.select_dtypes("number").columns]
-        if other:
-            numeric = ",".join(str(name) for name in frame.select_dtypes("number").columns)
-            raise ValueError(
-                f'{table} has columns that are not numeric ({", ".join(other)}): leave them out by --columns "{numeric}"'
-            )
-    model = FlowDensity(effort=effort, time_limit=time_limit, random_state=seed, progress=not quiet).fit(frame)
+    given = None if schema is None else Schema.load(schema)
+    if report is not None:
+        frame = frame.sample(frac=1, random_state=seed)
+    held = round(len(frame) / 5) if report is not None else 0
+    model = FlowDensity(
+        effort=effort, time_limit=time_limit, schema=given, rules=rule, random_state=seed, progress=not quiet
+    ).fit(frame.iloc[held:])
     model.save(output)
     if not quiet:
-        console.print(escape(model.summary()))
+        console.print(escape(model.summary()), soft_wrap=True)
+        console.print(f"written: {output}", highlight=False)
+    if report is not None:
+        model.report(frame.iloc[held:], frame.iloc[:held], report, random_state=seed)
+        if not quiet:
+            console.print(f"written: {report}", highlight=False)
+
+
+@app.command()
+def schema(
+    table: Input,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write it (.json), to be edited.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show what the columns of a table are taken for, and why."""
+    from flowlab.tables.io import read_table
+    from flowlab.tables.schema import Schema
+
+    found = Schema.infer(read_table(table))
+    console.print(escape(repr(found)), soft_wrap=True, highlight=False)
+    if output is not None:
+        _check_folder(output)
+        found.save(output)
         console.print(f"written: {output}", highlight=False)
 
 
@@ -83,6 +120,10 @@ def sample(
     model: Model,
     output: Output,
     rows: Annotated[int, typer.Option("-n", "--rows", help="Number of rows.", min=1)] = 1000,
+    given: Annotated[
+        str | None,
+        typer.Option(help='Conditions: "cut=Ideal,carat=1.0:1.5,color=D|E".', show_default=False),
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -91,9 +132,59 @@ def sample(
     from flowlab.tables.io import write_table
 
     _check_folder(output)
-    write_table(_load(model).sample(rows, random_state=seed), output)
+    fitted = _load(model)
+    conditions = None if given is None else _conditions(given, fitted)
+    drawn = fitted.sample(rows, random_state=seed, given=conditions)
+    write_table(drawn, output)
     if not quiet:
-        console.print(f"{rows:,} rows written: {output}")
+        kept = f", {drawn.attrs['acceptance']:.0%} of draws kept" if conditions else ""
+        console.print(f"{rows:,} rows written: {output}{kept}")
+
+
+@app.command()
+def impute(
+    model: Model, table: Input, output: Output, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False
+) -> None:
+    """Fill missing cells with draws from what the other cells of their rows say; the other cells stay as they are."""
+    from flowlab.tables.io import read_table, write_table
+
+    _check_folder(output)
+    fitted = _load(model)
+    frame = _select(read_table(table), fitted._names(), str(table))
+    write_table(fitted.impute(frame, random_state=seed), output)
+    if not quiet:
+        console.print(f"{int(frame.isna().to_numpy().sum()):,} cells of {len(frame):,} rows filled; written: {output}")
+
+
+@app.command()
+def report(
+    model: Model,
+    table: Input,
+    output: Output,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    train: Annotated[
+        Path | None, typer.Option(help="The table that the model was fitted to.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a page (.html) that says how good a model is on rows that it has not seen.
+
+    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them.
+    """
+    from flowlab.tables.io import read_table
+
+    _check_folder(output)
+    fitted = _load(model)
+    test = _select(read_table(table), fitted._names(), str(table))
+    if train is not None:
+        shown = _select(read_table(train), fitted._names(), str(train))
+    else:
+        test = test.sample(frac=1, random_state=seed)
+        shown, test = test.iloc[: len(test) // 2], test.iloc[len(test) // 2 :]
+    fitted.report(shown, test, output, random_state=seed)
+    if not quiet:
+        console.print(f"written: {output}", highlight=False)
 
 
 @app.command()
@@ -115,6 +206,37 @@ def demo(
     from flowlab.demo import run
 
     run(output, seed, console)
+
+
+def _conditions(text: str, model):  # type: ignore[no-untyped-def]
+    """What `sample(given=)` takes, from "cut=Ideal,carat=1.0:1.5,color=D|E"."""
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, wish = (piece.strip() for piece in part.partition("="))
+        if not equals or not name:
+            raise ValueError(
+                f'--given wants column=value, column=low:high or column=a|b, separated by commas, not "{part}"'
+            )
+        kind = model.schema_[name].kind if name in model.schema_ else ""
+        if kind in ("continuous", "integer") and ":" in wish:
+            found[name] = tuple(_value(end, kind, name) if end.strip() else None for end in wish.split(":", 1))
+        elif "|" in wish:
+            found[name] = [_value(choice, kind, name) for choice in wish.split("|")]
+        else:
+            found[name] = None if wish == "" else _value(wish, kind, name)
+    return found
+
+
+def _value(text: str, kind: str, name: str):  # type: ignore[no-untyped-def]
+    text = text.strip()
+    if kind == "boolean" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind in ("continuous", "integer"):
+        try:
+            return float(text) if kind == "continuous" or not text.lstrip("+-").isdigit() else int(text)
+        except ValueError:
+            raise ValueError(f"--given: column {name} holds numbers, and {text!r} is none") from None
+    return text
 
 
 def _load(path: Path):  # type: ignore[no-untyped-def]  # FlowDensity would import scikit-learn for the annotation

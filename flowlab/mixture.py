@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowlab.flow import Flow, FlowDistribution
+from flowlab.flow import FlowDistribution
 
 
 class FlowMixture(nn.Module):
     """The distribution that draws from one of several flows, each with its weight; its methods are those of a `Flow`.
 
     Args:
-        flows: The members, of equal features, context and floating-point type.
+        flows: The members, each a `Flow` or with its methods, of equal features, context and floating-point type.
         weights: Non-negative weight of each member; they are divided by their sum. Equal when None.
 
     Raises:
@@ -30,7 +31,7 @@ class FlowMixture(nn.Module):
 
     log_weights: Tensor
 
-    def __init__(self, flows: Sequence[Flow], weights: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(self, flows: Sequence[Any], weights: Sequence[float] | Tensor | None = None) -> None:
         super().__init__()
         self.flows = nn.ModuleList(flows)
         if not flows:
@@ -48,8 +49,8 @@ class FlowMixture(nn.Module):
             )
         self.register_buffer("log_weights", (torch.tensor(shares, dtype=torch.float64) / sum(shares)).log())
 
-    def __iter__(self) -> Iterator[Flow]:
-        return iter(self.flows)  # type: ignore[arg-type]
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.flows)
 
     @property
     def weights(self) -> Tensor:

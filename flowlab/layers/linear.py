@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from flowlab.layers.layer import Layer, zero_log_det
+from flowlab.layers.layer import Layer, flat, zero_log_det
 from flowlab.layers.scalar.affine import Affine
 from flowlab.networks import ContextParameters
 
@@ -86,7 +86,8 @@ class LULinear(Layer):
 def solve_rows(triangular: Tensor, rows: Tensor, upper: bool) -> Tensor:
     """The z with `triangular @ z = row` for every row."""
     # Rows from the left: z Tᵀ = row, and Tᵀ has the other triangle.
-    return torch.linalg.solve_triangular(triangular.T, rows.unsqueeze(-2), upper=not upper, left=False).squeeze(-2)
+    flat_rows = flat(rows)  # one solve for all: a batch of solves would copy the matrix for every row
+    return torch.linalg.solve_triangular(triangular.T, flat_rows, upper=not upper, left=False).view(rows.shape)
 
 
 class Householder(Layer):

@@ -23,9 +23,10 @@ from flowlab.training import fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
-AFFINE = {"steps": 600, "draws": 128, "learning_rate": 2e-2}
+AFFINE = {"steps": 200, "draws": 128, "learning_rate": 2e-2}
 LOOK = 4_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95
+ROUNDS = (0.25, 0.5, 1.0)  # of `steps`: the flow is looked at after each, and trained on only where it is not good yet
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
 
@@ -127,10 +128,13 @@ def fit_posterior(
             for i, member in enumerate(q if isinstance(q, FlowMixture) else [q])
         ]
         q = FlowMixture(grown, q.weights) if isinstance(q, FlowMixture) else grown[0]
-        train(q, "flow", steps=steps, draws=draws, learning_rate=learning_rate)
+        for share in ROUNDS:
+            train(q, "flow", steps=max(round(share * steps), 1), draws=draws, learning_rate=learning_rate)
+            if isinstance(q, FlowMixture):
+                q, _ = _combined(list(q), target, generator)
+            if _is_good(q, target, generator):
+                break
         q = q.double()
-        if isinstance(q, FlowMixture):
-            q, _ = _combined(list(q), target, generator)
     _check_finite(q, target, generator)
     return FlowPosterior(
         q.eval(), space, target, restart_gap=gap, evaluations=target.evaluations, history=history

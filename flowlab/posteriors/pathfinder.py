@@ -156,7 +156,8 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[G
         here, slope = x[alive], gradient[alive]
         scale_tril, width[alive] = _curvature(target, here, width[alive])
         draws = here.unsqueeze(1) + noise @ scale_tril.mT
-        bounds = target(draws).mean(1) + scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + d * (0.5 + LOG_SQRT_2PI)
+        log_g = -noise.square().sum(-1) / 2 - scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        bounds = (target(draws) - log_g).mean(1) + d * LOG_SQRT_2PI
         for j, i in enumerate(alive.tolist()):
             known = best[i]
             if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known.elbo):

@@ -106,7 +106,7 @@ def draw(
     Raises:
         ConditionError: A condition has (nearly) no probability; the message says which.
     """
-    flows: list[MixedFlow] = list(mixture)  # type: ignore[arg-type]
+    flows: list[MixedFlow] = list(mixture)
     device = mixture.log_weights.device
     x = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=device)
     known = torch.zeros_like(x, dtype=torch.bool)
@@ -207,7 +207,7 @@ def fill(
     for k, flow in enumerate(mixture):
         rows = which == k
         if bool(rows.any()):
-            out[rows] = flow.fill(x[rows], known[rows], missing, generator, units)  # type: ignore[operator]
+            out[rows] = flow.fill(x[rows], known[rows], missing, generator, units)
     return out
 
 
@@ -216,7 +216,7 @@ def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, unit: in
     """The probability of each class of a unit (n, classes), not missing, given the known cells of rows (n, units)."""
     total = torch.zeros(())
     for flow, share in zip(mixture, member_shares(mixture, x, known), strict=True):
-        found: MixedFlow = flow  # type: ignore[assignment]
+        found: MixedFlow = flow
         probability = found.conditional(unit, found.seen_fields(x, known), known.T).exp()[: found.classes[unit]]
         total = total + share.unsqueeze(-1) * (probability / probability.sum(0)).T
     return total
@@ -228,7 +228,7 @@ def member_shares(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
     Raises:
         ConditionError: The known cells of a row cannot occur together.
     """
-    log_p = torch.stack([flow.log_prob(x, known=known) for flow in mixture])  # type: ignore[call-arg]
+    log_p = torch.stack([flow.log_prob(x, known=known) for flow in mixture])
     log_p = log_p + mixture.log_weights.unsqueeze(-1)
     impossible = ~torch.isfinite(log_p.logsumexp(0))
     if bool(impossible.any()):

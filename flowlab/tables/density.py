@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         >>> model.score_samples(x).shape, model.sample(5, random_state=1).shape
         ((300,), (5, 2))
     """
+
+    table_: WholeTable | None
+    columns_: Any  # a `Columns` where the columns are complete numbers
+    schema_: Schema
+    flow_: FlowMixture | None
 
     def __init__(
         self,
@@ -169,16 +175,17 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             self._rows_kept = np.ones(len(x), dtype=bool)
             names = [c.name for c in self.columns_.columns if c.modelled]
             return self.columns_.encode(x, rng), None, names
-        array = not isinstance(X, pd.DataFrame)
-        if array:
-            x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
-            X = pd.DataFrame(x, columns=[f"x{j}" for j in range(x.shape[1])])
+        if isinstance(X, pd.DataFrame):
+            frame = X
+            _check_feature_names(self, frame, reset=True)
         else:
-            _check_feature_names(self, X, reset=True)
-        self.n_features_in_ = X.shape[1]
-        self.table_, self._rows_kept = WholeTable.learn(X, self.schema, self.rules, array)
+            x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+            frame = pd.DataFrame(x, columns=[f"x{j}" for j in range(x.shape[1])])
+        self.n_features_in_ = frame.shape[1]
+        self.table_, self._rows_kept = WholeTable.learn(frame, self.schema, self.rules, frame is not X)
         self.schema_ = self.table_.codec.schema
-        return self.table_.encode(X[self._rows_kept]), self.table_.units, [unit.name for unit in self.table_.units]
+        names = [unit.name for unit in self.table_.units]
+        return self.table_.encode(frame[self._rows_kept]), self.table_.units, names
 
     def _encoded(
         self, X: ArrayLike, rng: np.random.Generator | None = None
@@ -216,7 +223,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         if self.table_ is None or missing == "outcome":
             return self.flow_.log_prob(rows)
         known = ~torch.isnan(rows)
-        log_p = torch.stack([flow.log_prob(rows, known=known) for flow in self.flow_])  # type: ignore[call-arg]
+        log_p = torch.stack([flow.log_prob(rows, known=known) for flow in self.flow_])
         return (log_p + self.flow_.log_weights.unsqueeze(-1)).logsumexp(0)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
@@ -278,6 +285,35 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         else:
             lines += ["columns:"] + [f"  {c.name}: {c.kind} ({c.reason})" for c in self.columns_.columns]
         return "\n".join(lines)
+
+    def report(
+        self,
+        train: pd.DataFrame,
+        test: pd.DataFrame,
+        path: str | os.PathLike[str],
+        *,
+        target: Any = None,
+        random_state: int = 0,
+    ) -> Path:
+        """Write a page that says how good the model and its rows are: one HTML file that needs nothing else.
+
+        Held-out log-likelihood against baselines, columns and pairs of columns real and synthetic, a classifier that tries to tell them apart, what can be learnt
+        from synthetic rows, missing cells, privacy, calibration. Every number stands beside what real rows would reach.
+
+        Args:
+            train: The rows that the model was fitted to.
+            test: Rows that it has not seen; all of this is as honest as they are unseen.
+            path: Where to write, an .html file.
+            target: Column that models trained on synthetic rows shall predict; chosen when None.
+            random_state: Seed of the synthetic rows.
+        """
+        from flowlab.report.html import write_report
+
+        check_is_fitted(self)
+        return write_report(self, train, test, path, target=target, seed=random_state)
+
+    def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
+        return super()._names(frame) if self.table_ is None else [str(name) for name in self.table_.names]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to one file; `flowlab.load` or `FlowDensity.load` reads it. A `random_state` that is no int is not kept."""

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from flowlab.mixture import FlowMixture
 from flowlab.tables.conditions import class_probabilities, draw, fill, read_conditions
 from flowlab.tables.frame import seed_from
 from flowlab.tables.whole import WholeTable
@@ -69,12 +70,18 @@ class Synthesis:
         conditions = read_conditions(table, given)
 
         def propose(n: int) -> tuple[NDArray[np.float64], float]:
-            matrix, acceptance = draw(self.flow_, conditions, n, generator)
+            matrix, acceptance = draw(self._mixture, conditions, n, generator)
             return matrix.cpu().numpy(), len(matrix) / acceptance
 
         rows, acceptance = self._keep(count, propose, given)
         rows.attrs["acceptance"] = acceptance
         return rows
+
+    @property
+    def _mixture(self: "FlowDensity") -> FlowMixture:  # type: ignore[misc]
+        if self.flow_ is None:
+            raise ValueError("every column is constant: there is nothing to draw")
+        return self.flow_
 
     def _draw(self: "FlowDensity", count: int, generator: torch.Generator) -> NDArray[np.float64]:  # type: ignore[misc]
         if self.flow_ is None:
@@ -149,7 +156,7 @@ class Synthesis:
         units: Sequence[int] | None = None,
     ) -> NDArray[np.float64]:
         parts = [
-            fill(self.flow_, rows.to(self.device), which.to(self.device), missing, generator, units)
+            fill(self._mixture, rows.to(self.device), which.to(self.device), missing, generator, units)
             for rows, which in zip(torch.from_numpy(x).split(BLOCK), torch.from_numpy(known).split(BLOCK), strict=True)
         ]
         return torch.cat(parts).cpu().numpy()
@@ -220,7 +227,7 @@ class Synthesis:
         kind = table.codec.schema[column]
         if table.units[units[0]].classes:
             shares = class_probabilities(
-                self.flow_, torch.from_numpy(x).to(self.device), torch.from_numpy(known).to(self.device), units[0]
+                self._mixture, torch.from_numpy(x).to(self.device), torch.from_numpy(known).to(self.device), units[0]
             )
             return pd.DataFrame(shares.cpu().numpy(), columns=kind.categories, index=rows.index)
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
