@@ -17,19 +17,28 @@ from flowlab.training import History, TrainingError, fit
 
 if TYPE_CHECKING:
     from flowlab import datasets
+    from flowlab.tables.conditions import ConditionError
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.members import Member
+    from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate
+    from flowlab.tables.schema import Schema
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NLL",
+    "ConditionError",
     "ConvergenceError",
+    "Derived",
+    "FixedCombinations",
     "Flow",
     "FlowDensity",
     "FlowMixture",
     "History",
+    "LessThan",
     "Member",
+    "Predicate",
+    "Schema",
     "TrainingError",
     "bases",
     "check_flow",
@@ -43,18 +52,22 @@ __all__ = [
 ]
 
 
+# What needs pandas and scikit-learn is imported only when it is asked for.
+_LAZY = {
+    "FlowDensity": "flowlab.tables.density",
+    "Member": "flowlab.tables.members",
+    "Schema": "flowlab.tables.schema",
+    **dict.fromkeys(("Derived", "FixedCombinations", "LessThan", "Predicate"), "flowlab.tables.rules"),
+    "ConditionError": "flowlab.tables.conditions",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import what needs pandas and scikit-learn only when it is asked for."""
-    if name == "FlowDensity":
-        from flowlab.tables.density import FlowDensity
+    import importlib
 
-        return FlowDensity
-    if name == "Member":
-        from flowlab.tables.members import Member
-
-        return Member
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     if name == "datasets":
-        import importlib
-
         return importlib.import_module("flowlab.datasets")
     raise AttributeError(f"module 'flowlab' has no attribute {name!r}")

@@ -104,6 +104,9 @@ def fit_posterior(
 
     def affine(at: pathfinder.Gaussian) -> Flow:
         """The Gaussian that an affine map trained from this one ends at."""
+        start = _whitened([], at.mean, at.scale_tril)
+        if _is_good(start, target, generator):
+            return start
         trained = _whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
         train(trained, "affine", **AFFINE)
         return _merged(trained)
@@ -211,10 +214,7 @@ def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Genera
     bad = ~torch.isfinite(log_w)
     share = float(bad.double().mean())
     if share > WORST_SHARE:
-        value, _ = target.space.constrain(z[bad][:3].to(target.dtype))
-        with torch.no_grad():
-            shown = target.function(value)
         raise PosteriorError(
-            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}; at {value} it is {shown.tolist()}. "
+            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}; {target.shown(z[bad][:3])}. "
             "Where a parameter is bounded, say so in supports=…; where a computation overflows, rewrite it in logarithms"
         )

@@ -65,12 +65,9 @@ def finite_starts(target: Target, count: int, spread: float, generator: torch.Ge
             return torch.stack(found[:count])
     if found:
         return torch.stack(found)
-    with torch.no_grad():
-        value, _ = target.space.constrain(tries[:1].to(target.dtype))
-        shown = target.function(value)
     raise PosteriorError(
-        f"log_prob is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: at {value} it "
-        f"is {shown.tolist()}. Check the model there, declare supports=…, or shift and scale the parameters"
+        f"log_prob is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: "
+        f"{target.shown(tries[:1])}. Check the model there, declare supports=…, or shift and scale the parameters"
     )
 
 

@@ -1,12 +1,14 @@
 """`Target`: somebody's log-density, evaluated with care."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributions import Distribution
 
 from flowlab.flow import CHUNK
 from flowlab.posteriors.space import Space, Value
@@ -18,10 +20,22 @@ class PosteriorError(ArithmeticError):
     """A posterior could not be fitted, or what was asked of it cannot be trusted; the message says why, and what to do."""
 
 
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Inside the block torch's distributions take what they are given: a scale that has become zero gives NaN, not an error."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 class Target:
     """The unnormalised log-posterior as a function of the unconstrained vector, with the log-determinant of getting to the user's space.
 
-    A value or a gradient that is not finite counts as log-density −inf with gradient zero.
+    A value or a gradient that is not finite counts as log-density −inf with gradient zero. torch's distributions are not validated
+    meanwhile, since optimisers look at extreme points; `check` comes first, and there they are.
 
     Args:
         log_prob: The user's function: a batch (n, features), or a dict of named batches (n, *shape), to (n,) nats.
@@ -51,6 +65,12 @@ class Target:
         """Log-density (n,) and its gradient (n, features) at z (n, features)."""
         parts = [self._value_and_gradient(chunk) for chunk in z.detach().split(CHUNK)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def shown(self, z: Tensor) -> str:
+        """What the user's function says at z (n, features), for messages."""
+        with torch.no_grad(), unvalidated():
+            value, _ = self.space.constrain(z.to(self.dtype))
+            return f"at {value} it is {self.function(value).tolist()}"
 
     def check(self, z: Tensor) -> None:
         """Evaluate the user's function at z (n, features), and say plainly what is wrong with what it returns.
@@ -89,14 +109,14 @@ class Target:
             raise
 
     def _values(self, z: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), unvalidated():
             value, log_det = self.space.constrain(z.to(self.dtype))
             found = self._ask(value).to(self.dtype) + log_det
             self.evaluations += len(z)
             return torch.where(torch.isfinite(found), found, -math.inf).to(z.dtype)
 
     def _value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), unvalidated():
             free = z.detach().to(self.dtype).requires_grad_()
             value, log_det = self.space.constrain(free)
             found = self._ask(value).to(self.dtype) + log_det

@@ -128,7 +128,7 @@ class ConditionalNetworks(nn.Module):
         return self._log_prob(cells, self.visible(rank).movedim(0, -1))
 
     def _fields(self, cells: Tensor) -> Tensor:
-        return cells.T.reshape(FIELDS, len(self.columns), -1)
+        return cells.T.reshape(FIELDS, len(self.columns), len(cells))
 
     def inputs(self, fields: Tensor) -> Tensor:
         """What networks see of all units (inputs, n)."""
@@ -140,7 +140,7 @@ class ConditionalNetworks(nn.Module):
         if self.classes:
             offsets = fields.new_tensor([self.offsets[j] for j in self.classes]).unsqueeze(-1)
             index = (fields[CODE, self.classes].clamp(min=0) + offsets).long()
-            parts.append(self.embedding[index.T].reshape(n, -1).T)
+            parts.append(self.embedding[index.T].flatten(1).T)
         return torch.cat(parts)
 
     def hidden_of(self, inputs: Tensor, visible: Tensor, units: slice | list[int] = slice(None)) -> Tensor:
@@ -304,7 +304,7 @@ class MixedFlow(nn.Module):
 
         Cells that are not `known` (of x's shape), or NaN in a column that cannot be missing, are left out: what remains is the density of the others.
         """
-        rows = x.reshape(-1, self.features).double()
+        rows = x.reshape(x.shape[:-1].numel(), self.features).double()
         cells = self.cells(rows, None if known is None else known.reshape(rows.shape))
         dtype = self.network.first.dtype
         chunks = [self.network.log_prob(chunk.to(dtype)).double() for chunk in cells.split(2048)]
