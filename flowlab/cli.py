@@ -202,7 +202,7 @@ def demo(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Fit real tables, compare with a Gaussian, a mixture and KDE on held-out rows, and draw pictures (about two minutes)."""
+    """Fit real tables, compare with a Gaussian, a mixture and KDE on held-out rows, draw pictures and write a report (a few minutes)."""
     from flowlab.demo import run
 
     run(output, seed, console)

@@ -44,7 +44,7 @@ _lazy: dict[str, str] = {
     **dict.fromkeys(("Histogram", "Logistics", "HistogramAndLogistics"), "flowlab.tables.heads"),
 }
 # Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
-_kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density"}
+_kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density", "FlowPosterior": "flowlab.posteriors.posterior"}
 
 
 def register(cls: T) -> T:
@@ -61,7 +61,7 @@ def register(cls: T) -> T:
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a `Flow`, a `FlowMixture`, a layer, a base or a fitted `FlowDensity` to one file.
+    """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted `FlowDensity` to one file.
 
     The file is written beside its destination and renamed when complete, so that no half-written file is left.
 
@@ -81,10 +81,10 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     """
     header: dict[str, Any]
     module: nn.Module | None
-    if isinstance(model, nn.Module):
-        header, module = {"kind": "module"}, model
-    elif hasattr(model, "_to_file"):
+    if hasattr(model, "_to_file"):
         header, module = model._to_file()
+    elif isinstance(model, nn.Module):
+        header, module = {"kind": "module"}, model
     else:
         raise TypeError(f"cannot save a {type(model).__name__}: only flows, layers, bases and FlowDensity")
     from flowlab import __version__

@@ -22,6 +22,7 @@ CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
 UNDER = math.log(20.0)
+SCAN = 2_000  # points at which a search for modes looks before it climbs
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
 
 
@@ -115,7 +116,7 @@ class Defensive(Base):
 def defended(flow: Flow | FlowMixture) -> Flow | FlowMixture:
     """The same flow, sharing its layers, with the defensive base in place of a standard normal one."""
     if isinstance(flow, FlowMixture):
-        return FlowMixture([defended(member) for member in flow], flow.weights)  # type: ignore[misc]
+        return FlowMixture([defended(member) for member in flow], flow.weights)
     if not isinstance(flow.base, Gaussian) or flow.base.learnable:
         return flow
     return Flow(Defensive(flow.features).to(flow.base.loc), flow.layers)  # type: ignore[arg-type]
@@ -176,12 +177,17 @@ def missed(
     scale_tril, info = torch.linalg.cholesky_ex(covariance)
     if int(info):
         scale_tril = draws.std(0).diag()
-    directions = torch.nn.functional.normalize(draws.new_empty(48, d).normal_(generator=generator), dim=-1)
-    radii = draws.new_tensor([3.0, 6.0, 12.0]).repeat(16).unsqueeze(-1) * math.sqrt(d)
-    raw = draws.new_empty(24, d).uniform_(-1, 1, generator=generator) * draws.new_tensor([3.0, 10.0]).repeat(
-        12
-    ).unsqueeze(-1)
-    starts = torch.cat([mean + (radii * directions) @ scale_tril.T, raw])
+    starts = _wide(mean, scale_tril, 80, (3.0, 10.0, 30.0, 100.0, 300.0), generator)
+    raw = (
+        draws.new_empty(36, d).uniform_(-1, 1, generator=generator)
+        * draws.new_tensor([3.0, 10.0, 100.0]).repeat(12)[:, None]
+    )
+    seen = _wide(
+        mean, scale_tril, SCAN, (1.0, 2.0, 4.0, 8.0), generator
+    )  # a narrow mode may lie among these, far from any ascent
+    with torch.no_grad():
+        promising = (target(seen) - flow.log_prob(seen)).topk(12).indices
+    starts = torch.cat([starts, raw, seen[promising]])
     ends, heights = pathfinder.ascend(target, starts, mean, scale_tril)
     with torch.no_grad():
         excess = heights - flow.log_prob(ends) - log_evidence
@@ -195,6 +201,14 @@ def missed(
     )
     masses = [(c, _missed_mass(flow, target, c, log_evidence, generator)) for c in candidates]
     return sorted(((c, mass) for c, mass in masses if mass > MISSED), key=lambda pair: -pair[1])
+
+
+def _wide(mean: Tensor, scale_tril: Tensor, n: int, radii: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Points (n, features) on spheres of several radii, in units of a standard normal point's, in whitened coordinates."""
+    d = len(mean)
+    directions = torch.nn.functional.normalize(mean.new_empty(n, d).normal_(generator=generator), dim=-1)
+    lengths = mean.new_tensor(radii).repeat(n // len(radii)).unsqueeze(-1) * math.sqrt(d)
+    return mean + (lengths * directions) @ scale_tril.T
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
 AFFINE = {"steps": 200, "draws": 128, "learning_rate": 2e-2}
 LOOK = 4_000  # draws by which a fit decides whether it is done
-DONE_KHAT, DONE_ESS = 0.5, 0.95
+DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
+FLOW_ESS = 0.98  # and a flow
 ROUNDS = (0.25, 0.5, 1.0)  # of `steps`: the flow is looked at after each, and trained on only where it is not good yet
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
@@ -135,7 +136,7 @@ def fit_posterior(
             train(q, "flow", steps=max(round(share * steps), 1), draws=draws, learning_rate=learning_rate)
             if isinstance(q, FlowMixture):
                 q, _ = _combined(list(q), target, generator)
-            if _is_good(q, target, generator):
+            if _is_good(q, target, generator, FLOW_ESS):
                 break
         q = q.double()
     _check_finite(q, target, generator)
@@ -203,10 +204,10 @@ def _combined(
     return mixture, smooth(weigh(mixture, target, LOOK, generator)[1]).log_mean
 
 
-def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
+def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator, ess: float = DONE_ESS) -> bool:
     plain = smooth(weigh(q, target, LOOK, generator)[1])
     defensive = smooth(weigh(defended(q), target, LOOK, generator)[1])
-    return defensive.khat < DONE_KHAT and plain.ess > DONE_ESS
+    return defensive.khat < DONE_KHAT and plain.ess > ess
 
 
 def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:
