@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 JAX := .venv-jax
+SDV := .venv-sdv
+ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench bench-speed bench-density bench-quick docs clean
+.PHONY: help demo test lint format bench bench-speed bench-density bench-synthesis bench-quick docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -55,6 +57,23 @@ bench-density: $(VENV)/.bench  ## held-out likelihood against other density esti
 	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/truths.py
 
+# Synthesizers to compare with, each in an environment of its own: they need older numpy and pandas than flowlab has.
+$(SDV)/.ready:
+	@echo "== setting up $(SDV)"
+	test -x $(SDV)/bin/python || $(PYTHON) -m venv $(SDV)
+	$(SDV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(SDV)/bin/python -m pip install --quiet --disable-pip-version-check "sdv>=2" pyarrow
+	touch $@
+
+$(ARF)/.ready:
+	@echo "== setting up $(ARF)"
+	test -x $(ARF)/bin/python || $(PYTHON) -m venv $(ARF)
+	$(ARF)/bin/python -m pip install --quiet --disable-pip-version-check "arfpy==0.1.1" "numpy<2.4" "pandas<3" pyarrow
+	touch $@
+
+bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows against SDV's synthesizers and random forests; two hours, resumes
+	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python
+
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
 	$(BIN)/python benchmarks/quick.py
 
@@ -63,4 +82,4 @@ docs: $(READY)  ## API pages in site/
 	$(BIN)/python -m pdoc --docformat google --output-directory site flowlab
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) $(JAX) demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

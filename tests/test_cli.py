@@ -26,6 +26,14 @@ def folder(tmp_path_factory) -> Path:
     frame.to_csv(folder / "table.csv", index=False)
     frame.to_parquet(folder / "table.parquet")
     frame.assign(kind="x").to_csv(folder / "mixed.csv", index=False)
+    frame.assign(user=[f"u{i}" for i in range(300)]).to_csv(folder / "ids.csv", index=False)
+    whole = flowlab.datasets.load("diamonds")[["carat", "cut", "price"]].iloc[:300].copy()
+    whole.loc[::7, "cut"] = None
+    whole.to_csv(folder / "whole.csv", index=False)
+    member = flowlab.Member("mixed", "none", steps=60, hidden=(16,))
+    flowlab.FlowDensity(members=[member], random_state=0).fit(pd.read_csv(folder / "whole.csv")).save(
+        folder / "whole.flow"
+    )
     done = flowlab_command("fit", folder / "table.csv", "-o", folder / "m.flow", "--seed", 3, "--effort", "fast")
     assert done.returncode == 0, done.stderr
     assert "held-out log-likelihood" in done.stdout
@@ -92,7 +100,11 @@ def test_chosen_columns(folder, monkeypatch, capsys):
     [
         (("fit", "{}/none.csv", "-o", "{}/x.flow"), "no file"),
         (("fit", "{}/table.csv", "-o", "{}/no/folder/x.flow"), "no folder"),
-        (("fit", "{}/mixed.csv", "-o", "{}/x.flow"), '--columns "a,b,n"'),
+        (("fit", "{}/ids.csv", "-o", "{}/x.flow"), "'user' looks like an identifier"),
+        (("sample", "{}/whole.flow", "-o", "{}/x.csv", "--given", "cut"), "column=value"),
+        (("sample", "{}/whole.flow", "-o", "{}/x.csv", "--given", "cut=Odd"), "'cut' cannot be 'Odd'"),
+        (("sample", "{}/whole.flow", "-o", "{}/x.csv", "--given", "carat=big"), "column carat holds numbers"),
+        (("fit", "{}/table.csv", "-o", "{}/x.flow", "--schema", "{}/none.json"), "none.json"),
         (("fit", "{}/mixed.csv", "-o", "{}/x.flow", "--columns", "a,z"), "no column z"),
         (("fit", "{}/m.flow", "-o", "{}/x.flow"), "must end in one of"),
         (("fit", "{}/table.csv", "-o", "{}/x.flow", "--effort", "much"), "effort must be fast"),
@@ -109,6 +121,28 @@ def test_errors_are_one_readable_line_and_leave_nothing_behind(folder, monkeypat
     assert message in errors
     assert "Traceback" not in errors
     assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_whole_tables_from_schema_to_report(folder, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "schema", folder / "whole.csv", "-o", folder / "schema.json")
+    assert code == 0
+    assert "categorical" in out
+    arguments = ("fit", folder / "whole.csv", "-o", folder / "again.flow", "--schema", folder / "schema.json")
+    options = ("--effort", "fast", "--rule", "carat > 0", "--report", folder / "r.html", "--quiet")
+    assert run(monkeypatch, capsys, *arguments, *options)[0] == 0
+    assert "<html" in (folder / "r.html").read_text()
+    given = ("--given", "cut=Ideal|Good,carat=0.3:0.9", "-n", "30")
+    assert run(monkeypatch, capsys, "sample", folder / "whole.flow", "-o", folder / "s.csv", *given)[0] == 0
+    rows = pd.read_csv(folder / "s.csv")
+    assert len(rows) == 30
+    assert rows["carat"].between(0.3, 0.9).all()
+    assert rows["cut"].isin(["Ideal", "Good"]).all()
+    assert (
+        run(monkeypatch, capsys, "impute", folder / "whole.flow", folder / "whole.csv", "-o", folder / "i.csv")[0] == 0
+    )
+    before, after = pd.read_csv(folder / "whole.csv"), pd.read_csv(folder / "i.csv")
+    assert not after.isna().any().any()
+    pd.testing.assert_frame_equal(after.where(before.notna()), before, check_exact=True)
 
 
 def test_debug_shows_the_traceback_and_wrong_usage_is_exit_code_two(folder):

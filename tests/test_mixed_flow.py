@@ -238,3 +238,18 @@ def test_gradients_stay_finite_at_the_ends():
     network = flow.float().network.train()
     network.log_prob(cells).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_counts_far_beyond_the_data_are_improbable_not_impossible():
+    x = torch.from_numpy(np.random.default_rng(0).poisson(4, 1000)).double()
+    ranks = learn_ranks(x, resolution=1.0, lower=0.0)
+    far = ranks.cell(torch.tensor([14.0, 20.0, 60.0, 1e4, 1e6], dtype=torch.float64))
+    log_p = far.width.log() + far.log_slope
+    assert torch.isfinite(log_p).all()
+    assert (log_p.diff() < 0).all()
+    flow = random_flow()
+    for head in HEADS:
+        params = torch.randn(1, head.count, 5, generator=generator(), dtype=torch.float64)
+        high = (far.low + far.width).clamp(max=1)
+        cells = Cells(far.low[None], far.width[None], quantile(far.low)[None], quantile(high)[None], far.log_slope[None])
+        assert torch.isfinite(head.log_prob(params, cells)).all(), (head, flow)

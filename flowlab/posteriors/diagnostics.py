@@ -177,18 +177,19 @@ def missed(
     scale_tril, info = torch.linalg.cholesky_ex(covariance)
     if int(info):
         scale_tril = draws.std(0).diag()
-    starts = _wide(mean, scale_tril, 80, (3.0, 10.0, 30.0, 100.0, 300.0), generator)
+    starts = _wide(mean, scale_tril, 60, (3.0, 10.0, 30.0, 100.0, 300.0), generator)
     raw = (
-        draws.new_empty(36, d).uniform_(-1, 1, generator=generator)
-        * draws.new_tensor([3.0, 10.0, 100.0]).repeat(12)[:, None]
+        draws.new_empty(18, d).uniform_(-1, 1, generator=generator)
+        * draws.new_tensor([3.0, 10.0, 100.0]).repeat(6)[:, None]
     )
     seen = _wide(
         mean, scale_tril, SCAN, (1.0, 2.0, 4.0, 8.0), generator
     )  # a narrow mode may lie among these, far from any ascent
     with torch.no_grad():
-        promising = (target(seen) - flow.log_prob(seen)).topk(12).indices
-    starts = torch.cat([starts, raw, seen[promising]])
-    ends, heights = pathfinder.ascend(target, starts, mean, scale_tril)
+        promising = (target(seen) - flow.log_prob(seen)).topk(8).indices
+    starts = torch.cat([draws[:4], starts, raw, seen[promising]])
+    ends, heights = pathfinder.ascend(target, starts, mean, scale_tril, steps=100, tolerance=1e-3)
+    anchors = ends[:4]  # the modes that the fit's own draws belong to
     with torch.no_grad():
         excess = heights - flow.log_prob(ends) - log_evidence
     far = (torch.isfinite(heights) & (excess > UNDER)).nonzero().squeeze(1)
@@ -199,6 +200,7 @@ def missed(
     candidates = pathfinder.separate(
         target, pathfinder.find(target, ends, generator, steps=10, climb=False), share=1e-6
     )
+    candidates = [c for c in candidates if all(pathfinder.valley(target, c.mode, known) for known in anchors)]
     masses = [(c, _missed_mass(flow, target, c, log_evidence, generator)) for c in candidates]
     return sorted(((c, mass) for c, mass in masses if mass > MISSED), key=lambda pair: -pair[1])
 

@@ -102,41 +102,45 @@ def separate(target: Target, found: list[Gaussian], share: float = 1e-3) -> list
 
 
 def ascend(
-    target: Target, starts: Tensor, mean: Tensor | None = None, scale_tril: Tensor | None = None, steps: int = 200
+    target: Target,
+    starts: Tensor,
+    mean: Tensor | None = None,
+    scale_tril: Tensor | None = None,
+    steps: int = 200,
+    tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Ends (n, features) and log-densities (n,) of L-BFGS ascents from every start at once. Nocedal & Wright 2006, algorithm 7.4.
 
-    With a mean and a Cholesky factor they run in the coordinates that those whiten.
+    A path ends where a step gains less than `tolerance` nats. With a mean and a Cholesky factor they run in the coordinates that those whiten.
     """
     if mean is not None and scale_tril is not None:
         whitened = Whitened(target, mean, scale_tril)
-        ends, heights = ascend(whitened, whitened.inverse(starts), steps=steps)  # type: ignore[arg-type]
+        ends, heights = ascend(whitened, whitened.inverse(starts), steps=steps, tolerance=tolerance)  # type: ignore[arg-type]
         return whitened.forward(ends), heights
     x = starts.clone()
     value, gradient = target.value_and_gradient(x)
     pairs: list[tuple[Tensor, Tensor]] = []
-    active = torch.isfinite(value)
-    rates = 0.25 ** torch.arange(6, dtype=x.dtype)
+    active = torch.isfinite(value).nonzero().squeeze(1)
+    rates = torch.tensor([1.0, 0.3, 0.03, 1e-3], dtype=x.dtype)
     for _ in range(steps):
-        direction = _two_loops(gradient, pairs)
-        uphill = (direction * gradient).sum(-1, keepdim=True) > 0
-        direction = torch.where(uphill, direction, gradient)
+        here, height, slope = x[active], value[active], gradient[active]
+        direction = _two_loops(slope, [(s[active], y[active]) for s, y in pairs])
+        uphill = (direction * slope).sum(-1, keepdim=True) > 0
+        direction = torch.where(uphill, direction, slope)
         if not pairs:
             direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-        new = _line_search(target, x, value, direction, rates)
-        new_value, new_gradient = target.value_and_gradient(new)
-        better = active & (new_value > value)
-        moved = torch.where(better.unsqueeze(-1), new - x, 0)
-        turned = torch.where(better.unsqueeze(-1), gradient - new_gradient, 0)
+        new = _line_search(target, here, height, direction, rates)
+        new_height, new_slope = target.value_and_gradient(new)
+        better = (new_height > height).unsqueeze(-1)
+        moved, turned = torch.zeros_like(x), torch.zeros_like(x)
+        moved[active] = torch.where(better, new - here, 0)
+        turned[active] = torch.where(better, slope - new_slope, 0)
         pairs = [*pairs, (moved, turned)][-MEMORY:]
-        gain = torch.where(better, new_value - value, 0)
-        x = x + moved
-        value, gradient = (
-            torch.where(better, new_value, value),
-            torch.where(better.unsqueeze(-1), new_gradient, gradient),
-        )
-        active = better & (gain > 1e-6)
-        if not bool(active.any()):
+        x[active] = torch.where(better, new, here)
+        value[active] = torch.maximum(new_height, height)
+        gradient[active] = torch.where(better, new_slope, slope)
+        active = active[new_height - height > tolerance]
+        if len(active) == 0:
             break
     return x, value
 
@@ -232,6 +236,11 @@ def _same_mode(target: Target, a: Gaussian, b: Gaussian) -> bool:
     apart = torch.linalg.solve_triangular(b.scale_tril, (a.mode - b.mode).unsqueeze(-1), upper=False)
     if float(apart.square().sum()) < 0.01 * len(a.mode):
         return True
-    steps = torch.linspace(0, 1, 33, dtype=a.mode.dtype).unsqueeze(-1)
-    between = target((1 - steps) * a.mode + steps * b.mode)
-    return float(between.min()) > min(a.height, b.height) - 1.0
+    return not valley(target, a.mode, b.mode)
+
+
+def valley(target: Target, a: Tensor, b: Tensor) -> bool:
+    """Whether the log-density falls more than a nat below both points (features,) somewhere on the line between them."""
+    steps = torch.linspace(0, 1, 33, dtype=a.dtype).unsqueeze(-1)
+    along = target((1 - steps) * a + steps * b)
+    return float(along.min()) < float(torch.minimum(along[0], along[-1])) - 1.0

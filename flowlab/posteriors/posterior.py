@@ -33,6 +33,7 @@ class FlowPosterior(nn.Module):
         target: The log-density it was fitted to; None after loading.
         restart_gap: Nats between the best of the optimiser's starts and their median.
         evaluations: Evaluations of the log-density during the fit.
+        prefit_seconds: CPU seconds of the process until the flow's own training began, or the fit was good without.
         history: ELBO along the fit: dicts of stage, step and elbo (nats).
     """
 
@@ -44,11 +45,13 @@ class FlowPosterior(nn.Module):
         *,
         restart_gap: float = float("nan"),
         evaluations: int = 0,
+        prefit_seconds: float = float("nan"),
         history: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.flow, self.space, self.target = flow, space, target
         self.restart_gap, self.evaluations = restart_gap, evaluations
+        self.prefit_seconds = prefit_seconds
         self.history = [] if history is None else history
 
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Value:

@@ -34,8 +34,8 @@ def smooth(log_weights: Tensor) -> Smoothed:
         >>> import torch
         >>> generator = torch.Generator().manual_seed(0)
         >>> exponential = torch.empty(20_000).exponential_(generator=generator)
-        >>> round(smooth(0.5 * exponential).khat, 1)
-        0.5
+        >>> abs(smooth(0.5 * exponential).khat - 0.5) < 0.1
+        True
     """
     log_w = torch.where(torch.isfinite(log_weights), log_weights, -math.inf).double()
     finite = int(torch.isfinite(log_w).sum())

@@ -337,9 +337,14 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             raise ValueError("members is empty: name at least one, or leave it None")
         kinds = {member.kind == "mixed" for member in members}
         if len(kinds) > 1 or (self.table_ is not None and kinds == {False}):
+            odd = [
+                c.name
+                for c in self.schema_
+                if c.missing or c.kind not in ("continuous", "integer", "derived", "constant")
+            ]
             raise ValueError(
-                f"members {', '.join(sorted({m.kind for m in members}))} do not go together with whole tables: "
-                'those have classes or missing cells, which "mixed" members alone can model'
+                f'members {", ".join(sorted({m.kind for m in members}))} do not go together with whole tables, which "mixed" members alone '
+                f"model: columns {odd or [c.name for c in self.schema_]} hold what is no number, or a missing cell, or have a schema or rules"
             )
         if self.preprocessing != "auto":
             members = [

@@ -26,9 +26,7 @@ class TableEstimator(BaseEstimator):
                 raise ValueError(f"several columns have the same name {twice}: rename or drop them")
             for name, dtype in frame.dtypes.items():
                 if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
-                    raise ValueError(
-                        f"column {name!r} is of type {dtype}: FlowDensity takes numeric columns; drop it, or encode it as numbers"
-                    )
+                    raise ValueError(f"column {name!r} is of type {dtype}: this model was fitted to complete numbers")
                 if pd.api.types.is_complex_dtype(dtype):
                     raise ValueError(f"Complex data not supported: column {name!r}")
             _check_feature_names(self, frame, reset=reset)
@@ -52,7 +50,7 @@ class TableEstimator(BaseEstimator):
             what = "NaN" if np.isnan(array[:, j]).any() else "infinity"
             raise ValueError(
                 f"Input X contains {what}: column {self._names(frame)[j]!r} has {int(bad[:, j].sum())} such values, the first "
-                f"in row {row}. Drop or fill those rows: missing values are not modelled yet"
+                f"in row {row}. Drop or fill those rows: this model is one of complete numbers"
             )
         dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * array.shape[1]
         for j, dtype in enumerate(dtypes):

@@ -18,6 +18,7 @@ FAR = 1000.0  # stands for infinity in the normal scale: products with it stay f
 # end of a support an infinite density.
 TAIL = 4.0
 TAIL_RANK = math.erfc(TAIL / math.sqrt(2)) / 2
+NARROW = 1e-4  # width in the normal scale below which a cell counts as a point
 LOG_TAIL = math.log(TAIL_RANK)
 
 
@@ -159,7 +160,7 @@ class Logistics:
         z_low, z_high = cells.z_low.clamp(-TAIL, TAIL), cells.z_high.clamp(-TAIL, TAIL)
         a = (z_low.unsqueeze(-2) - centre) / scale
         b = (z_high.unsqueeze(-2) - centre) / scale
-        point, empty = cells.width == 0, z_high <= z_low
+        point, empty = cells.width == 0, z_high - z_low < NARROW
         # σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)), which keeps its digits however close a and b are.
         gap = torch.where(empty, 1, z_high - z_low).unsqueeze(-2) / scale
         mass = (log_weight + F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-gap))).logsumexp(-2)
@@ -167,6 +168,8 @@ class Logistics:
         high = cells.low + cells.width
         in_below = high.clamp(max=TAIL_RANK) - cells.low.clamp(max=TAIL_RANK)
         in_above = high.clamp(min=1 - TAIL_RANK) - cells.low.clamp(min=1 - TAIL_RANK)
+        in_below = torch.where(cells.z_low < -TAIL, torch.minimum(cells.width, TAIL_RANK - cells.low), in_below)
+        in_above = torch.where(cells.z_low > TAIL, cells.width, in_above)
         for log_tail, inside in ((below, in_below), (above, in_above)):
             reaches = inside > 0
             part = log_tail + torch.where(reaches, inside / TAIL_RANK, 1).log()
@@ -177,7 +180,10 @@ class Logistics:
         density = density + z_low.square() / 2 + 0.5 * math.log(2 * math.pi)
         density = torch.where(cells.z_low < -TAIL, below - LOG_TAIL, density)
         density = torch.where(cells.z_low > TAIL, above - LOG_TAIL, density)
-        return torch.where(point, density, mass) + cells.log_slope
+        # So is a cell's probability, where it is too narrow for a difference: density times width.
+        narrow = empty & ~point & (cells.z_low.abs() <= TAIL)
+        density = density + torch.where(narrow, cells.width, 1).log()
+        return torch.where(point | narrow, density, mass) + cells.log_slope
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         log_weight, centre, scale = self._parts(params)

@@ -13,6 +13,8 @@ from flowlab.layers.marginal import choose_bins
 
 KNOTS = 64  # bins of the smooth part at most
 FINE = 1e-6  # width of a grid cell, in standard deviations, below which only repeated values have a probability of their own
+LEAST = 1e-30  # width of a cell that is stored as such
+LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 FEW = 20  # values from which the smooth part is fitted to those off the atoms alone
 
 
@@ -88,20 +90,25 @@ class Ranks(nn.Module):
             nearest = place.clamp(max=self.atoms - 1)
             at_atom = (self.values[nearest] - x).abs() <= half / 2
             share = torch.where(at_atom, self.shares[nearest], 0)
-        inside = torch.ones_like(x, dtype=torch.bool)
-        if self.lower is not None:
-            inside &= x >= self.lower - half / 2
-        if self.upper is not None:
-            inside &= x <= self.upper + half / 2
-        low, log_density = self._smooth(x - half)
-        width = share
-        if self.resolution:
-            width = share + self.smooth * (self._smooth(x + half)[0] - low)
-            log_slope = torch.zeros_like(x)
-            inside = inside & (width > 0)
-        else:
-            log_slope = torch.where(share > 0, 0, self.smooth.log() + log_density)
-        return Cell(self.smooth * low + before, width, torch.where(inside, log_slope, -math.inf))
+        first, last = self._ends()
+        outside = (x < self._end(self.lower, -half / 2, -math.inf)) | (x > self._end(self.upper, half / 2, math.inf))
+        log_all = log_normal_between(first, last)
+        z, log_slope = self.marginal.inverse((x - half).unsqueeze(-1))
+        z = torch.minimum(torch.maximum(z.squeeze(-1), first), last)
+        low = self.smooth * (log_normal_between(first.expand_as(z), z) - log_all).exp() + before
+        if not self.resolution:
+            density = log_slope - z.square() / 2 - LOG_SQRT_2PI - log_all + self.smooth.log()
+            return Cell(low, share, torch.where(outside, -math.inf, torch.where(share > 0, 0, density)))
+        z_high = self.marginal.inverse((x + half).unsqueeze(-1))[0].squeeze(-1)
+        z_high = torch.minimum(torch.maximum(z_high, first), last)
+        log_width = torch.logaddexp(share.log(), self.smooth.log() + log_normal_between(z, z_high) - log_all)
+        # Far out a cell's probability is no number that a float holds: what is lacking goes with the log-slope.
+        width = log_width.exp().clamp(min=LEAST)
+        return Cell(low, width, torch.where(outside, -math.inf, log_width - width.log()))
+
+    @staticmethod
+    def _end(end: float | None, beyond: float, without: float) -> float:
+        return without if end is None else end + beyond
 
     def value(self, rank: Tensor) -> Tensor:
         """The values (n,) that ranks belong to."""
@@ -110,13 +117,13 @@ class Ranks(nn.Module):
         atom = torch.zeros_like(rank)
         if self.atoms:
             through = self.shares.cumsum(0)
-            start = self.smooth * self._smooth(self.values)[0] + through - self.shares
+            start = self.smooth * self._smooth(self.values) + through - self.shares
             place = torch.searchsorted(start, rank, right=True) - 1
             known = place.clamp(min=0)
             below = torch.where(place >= 0, through[known], 0)
             at_atom = (place >= 0) & (rank <= start[known] + self.shares[known])
             atom = self.values[known]
-        first, last = self._ends()
+        first, last = torch.special.ndtr(torch.stack(self._ends()))
         level = first + ((rank - below) / self.smooth).clamp(0, 1) * (last - first)
         z = torch.special.ndtri(level).clamp(-8.0, 8.0)
         x = self.marginal.forward(z.unsqueeze(-1))[0].squeeze(-1)
@@ -127,26 +134,36 @@ class Ranks(nn.Module):
         return torch.where(at_atom, atom, x)
 
     def _ends(self) -> tuple[Tensor, Tensor]:
-        """The smooth part's uncut distribution function at the ends of the support."""
+        """The normal quantiles at which the smooth part is cut off."""
         half = self.resolution / 2
-        ends = self.smooth.new_tensor(
-            [self.lower if self.lower is not None else -math.inf, self.upper if self.upper is not None else math.inf]
+        ends = [self._end(self.lower, -half, -math.inf), self._end(self.upper, half, math.inf)]
+        z = [
+            self.marginal.inverse(self.smooth.new_tensor([[end if math.isfinite(end) else 0.0]]))[0][0, 0]
+            for end in ends
+        ]
+        first, last = (
+            torch.where(torch.tensor(math.isfinite(end)), value, end) for end, value in zip(ends, z, strict=True)
         )
-        finite = torch.where(torch.isfinite(ends), ends + ends.new_tensor([-half, half]), 0)
-        level = torch.special.ndtr(self.marginal.inverse(finite.unsqueeze(-1))[0].squeeze(-1))
-        level = torch.where(torch.isfinite(ends), level, ends.new_tensor([0.0, 1.0]))
-        return level[0], level[1]
+        return first, last
 
-    def _smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """F_c and the log of its density at values x (n,)."""
+    def _smooth(self, x: Tensor) -> Tensor:
+        """The distribution function of the smooth part at values x (n,)."""
         first, last = self._ends()
-        z, log_slope = self.marginal.inverse(x.unsqueeze(-1))
-        z = z.squeeze(-1)
-        level = ((torch.special.ndtr(z) - first) / (last - first)).clamp(0, 1)
-        return level, log_slope - z.square() / 2 - 0.5 * math.log(2 * math.pi) - (last - first).log()
+        z = torch.minimum(torch.maximum(self.marginal.inverse(x.unsqueeze(-1))[0].squeeze(-1), first), last)
+        return (log_normal_between(first.expand_as(z), z) - log_normal_between(first, last)).exp()
 
     def extra_repr(self) -> str:
         return f"{self.atoms} atoms, resolution={self.resolution:g}, support=[{self.lower}, {self.upper}]"
+
+
+def log_normal_between(low: Tensor, high: Tensor) -> Tensor:
+    """Log of the standard normal probability between low and high, with all its digits in either tail."""
+    # By the tail on the side of both; symmetric, so both are turned to the left.
+    right = low > 0
+    a, b = torch.where(right, -high, low), torch.where(right, -low, high)
+    log_b = torch.special.log_ndtr(b)
+    ratio = torch.where(a < b, torch.special.log_ndtr(a) - log_b, 0).exp()
+    return torch.where(a < b, log_b + torch.log1p(-ratio.clamp(max=1)), -math.inf)
 
 
 @torch.no_grad()

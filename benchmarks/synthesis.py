@@ -1,0 +1,161 @@
+"""Synthetic rows of real mixed tables: flowlab's `FlowDensity()` against SDV's synthesizers and adversarial random forests.
+
+    python benchmarks/synthesis.py                                # resumes where it was stopped; an hour or two, on Linux
+    python benchmarks/synthesis.py --tables credit --methods flowlab --again
+
+Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of its own on
+one core, draws 5,000 rows, and the first of them, as many as there are training rows, are scored. Rows, times and scores are kept
+in benchmarks/cache/synthesis/; scores are made anew when the rows or the metrics' source are newer. Tables and picture are
+written to benchmarks/results/synthesis.md and .png. Peers live in environments of their own (`make bench-synthesis` makes them);
+those that are not there are left out, with a word.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+from synthesizers import ARF, METHODS, OURS, REAL, SDV, SNAPPED, report, scores
+from synthesizers.tables import TABLES, snapped, split_of
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CACHE, RESULTS = HERE / "cache" / "synthesis", HERE / "results"
+WORKERS = HERE / "synthesizers"
+METRICS = (
+    *(WORKERS / f"{name}.py" for name in ("scores", "quality", "tables")),
+    *(ROOT / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "columns")),
+)
+DRAWN = 5000
+LIMIT = 3600.0  # seconds for one method on one table
+
+
+def stored(name: str, what: str, suffix: str = ".parquet") -> Path:
+    return CACHE / f"{name}-{what.replace(' ', '_')}{suffix}"
+
+
+def fresh(path: Path, *sources: Path) -> bool:
+    """It is there, and no older than what it was made from."""
+    return path.exists() and all(path.stat().st_mtime >= source.stat().st_mtime for source in sources)
+
+
+def write(path: Path, value: dict) -> dict:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)
+    return value
+
+
+def answer(command: list[object]) -> dict:
+    """The JSON that a program answers with, or {"error": what went wrong}."""
+    try:
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {LIMIT:.0f} s"}
+    try:
+        return json.loads(done.stdout)
+    except json.JSONDecodeError:
+        last = done.stderr.strip().splitlines()[-1:] or [""]
+        return {"error": f"died with code {done.returncode}: {last[0]}"}
+
+
+def split(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and test rows, from the files that every process reads."""
+    train, test = (pd.read_parquet(stored(name, what)) for what in ("train", "test"))
+    return train, test
+
+
+def prepare(name: str) -> None:
+    """Those files, where they are not there or the preparation has changed."""
+    for what, frame in zip(("train", "test"), split_of(name)):
+        path = stored(name, what)
+        if not path.exists() or not pd.read_parquet(path).equals(frame):
+            frame.to_parquet(path)
+
+
+def draw(name: str, method: str, python: Path, again: bool) -> dict:
+    """A method's times on a table, or its error; its rows lie in the cache."""
+    facts, rows, train = stored(name, method, ".json"), stored(name, method), stored(name, "train")
+    if method == SNAPPED:
+        found = draw(name, ARF, python, again=False)
+        if "error" not in found and (again or not fresh(rows, stored(name, ARF), train)):
+            snapped(pd.read_parquet(stored(name, ARF)), pd.read_parquet(train)).to_parquet(rows)
+        return write(facts, found)
+    if fresh(facts, train) and not again:
+        return json.loads(facts.read_text())
+    return write(facts, answer([python, WORKERS / "worker.py", method, train, DRAWN, rows]))
+
+
+def quality(name: str, rows: Path, python: Path) -> dict:
+    """SDMetrics' overall score, as documented: against the rows that were fitted."""
+    found = answer([python, WORKERS / "quality.py", stored(name, "train"), rows])
+    return {"sdmetrics_error": found["error"]} if "error" in found else found
+
+
+def evaluate(name: str, method: str, sdv_python: Path) -> dict:
+    """Scores of a method's rows, from the cache where they are up to date; `REAL` is the noise floor."""
+    path, drawn = stored(name, method, "-scores.json"), stored(name, method)
+    sources = (drawn, *METRICS) if method != REAL else METRICS
+    if fresh(path, stored(name, "train"), *sources):
+        return json.loads(path.read_text())
+    train, test = split(name)
+    if method == REAL:
+        return write(path, {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)})
+    rows = pd.read_parquet(drawn)[: len(train)]
+    used = stored(name, method, "-used.parquet")
+    rows.to_parquet(used)
+    found = {**scores.score(train, test, rows, TABLES[name].target), **quality(name, used, sdv_python)}
+    used.unlink()
+    return write(path, found)
+
+
+def results() -> dict[str, dict[str, dict]]:
+    """What the cache holds: facts and scores of each table and method."""
+    found: dict[str, dict[str, dict]] = {}
+    for name in TABLES:
+        cells = {}
+        for method in (REAL, *METHODS):
+            paths = [stored(name, method, suffix) for suffix in (".json", "-scores.json")]
+            cell = {
+                key: value for path in paths if path.exists() for key, value in json.loads(path.read_text()).items()
+            }
+            if cell:
+                cells[method] = cell
+        if cells:
+            train, test = split(name)
+            found[name] = {**cells, "rows": {"train": len(train), "test": len(test), "columns": train.shape[1]}}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--again", action="store_true", help="also what is in the cache")
+    parser.add_argument("--sdv-python", type=Path, default=ROOT / ".venv-sdv" / "bin" / "python")
+    parser.add_argument("--arf-python", type=Path, default=ROOT / ".venv-arf" / "bin" / "python")
+    options = parser.parse_args()
+    pythons = {
+        **dict.fromkeys(OURS, Path(sys.executable)),
+        **dict.fromkeys(SDV, options.sdv_python),
+        **dict.fromkeys((ARF, SNAPPED), options.arf_python),
+    }
+    for method in [m for m in options.methods if not pythons[m].exists()]:
+        print(f"without {method}: there is no {pythons[method]}")
+        options.methods.remove(method)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    for name in options.tables:
+        prepare(name)
+        evaluate(name, REAL, options.sdv_python)
+        for method in options.methods:
+            facts = draw(name, method, pythons[method], options.again)
+            found = {} if "error" in facts else evaluate(name, method, options.sdv_python)
+            print(f"{name} {method}: {report.line({**facts, **found})}", flush=True)
+        report.write(results(), RESULTS / "synthesis.md", RESULTS / "synthesis.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""One synthesizer in a process of its own, on one core: `python worker.py METHOD TRAIN ROWS OUTPUT`.
+
+Fits the method to the parquet file TRAIN, draws ROWS rows, writes them to the parquet file OUTPUT and answers with one line of
+JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and `sample`, the peak memory of the process and what it
+had taken before `fit`, in bytes, and versions. Runs with the interpreter of the method's environment.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 0
+CTGAN_EPOCHS = 300
+VERSIONS = {"flowlab": ("flowlab", "torch"), "SDV": ("sdv", "ctgan", "copulas", "rdt", "torch"), "ARF": ("arfpy",)}
+MISSING = "(missing)"
+
+
+def flowlab(effort: str) -> Callable:
+    """flowlab's estimator."""
+    sys.path.insert(0, str(ROOT))
+    from flowlab import FlowDensity
+
+    def fit(train):
+        model = FlowDensity(random_state=SEED, effort=effort).fit(train)
+        return lambda n: model.sample(n, random_state=SEED)
+
+    return fit
+
+
+def sdv(synthesizer: str, **options) -> Callable:
+    """One of SDV's, with its defaults: metadata as SDV detects it, text declared categorical, keys and personal data ruled out.
+
+    Whole numbers with few values stay what SDV makes of them. Text goes in as objects, as SDV wants it: given pandas'
+    categories, it draws far too many missing cells wherever a few are missing.
+    """
+    import numpy as np
+    import torch
+    from sdv import single_table
+    from sdv.metadata import Metadata
+
+    torch.set_num_threads(1)
+
+    def fit(train):
+        np.random.seed(SEED)
+        torch.manual_seed(SEED)
+        categories = train.select_dtypes("category").dtypes.to_dict()
+        train = train.astype(dict.fromkeys(categories, object))
+        metadata = Metadata.detect_from_dataframes({"rows": train}, infer_keys=None)
+        for name, found in metadata.tables["rows"].columns.items():
+            if name in categories:
+                metadata.update_column(name, sdtype="categorical")
+            elif train[name].dtype.kind in "if" and found["sdtype"] not in ("numerical", "categorical"):
+                metadata.update_column(name, sdtype="numerical")
+        model = getattr(single_table, synthesizer)(metadata, **options)
+        model.fit({"rows": train})
+        return lambda n: model.sample(n)["rows"].astype(categories)
+
+    return fit
+
+
+def arf() -> Callable:
+    """arfpy's adversarial random forest, with its defaults."""
+    import numpy as np
+    from arfpy import arf as library
+
+    def fit(train):
+        np.random.seed(SEED)
+        model = library.arf(x=encoded(train), verbose=False, random_state=SEED)
+        model.forde()
+        return lambda n: decoded(model.forge(n), train)
+
+    return fit
+
+
+def encoded(train):
+    """What arfpy takes: no missing cells and no times. Missing numbers are medians, with a column that says so."""
+    out = train.copy()
+    for name, column in train.items():
+        if column.dtype == "category":
+            if column.isna().any():
+                out[name] = column.cat.add_categories(MISSING).fillna(MISSING)
+            continue
+        if column.dtype.kind == "M":
+            out[name] = column.astype("datetime64[ns]").astype("int64") / 1e9
+        if column.isna().any():
+            out[name] = out[name].fillna(column.median())
+            out[f"{name} {MISSING}"] = column.isna().map({True: "yes", False: "no"}).astype("category")
+    return out
+
+
+def decoded(rows, train):
+    """Rows as arfpy draws them, with missing cells and times again; numbers stay as drawn."""
+    import pandas as pd
+
+    out = rows[list(train.columns)].copy()
+    for name, column in train.items():
+        if column.dtype == "category":
+            out[name] = rows[name].astype(column.dtype)
+        elif column.dtype.kind == "M":
+            out[name] = pd.to_datetime(rows[name].astype(float), unit="s").astype(column.dtype)
+        else:
+            out[name] = rows[name].astype(float)
+        if f"{name} {MISSING}" in rows:
+            out[name] = out[name].mask(rows[f"{name} {MISSING}"] == "yes")
+    return out
+
+
+METHODS = {
+    "flowlab": lambda: flowlab("default"),
+    "flowlab fast": lambda: flowlab("fast"),
+    "SDV copula": lambda: sdv("GaussianCopulaSynthesizer"),
+    "CTGAN": lambda: sdv("CTGANSynthesizer", epochs=CTGAN_EPOCHS, enable_gpu=False),
+    "TVAE": lambda: sdv("TVAESynthesizer", enable_gpu=False),
+    "ARF": arf,
+}
+
+
+def main(method: str, train_path: str, rows: int, output: str) -> dict:
+    import pandas as pd
+
+    family = "flowlab" if method.startswith("flowlab") else "ARF" if method == "ARF" else "SDV"
+    train = pd.read_parquet(train_path)
+    fit = METHODS[method]()
+    before = memory("VmRSS")
+    clocks = [clock()]
+    sample = fit(train)
+    clocks.append(clock())
+    drawn = sample(rows)
+    clocks.append(clock())
+    peak = memory("VmHWM")
+    drawn.to_parquet(output)
+    steps = list(itertools.pairwise(clocks))
+    return {
+        **{f"{step}_cpu": end[0] - start[0] for step, (start, end) in zip(("fit", "sample"), steps)},
+        **{f"{step}_wall": end[1] - start[1] for step, (start, end) in zip(("fit", "sample"), steps)},
+        "peak": peak,
+        "before": before,
+        "versions": {package: version(package) for package in (*VERSIONS[family], "pandas", "numpy")},
+    }
+
+
+def clock() -> tuple[float, float]:
+    """CPU-seconds so far, and the time."""
+    return sum(os.times()[:4]), time.perf_counter()
+
+
+def memory(what: str) -> int:
+    """Bytes held now (VmRSS) or at most so far (VmHWM); not getrusage, whose peak begins with that of the parent process."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{what}:")[1].split()[0])
+
+
+if __name__ == "__main__":
+    # Only the answer goes to standard output: whatever a library prints goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    # Pinned before anything counts the cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    try:
+        answer = main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(answer), file=answers, flush=True)
