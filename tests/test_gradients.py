@@ -222,3 +222,19 @@ def test_the_picture():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+def test_the_example_tells_its_story(tmp_path):
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parents[1] / "examples" / "reparameterization_trick.py"
+    spec = importlib.util.spec_from_file_location("reparameterization_trick", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with torch.random.fork_rng():
+        ratios = list(module.main(50_000, tmp_path / "picture.png").values())
+    assert ratios[0] > 10
+    assert ratios[1] > 5
+    assert ratios[2] < 1
+    assert (tmp_path / "picture.png").exists()
