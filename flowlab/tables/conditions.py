@@ -157,24 +157,24 @@ def _propose(
     conditions: Conditions,
     generator: torch.Generator | None,
 ) -> Tensor:
-    x, fields, seen = x.clone(), flow.seen_fields(x, known), known.T.clone()
+    x, shown, known = x.clone(), flow.shown(x, known), known.clone()
     log_accept = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for i, j in enumerate(restricted):
-        x[:, j], log_mass = flow.draw_within(j, fields, seen, conditions.allowed[j], generator)
-        fields[:, j] = flow.unit_fields(j, x[:, j]).to(fields)
-        seen[j] = True
+        x[:, j], log_mass = flow.draw_within(j, shown, conditions.allowed[j], generator)
+        flow.show(shown, j, x[:, j])
+        known[:, j] = True
         if i:
             log_accept += log_mass
     uniform = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
     kept = uniform < log_accept.exp()
-    return flow.fill(x[kept], seen.T[kept], generator=generator)
+    return flow.fill(x[kept], known[kept], generator=generator)
 
 
 def one_mass(flow: MixedFlow, unit: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
     """Log-probability that a unit is where it may be, given the known cells of one row."""
     own = torch.Generator(x.device).manual_seed(0)  # the draw that comes with it is not used
     with torch.no_grad():
-        return flow.draw_within(unit, flow.seen_fields(x, known), known.T, conditions.allowed[unit], own)[1][0]
+        return flow.draw_within(unit, flow.shown(x, known), conditions.allowed[unit], own)[1][0]
 
 
 def refuse_improbable(log_p: float, flow: MixedFlow, unit: int, value: Tensor, conditions: Conditions) -> None:
@@ -217,7 +217,7 @@ def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, unit: in
     total = torch.zeros(())
     for flow, share in zip(mixture, member_shares(mixture, x, known), strict=True):
         found: MixedFlow = flow
-        probability = found.conditional(unit, found.seen_fields(x, known), known.T).exp()[: found.classes[unit]]
+        probability = found.conditional(unit, found.shown(x, known)).exp()[: found.classes[unit]]
         total = total + share.unsqueeze(-1) * (probability / probability.sum(0)).T
     return total
 

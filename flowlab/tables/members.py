@@ -133,14 +133,14 @@ def fold_count(effort: str, rows: int, features: int) -> int:
 
 def mixed_sizes(rows: int, units: int) -> dict[str, Any]:
     """The sizes of a "mixed" member, by rows to train on and variables."""
-    batch = 64 if rows < 1_500 else 128 if rows < 20_000 else 256
+    batch = 64 if rows < 1_500 else 128 if rows < 20_000 or units > 60 else 256
     return {
         "layers": 1,
-        "hidden": (64,) if rows < 20_000 or units > 30 else (96,),
+        "hidden": (96,) if rows >= 20_000 and units <= 30 else (64,) if units <= 60 else (32,),
         "components": 8,
         "dropout": 0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
         "batch_size": batch,
-        "steps": min(max(120 * rows // batch, 500), 6_000),
+        "steps": min(max(120 * rows // batch, 500), 6_000 if units <= 60 else 2_000),
         "learning_rate": 2e-3,
     }
 
