@@ -251,5 +251,7 @@ def test_counts_far_beyond_the_data_are_improbable_not_impossible():
     for head in HEADS:
         params = torch.randn(1, head.count, 5, generator=generator(), dtype=torch.float64)
         high = (far.low + far.width).clamp(max=1)
-        cells = Cells(far.low[None], far.width[None], quantile(far.low)[None], quantile(high)[None], far.log_slope[None])
+        cells = Cells(
+            far.low[None], far.width[None], quantile(far.low)[None], quantile(high)[None], far.log_slope[None]
+        )
         assert torch.isfinite(head.log_prob(params, cells)).all(), (head, flow)
