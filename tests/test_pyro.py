@@ -9,7 +9,7 @@ import pyro.distributions as dist  # noqa: E402
 from pyro.infer import SVI, Predictive, Trace_ELBO  # noqa: E402
 
 import flowlab  # noqa: E402
-from flowlab.interop.pyro import FlowGuide  # noqa: E402
+from flowlab.interop.pyro import FlowGuide, PyroFlow  # noqa: E402
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
@@ -79,11 +79,19 @@ def test_a_regression_with_a_positive_scale_under_svi_and_predictive():
 
 def test_flows_are_distributions_inside_a_model():
     flow = flowlab.presets.maf(2, layers=1)
+    conditional = flowlab.presets.maf(2, layers=1, context_features=3)
+    context = torch.randn(4, 3)
 
     def model() -> torch.Tensor:
-        return pyro.sample("z", flow.distribution())
+        pyro.sample("z", PyroFlow(flow))
+        with pyro.plate("rows", 4):
+            return pyro.sample("x", PyroFlow(conditional, context))
 
-    assert model().shape == (2,)
+    trace = pyro.poutine.trace(model).get_trace()
+    z, x = trace.nodes["z"]["value"], trace.nodes["x"]["value"]
+    assert x.shape == (4, 2)
+    exact = flow.log_prob(z) + conditional.log_prob(x, context).sum()
+    assert torch.allclose(trace.log_prob_sum(), exact, atol=1e-5)
 
 
 def test_a_flow_of_the_wrong_width_is_named():

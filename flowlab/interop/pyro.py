@@ -1,4 +1,4 @@
-"""`FlowGuide`: a flow as the guide of a Pyro model. Needs Pyro: pip install pyro-ppl."""
+"""`FlowGuide`: a flow as the guide of a Pyro model; `PyroFlow`: a flow inside of one. Needs Pyro: pip install pyro-ppl."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,15 @@ try:
     import pyro
     import pyro.distributions as dist
     from pyro import poutine
+    from pyro.distributions.torch_distribution import TorchDistributionMixin
     from pyro.infer.autoguide import AutoContinuous
     from pyro.infer.autoguide.initialization import init_to_median
 except ImportError as error:
     raise ImportError("flowlab.interop.pyro needs Pyro: pip install pyro-ppl") from error
 
 from flowlab import presets
-from flowlab.flow import Flow
+from flowlab.flow import Flow, FlowDistribution
+from flowlab.mixture import FlowMixture
 from flowlab.posteriors import FlowPosterior, fit_posterior
 from flowlab.posteriors.space import Space
 from flowlab.posteriors.target import Target, unvalidated
@@ -52,11 +54,12 @@ class FlowGuide(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_median,
     ) -> None:
         super().__init__(model, init_loc_fn=init_loc_fn)
-        self._wanted = (flow,)  # in a tuple, so that it is not registered twice
+        # In a tuple, so that nothing is registered twice. Pyro keeps the model with its rule for starts inside, which draws.
+        self._given = (flow, model)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        (flow,) = self._wanted
+        flow, _ = self._given
         if flow is None:
             flow = presets.glow(self.latent_dim, layers=4, hidden=(64, 64), generator=torch.Generator().manual_seed(0))
         elif not isinstance(flow, Flow):
@@ -66,7 +69,7 @@ class FlowGuide(AutoContinuous):
                 f"the model has {self.latent_dim} unconstrained latent numbers: flow must have as many features and no context, "
                 f"not {flow.features} and {flow.context_features}"
             )
-        self.flow = flow
+        self.flow: Flow | FlowMixture = flow
 
     def get_base_dist(self) -> Any:
         """Where the noise comes from."""
@@ -74,7 +77,7 @@ class FlowGuide(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The flow as a distribution over the unconstrained vector."""
-        return _Distribution(self.flow)
+        return PyroFlow(self.flow)
 
     def space(self) -> Space:
         """The latent sites with their shapes and supports."""
@@ -88,8 +91,8 @@ class FlowGuide(AutoContinuous):
         where that cannot be, once for each draw."""
 
         def one(sites: dict[str, Tensor]) -> Tensor:
-            conditioned = poutine.condition(self.model, data=sites)
-            return poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum()
+            conditioned = poutine.condition(self._given[1], data=sites)
+            return torch.as_tensor(poutine.trace(conditioned).get_trace(*args, **kwargs).log_prob_sum())
 
         def batch(sites: dict[str, Tensor]) -> Tensor:
             count = len(next(iter(sites.values())))
@@ -126,30 +129,25 @@ class FlowGuide(AutoContinuous):
         return FlowPosterior(self.flow, space, Target(self.log_joint(*args, **kwargs), space, self.flow.dtype))
 
 
-class _Distribution(dist.TorchDistribution):
-    """A flow as a Pyro distribution whose samples bring their density along."""
+class PyroFlow(FlowDistribution, TorchDistributionMixin):  # type: ignore[override]
+    """A flow, given a context, as a Pyro distribution: for `pyro.sample`, with `to_event`, `mask` and plates. Draws bring their density along."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    support = dist.constraints.real_vector
-    has_rsample = True
-
-    def __init__(self, flow: Any) -> None:
-        self.flow = flow
+    def __init__(self, flow: Flow | FlowMixture, context: Tensor | None = None, batch_shape: Any = None) -> None:
+        super().__init__(flow, context, batch_shape, validate_args=False)
         self.drawn: tuple[Tensor, Tensor] | None = None
-        super().__init__(torch.Size(), torch.Size((flow.features,)), validate_args=False)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        z, log_q = self.flow.rsample_and_log_prob(tuple(sample_shape))
-        self.drawn = (z, log_q)
-        return z
+        self.drawn = self.rsample_and_log_prob(sample_shape)
+        return self.drawn[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self.drawn is not None and value is self.drawn[0]:
             return self.drawn[1]
-        return self.flow.log_prob(value)
+        return super().log_prob(value)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return dist.ExpandedDistribution(self, torch.Size(batch_shape))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "PyroFlow":
+        wider = super().expand(batch_shape)
+        return PyroFlow(self.flow, wider.context, wider.batch_shape)
 
 
-__all__ = ["FlowGuide", "pyro"]
+__all__ = ["FlowGuide", "PyroFlow"]
