@@ -15,6 +15,7 @@ FIELDS = 8  # numbers that a cell is made into: see `MixedFlow.cells`
 CODE, MISSING, Z, LOW, WIDTH, Z_LOW, Z_HIGH, LOG_SLOPE = range(FIELDS)
 RANDOM_ORDERS = 0.5  # share of training rows that come in a random order of the columns
 WIDE = 40  # units from which all rows of a training step share an order
+AT_ONCE = 8192  # cells scored at once: their heads' parameters stay in the cache, and memory small
 EMBEDDING = 8  # numbers that stand for a class in other columns' networks
 BUCKETS = (2, 4, 8, 16, 32, 64, 128, 512, 2048)  # classes are computed together, padded to the next of these sizes
 
@@ -108,7 +109,9 @@ class ConditionalNetworks(nn.Module):
     def log_prob(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density (n,) of rows given as cells (n, features): in training some of them in random orders."""
         if not self.training:
-            return self._log_prob(cells, self.visible(self.rank).unsqueeze(-1))
+            visible = self.visible(self.rank).unsqueeze(-1)
+            rows = max(AT_ONCE // len(self.columns), 32)
+            return torch.cat([self._log_prob(chunk, visible) for chunk in cells.split(rows)])
         options: Any = {"generator": self.generator, "device": cells.device}
         # An order for each row; of wide tables, where that takes most of the memory and the time, one for all of them.
         rows = len(cells) if len(self.columns) <= WIDE else 1

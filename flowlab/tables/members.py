@@ -140,7 +140,7 @@ def mixed_sizes(rows: int, units: int) -> dict[str, Any]:
         "components": 8,
         "dropout": 0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
         "batch_size": batch,
-        "steps": min(max(120 * rows // batch, 500), 6_000 if units <= 60 else 2_000),
+        "steps": min(max(110 * rows // batch, 500), 6_000 if units <= 60 else 2_000),
         "learning_rate": 2e-3,
     }
 

@@ -119,9 +119,7 @@ class MixedFlow(nn.Module):
         """
         rows = x.reshape(x.shape[:-1].numel(), self.features).double()
         cells = self.cells(rows, None if known is None else known.reshape(rows.shape))
-        dtype = self.network.first.dtype
-        chunks = [self.network.log_prob(chunk.to(dtype)).double() for chunk in cells.split(2048)]
-        return torch.cat(chunks).view(x.shape[:-1])
+        return self.network.log_prob(cells.to(self.network.first.dtype)).double().view(x.shape[:-1])
 
     @torch.no_grad()
     def sample(

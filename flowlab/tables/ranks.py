@@ -63,6 +63,8 @@ class Ranks(nn.Module):
     shares: Tensor
     smooth: Tensor
     seen: Tensor
+    cut: Tensor
+    starts: Tensor
 
     def __init__(
         self,
@@ -78,6 +80,8 @@ class Ranks(nn.Module):
         self.register_buffer("values", torch.zeros(atoms, dtype=torch.float64))  # sorted
         self.register_buffer("shares", torch.zeros(atoms, dtype=torch.float64))
         self.register_buffer("smooth", torch.ones((), dtype=torch.float64))
+        self.register_buffer("cut", torch.tensor([-math.inf, math.inf], dtype=torch.float64))  # quantiles of the ends
+        self.register_buffer("starts", torch.zeros(atoms, dtype=torch.float64))  # ranks where the atoms' jumps begin
         self.register_buffer("seen", torch.tensor([0.0, 1.0], dtype=torch.float64))  # ranks that training rows span
 
     def cell(self, x: Tensor) -> Cell:
@@ -90,17 +94,17 @@ class Ranks(nn.Module):
             nearest = place.clamp(max=self.atoms - 1)
             at_atom = (self.values[nearest] - x).abs() <= half / 2
             share = torch.where(at_atom, self.shares[nearest], 0)
-        first, last = self._ends()
+        first, last = self.cut
         outside = (x < self._end(self.lower, -half / 2, -math.inf)) | (x > self._end(self.upper, half / 2, math.inf))
         log_all = log_normal_between(first, last)
-        z, log_slope = self.marginal.inverse((x - half).unsqueeze(-1))
-        z = torch.minimum(torch.maximum(z.squeeze(-1), first), last)
+        both = torch.stack([x - half, x + half]) if self.resolution else x.unsqueeze(0)
+        quantiles, log_slope = self.marginal.inverse(both.unsqueeze(-1))
+        quantiles = torch.minimum(torch.maximum(quantiles.squeeze(-1), first), last)
+        z, z_high, log_slope = quantiles[0], quantiles[-1], log_slope[0]
         low = self.smooth * (log_normal_between(first.expand_as(z), z) - log_all).exp() + before
         if not self.resolution:
             density = log_slope - z.square() / 2 - LOG_SQRT_2PI - log_all + self.smooth.log()
             return Cell(low, share, torch.where(outside, -math.inf, torch.where(share > 0, 0, density)))
-        z_high = self.marginal.inverse((x + half).unsqueeze(-1))[0].squeeze(-1)
-        z_high = torch.minimum(torch.maximum(z_high, first), last)
         log_width = torch.logaddexp(share.log(), self.smooth.log() + log_normal_between(z, z_high) - log_all)
         # Far out a cell's probability is no number that a float holds: what is lacking goes with the log-slope.
         width = log_width.exp().clamp(min=LEAST)
@@ -117,13 +121,12 @@ class Ranks(nn.Module):
         atom = torch.zeros_like(rank)
         if self.atoms:
             through = self.shares.cumsum(0)
-            start = self.smooth * self._smooth(self.values) + through - self.shares
-            place = torch.searchsorted(start, rank, right=True) - 1
+            place = torch.searchsorted(self.starts, rank, right=True) - 1
             known = place.clamp(min=0)
             below = torch.where(place >= 0, through[known], 0)
-            at_atom = (place >= 0) & (rank <= start[known] + self.shares[known])
+            at_atom = (place >= 0) & (rank <= self.starts[known] + self.shares[known])
             atom = self.values[known]
-        first, last = torch.special.ndtr(torch.stack(self._ends()))
+        first, last = torch.special.ndtr(self.cut)
         level = first + ((rank - below) / self.smooth).clamp(0, 1) * (last - first)
         z = torch.special.ndtri(level).clamp(-8.0, 8.0)
         x = self.marginal.forward(z.unsqueeze(-1))[0].squeeze(-1)
@@ -133,24 +136,16 @@ class Ranks(nn.Module):
             x = x.clamp(self.lower, self.upper)
         return torch.where(at_atom, atom, x)
 
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        """The normal quantiles at which the smooth part is cut off."""
+    def prepare(self) -> None:
+        """Computes what follows from the marginal, the atoms and the support: to be called once these are there."""
         half = self.resolution / 2
-        ends = [self._end(self.lower, -half, -math.inf), self._end(self.upper, half, math.inf)]
-        z = [
-            self.marginal.inverse(self.smooth.new_tensor([[end if math.isfinite(end) else 0.0]]))[0][0, 0]
-            for end in ends
-        ]
-        first, last = (
-            torch.where(torch.tensor(math.isfinite(end)), value, end) for end, value in zip(ends, z, strict=True)
-        )
-        return first, last
-
-    def _smooth(self, x: Tensor) -> Tensor:
-        """The distribution function of the smooth part at values x (n,)."""
-        first, last = self._ends()
-        z = torch.minimum(torch.maximum(self.marginal.inverse(x.unsqueeze(-1))[0].squeeze(-1), first), last)
-        return (log_normal_between(first.expand_as(z), z) - log_normal_between(first, last)).exp()
+        for i, end in enumerate((self._end(self.lower, -half, -math.inf), self._end(self.upper, half, math.inf))):
+            if math.isfinite(end):
+                self.cut[i] = self.marginal.inverse(self.cut.new_tensor([[end]]))[0][0, 0]
+        first, last = self.cut
+        z = torch.minimum(torch.maximum(self.marginal.inverse(self.values.unsqueeze(-1))[0].squeeze(-1), first), last)
+        below = (log_normal_between(first.expand_as(z), z) - log_normal_between(first, last)).exp()
+        self.starts.copy_(self.smooth * below + self.shares.cumsum(0) - self.shares)
 
     def extra_repr(self) -> str:
         return f"{self.atoms} atoms, resolution={self.resolution:g}, support=[{self.lower}, {self.upper}]"
@@ -210,6 +205,7 @@ def learn_ranks(
     ranks.values.copy_(kept)
     ranks.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
     ranks.smooth.fill_(smooth if len(kept) else 1.0)
+    ranks.prepare()
     if len(x):
         ends = ranks.cell(torch.stack([x.min(), x.max()]))
         ranks.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))

@@ -94,7 +94,10 @@ class Synthesis:
         """Rows that are allowed, from a function that proposes a number of them and says how many it tried; and the share kept."""
         found, accepted, tried = [], 0, 0.0
         for _ in range(ROUNDS):
-            matrix, attempts = propose(min(n - accepted, 4 * BLOCK))
+            wanted = min(n - accepted, 4 * BLOCK)
+            if self.table_ is not None and self.table_.rejects:
+                wanted += 1 + wanted // 50  # a few will be rejected
+            matrix, attempts = propose(wanted)
             rows = self._allowed(matrix, given)
             found.append(rows)
             accepted, tried = accepted + len(rows), tried + attempts
@@ -109,7 +112,7 @@ class Synthesis:
             raise RuntimeError(f"only {accepted} of {n} rows keep {why}" + (f", given {given}" if given else ""))
         if self.table_ is None:
             return self._restore(np.concatenate(found)[:n]), accepted / tried
-        rows = pd.concat(found, ignore_index=True).iloc[:n] if len(found) > 1 else found[0]
+        rows = pd.concat(found, ignore_index=True).iloc[:n]
         return (rows.to_numpy() if self.table_.array else rows), accepted / tried
 
     def _allowed(self: "FlowDensity", matrix: NDArray[np.float64], given: Mapping[Any, Any] | None) -> Any:  # type: ignore[misc]
@@ -117,7 +120,7 @@ class Synthesis:
             table = self.columns_.decode(matrix)
             return table[self._storable(table)]
         rows = self.table_.decode(matrix)
-        kept = self.table_.unbroken(rows) if self.table_.rejects else np.ones(len(rows), dtype=bool)
+        kept = self.table_.acceptable(rows) if self.table_.rejects else np.ones(len(rows), dtype=bool)
         for name, wish in (given or {}).items():
             if isinstance(wish, tuple):  # times are drawn by the day: their ends are sorted out here
                 kept &= within(rows[name], wish)

@@ -22,10 +22,19 @@ class WholeTable:
         rules: The rules, in the order in which they are applied.
         names: The columns as the user has them.
         array: Whether rows were given as an array, and come back as one.
+        ends: First and last time, as text, of each column of times: their days and hours lie within their own ranges, together they may not.
     """
 
-    def __init__(self, codec: Codec, rules: Sequence[Rule], names: Sequence[Any], array: bool = False) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        rules: Sequence[Rule],
+        names: Sequence[Any],
+        array: bool = False,
+        ends: Sequence[tuple[Any, str, str]] = (),
+    ) -> None:
         self.codec, self.rules, self.names, self.array = codec, list(rules), list(names), array
+        self.ends = [(name, first, last) for name, first, last in ends]
 
     @classmethod
     def learn(
@@ -55,7 +64,11 @@ class WholeTable:
         overrides = combined(frame, rewritten, overrides, known) if parsed else overrides
         codec = Codec(Schema.infer(rewritten, overrides))
         excluded = {column.name for column in codec.schema if column.kind == "excluded"}
-        return cls(codec, parsed, [n for n in frame.columns if n not in excluded], array), kept
+        names = [name for name in frame.columns if name not in excluded]
+        times = [name for name in names if pd.api.types.is_datetime64_any_dtype(frame[name].dtype)]
+        times = [name for name in times if frame[name].notna().any()]
+        ends = [(name, str(frame[name].min()), str(frame[name].max())) for name in times]
+        return cls(codec, parsed, names, array, ends), kept
 
     @property
     def units(self) -> list[Unit]:
@@ -139,8 +152,16 @@ class WholeTable:
 
     @property
     def rejects(self) -> bool:
-        """Whether a row from `decode` can break a rule."""
-        return any(isinstance(rule, Predicate) for rule in self.rules)
+        """Whether a row from `decode` can be one that is not to be given out."""
+        return bool(self.ends) or any(isinstance(rule, Predicate) for rule in self.rules)
+
+    def acceptable(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which rows from `decode` break no rule, and have no time before the first or after the last in training."""
+        good = self.unbroken(frame)
+        for name, first, last in self.ends:
+            if name in frame.columns:
+                good &= (frame[name].isna() | frame[name].between(first, last)).to_numpy(dtype=bool)
+        return good
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -150,13 +171,18 @@ class WholeTable:
             "rules": [rule.to_json() for rule in self.rules],
             "names": names,
             "array": self.array,
+            "ends": self.ends,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WholeTable":
         """The table that `to_json` wrote down."""
         return cls(
-            Codec.from_json(data["schema"]), [Rule.from_json(r) for r in data["rules"]], data["names"], data["array"]
+            Codec.from_json(data["schema"]),
+            [Rule.from_json(r) for r in data["rules"]],
+            data["names"],
+            data["array"],
+            data["ends"],
         )
 
 
