@@ -183,7 +183,7 @@ def log_prior(p: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def named() -> FlowPosterior:
-    return fit_posterior(log_prior, supports=SUPPORTS, steps=150, **QUIET)
+    return fit_posterior(log_prior, supports=SUPPORTS, steps=300, **QUIET)
 
 
 def test_named_parameters_come_back_in_their_supports_with_known_moments(named):
