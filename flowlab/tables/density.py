@@ -30,7 +30,10 @@ EFFORTS = ("fast", "default", "best")
 
 
 class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
-    """The density of a numeric table, as a scikit-learn estimator: fit it, score rows, draw new ones. Nothing needs tuning.
+    """The density of a table, as a scikit-learn estimator: fit it, score rows, draw new ones. Nothing needs tuning.
+
+    Whole tables – with categories, booleans, dates or missing cells, or with `schema` or `rules` – get a mixture of `MixedFlow`s, which know
+    conditions and fill missing cells, too; docs/tables.md says what their likelihood means. What follows is about tables of complete numbers.
 
     The model is a weighted mixture of unlike flows (`FlowMixture`): autoregressive ones, Gaussian mixtures, a copula, each
     behind preprocessing that is part of its density. They are fitted apart and weighed by the likelihood of held-out rows, which
@@ -53,6 +56,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             column made Gaussian), "marginal-whitening", "whitening-marginal".
         time_limit: Seconds that fitting may take, about. Results then depend on the machine.
         validation: Share of rows held out, from 2,000 rows on; 0 holds out none, and weighs members equally.
+        schema: What columns are, where that is not to be guessed: a `Schema`, or for columns' names a kind ("integer", "categorical", "excluded", …) or a
+            dict of fields ({"lower": 0, "upper": 1}).
+        rules: Rules between columns that rows keep, as text ("low <= high", "total = a * b", any condition) or as `FixedCombinations` and the like.
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members; None takes all cores for large tables, one for small ones. Each runs on one thread.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
@@ -64,7 +70,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         reports_: The same in detail, with training curves.
         history_: DataFrame of the training curve of the network with the largest weight.
         race_: Held-out log-likelihood of each preprocessing in the race.
-        columns_: How each column is treated, with the reason.
+        schema_: The `Schema`: what each column is taken for, with the reason.
+        columns_: How each column of complete numbers is treated; None for whole tables.
+        table_: The `WholeTable`: columns, codec and rules; None for complete numbers.
         validation_score_: Mean log-likelihood of the held-out rows, nats; a little hopeful, since they also chose stopping and weights.
         calibration_: DataFrame of tests of fit on the held-out rows; see `goodness_of_fit`.
         converged_: Whether more training is not expected to help.
@@ -149,7 +157,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
                 self._chosen(*rows.shape),
                 rng,
                 validation=self.validation,
-                folds=fold_count(self.effort, *rows.shape),
+                folds=fold_count(self.effort, *rows.shape, units is not None),
                 time_limit=self.time_limit,
                 n_jobs=self.n_jobs,
                 device=self.device,

@@ -126,9 +126,9 @@ class Member:
         return f"{self.kind} ({self.preprocessing}{sizes})"
 
 
-def fold_count(effort: str, rows: int, features: int) -> int:
+def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> int:
     """How often a table of fewer than 2,000 rows is divided: less often where that takes long."""
-    return 3 if effort == "fast" or rows * features > WIDE else 5
+    return 3 if effort == "fast" or mixed or rows * features > WIDE else 5
 
 
 def mixed_sizes(rows: int, units: int) -> dict[str, Any]:
