@@ -12,11 +12,12 @@ from flowlab.files import load, save
 from flowlab.flow import Flow
 from flowlab.layers.root import ConvergenceError
 from flowlab.mixture import FlowMixture
-from flowlab.objectives import NLL
+from flowlab.objectives import IWAE, NLL, DReG, ForwardKL, MiniBatch, Renyi, ReverseKL, StickingTheLanding, Tempered
 from flowlab.training import History, TrainingError, fit
 
 if TYPE_CHECKING:
-    from flowlab import datasets
+    from flowlab import datasets, gradients
+    from flowlab.posteriors import Diagnostics, FlowPosterior, PosteriorError, fit_posterior
     from flowlab.tables.conditions import ConditionError
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.members import Member
@@ -26,25 +27,38 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "IWAE",
     "NLL",
     "ConditionError",
     "ConvergenceError",
+    "DReG",
     "Derived",
+    "Diagnostics",
     "FixedCombinations",
     "Flow",
     "FlowDensity",
     "FlowMixture",
+    "FlowPosterior",
+    "ForwardKL",
     "History",
     "LessThan",
     "Member",
+    "MiniBatch",
+    "PosteriorError",
     "Predicate",
+    "Renyi",
+    "ReverseKL",
     "Schema",
+    "StickingTheLanding",
+    "Tempered",
     "TrainingError",
     "bases",
     "check_flow",
     "check_layer",
     "datasets",
     "fit",
+    "fit_posterior",
+    "gradients",
     "layers",
     "load",
     "presets",
@@ -59,6 +73,7 @@ _LAZY = {
     "Schema": "flowlab.tables.schema",
     **dict.fromkeys(("Derived", "FixedCombinations", "LessThan", "Predicate"), "flowlab.tables.rules"),
     "ConditionError": "flowlab.tables.conditions",
+    **dict.fromkeys(("Diagnostics", "FlowPosterior", "PosteriorError", "fit_posterior"), "flowlab.posteriors"),
 }
 
 
@@ -68,6 +83,6 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name == "datasets":
-        return importlib.import_module("flowlab.datasets")
+    if name in ("datasets", "gradients"):
+        return importlib.import_module(f"flowlab.{name}")
     raise AttributeError(f"module 'flowlab' has no attribute {name!r}")

@@ -157,7 +157,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
                 self._chosen(*rows.shape),
                 rng,
                 validation=self.validation,
-                folds=fold_count(self.effort, *rows.shape, units is not None),
+                folds=fold_count(self.effort, len(rows), rows.shape[1], units is not None),
                 time_limit=self.time_limit,
                 n_jobs=self.n_jobs,
                 device=self.device,

@@ -188,14 +188,9 @@ class Synthesis:
             out = frame.copy()
             for name in drawn.columns:
                 gone = frame[name].isna().to_numpy()
-                if gone.any():
-                    values = (
-                        drawn[name].to_numpy(dtype=object)[gone]
-                        if frame[name].dtype != drawn[name].dtype
-                        else drawn[name][gone].to_numpy()
-                    )
+                if gone.any():  # as the cells around them: a table's own type may have changed with its holes
                     cells = out[name].copy()
-                    cells.iloc[np.flatnonzero(gone)] = values
+                    cells.iloc[np.flatnonzero(gone)] = drawn[name][gone].astype(frame[name].dtype).array
                     out[name] = cells
             done.append(out.to_numpy() if table.array else out)
         return done[0] if n == 1 else done
