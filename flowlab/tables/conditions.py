@@ -95,6 +95,7 @@ def interval_ends(table: WholeTable, name: Any, wish: tuple[Any, Any]) -> np.nda
     return out
 
 
+@torch.no_grad()
 def draw(
     mixture: FlowMixture, conditions: Conditions, n: int, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
@@ -173,8 +174,7 @@ def _propose(
 def one_mass(flow: MixedFlow, unit: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
     """Log-probability that a unit is where it may be, given the known cells of one row."""
     own = torch.Generator(x.device).manual_seed(0)  # the draw that comes with it is not used
-    with torch.no_grad():
-        return flow.draw_within(unit, flow.shown(x, known), conditions.allowed[unit], own)[1][0]
+    return flow.draw_within(unit, flow.shown(x, known), conditions.allowed[unit], own)[1][0]
 
 
 def refuse_improbable(log_p: float, flow: MixedFlow, unit: int, value: Tensor, conditions: Conditions) -> None:

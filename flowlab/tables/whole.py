@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_array
 
 from flowlab.tables import cells
 from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
@@ -79,10 +80,11 @@ class WholeTable:
         """Rows as a DataFrame."""
         if isinstance(X, pd.DataFrame):
             return X
-        x = np.asarray(X)
-        if x.ndim != 2 or x.shape[1] != len(self.names):
+        x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
+        if x.shape[1] != len(self.names):  # in scikit-learn's words
             raise ValueError(
-                f"X has shape {x.shape}, {len(self.names)} columns were fitted: {', '.join(map(str, self.names))}"
+                f"X has {x.shape[1]} features, but FlowDensity is expecting {len(self.names)} features as input: "
+                f"{', '.join(map(str, self.names))}"
             )
         return pd.DataFrame(x, columns=self.names)
 
