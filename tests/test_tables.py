@@ -233,6 +233,19 @@ def test_arrays_with_missing_cells_come_back_as_arrays():
     assert not np.isnan(model.impute(x)).any()
 
 
+def test_conditions_on_arrays():
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    rows = quick(steps=20).fit(x).sample(30, random_state=0, given={"x0": (-0.5, 0.5)})
+    assert isinstance(rows, np.ndarray)
+    assert (np.abs(rows[:, 0]) <= 0.5).all()
+
+
+def test_the_conditional_of_a_flag_sums_to_one(fitted):
+    found = fitted.conditional("flag", {"group": "a"})
+    assert found.shape == (1, 2)
+    assert found.to_numpy().sum() == pytest.approx(1)
+
+
 def test_declared_supports_are_respected():
     x = pd.DataFrame(
         {"share": np.random.default_rng(0).beta(0.5, 0.5, 500), "y": np.random.default_rng(1).normal(size=500)}

@@ -39,7 +39,7 @@ class Synthesis:
                 cell. Or a DataFrame with some of the columns, for one new row per row of it.
 
         Returns:
-            The rows. Under conditions, `rows.attrs["acceptance"]` is the share of draws that was kept.
+            The rows. Under conditions, `rows.attrs["acceptance"]` of a DataFrame is the share of draws that was kept.
 
         Raises:
             ConditionError: A condition has (next to) no probability; the message says which.
@@ -74,7 +74,8 @@ class Synthesis:
             return matrix.cpu().numpy(), len(matrix) / acceptance
 
         rows, acceptance = self._keep(count, propose, given)
-        rows.attrs["acceptance"] = acceptance
+        if isinstance(rows, pd.DataFrame):
+            rows.attrs["acceptance"] = acceptance
         return rows
 
     @property
