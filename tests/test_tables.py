@@ -257,6 +257,18 @@ def test_declared_supports_are_respected():
     assert np.isneginf(model.score_samples(outside)).tolist() == [True, True, False]
 
 
+def test_an_edited_schema_counts_beside_rules():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"low": rng.random(200), "share": rng.random(200)})
+    frame["high"] = frame["low"] + rng.random(200)
+    schema = flowlab.Schema.infer(frame)
+    schema["share"].upper = 1.5
+    model = quick(steps=5, schema=schema, rules=["low <= high"]).fit(frame)
+    assert model.schema_["share"].upper == 1.5
+    outside = frame.iloc[:2].assign(share=[1.2, 1.6])
+    assert np.isneginf(model.score_samples(outside)).tolist() == [False, True]
+
+
 def test_weights_count_in_whole_tables(table):
     weight = np.where(table["flag"], 0.0, 1.0)
     model = quick(steps=20).fit(table, sample_weight=weight)

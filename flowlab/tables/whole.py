@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_array
 from flowlab.tables import cells
 from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
 from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
-from flowlab.tables.schema import Schema
+from flowlab.tables.schema import Schema, read_overrides
 
 
 class WholeTable:
@@ -62,7 +62,9 @@ class WholeTable:
         for rule in parsed:
             rewritten = rule.forward(rewritten)
             known |= rule.overrides()
-        overrides = combined(frame, rewritten, overrides, known) if parsed else overrides
+        if parsed:  # what is said of columns that rules have replaced concerns none that is left
+            said = read_overrides(overrides, list(frame.columns)) | known
+            overrides = {name: value for name, value in said.items() if name in rewritten.columns}
         codec = Codec(Schema.infer(rewritten, overrides))
         excluded = {column.name for column in codec.schema if column.kind == "excluded"}
         names = [name for name in frame.columns if name not in excluded]
@@ -119,11 +121,15 @@ class WholeTable:
             else found.astype("timedelta64[ns]" if self.codec.schema[name].kind == "timedelta" else float)
         )
 
-    def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
-        """The matrix (n, units) of rows that break no rule."""
+    def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows that break no rule, with the columns that are modelled in place of the user's."""
         for rule in self.rules:
             frame = rule.forward(frame)
-        return self.codec.encode(frame)
+        return frame
+
+    def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """The matrix (n, units) of rows that break no rule."""
+        return self.codec.encode(self.rewritten(frame))
 
     def encode_all(self, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The matrix (n, units) of any rows, and which of them are possible; the others are rows of NaN where a rule is broken."""
@@ -131,9 +137,7 @@ class WholeTable:
         matrix = np.full((len(frame), len(self.units)), np.nan)
         possible = good.copy()
         if good.any():
-            rewritten = frame[good]
-            for rule in self.rules:
-                rewritten = rule.forward(rewritten)
+            rewritten = self.rewritten(frame[good])
             matrix[good] = self.codec.encode(rewritten)
             possible[good] = self.codec.possible(rewritten)
         return matrix, possible
@@ -186,18 +190,6 @@ class WholeTable:
             data["array"],
             data["ends"],
         )
-
-
-def combined(frame: pd.DataFrame, rewritten: pd.DataFrame, overrides: Any, known: dict[Any, Any]) -> dict[Any, Any]:
-    """What the user says of columns that are still there after rules, with what the rules know of those that they made."""
-    said = Schema.infer(frame, overrides) if overrides is not None and not isinstance(overrides, dict) else None
-    given = dict(overrides or {}) if said is None else {c.name: {"kind": c.kind} for c in said}
-    strange = [name for name in given if name not in frame.columns]
-    if strange:
-        raise ValueError(
-            f"schema names columns {strange} that the table does not have; there are {list(frame.columns)}"
-        )
-    return {name: value for name, value in (given | known).items() if name in rewritten.columns}
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
