@@ -4,7 +4,8 @@
     python benchmarks/quick.py --record   # write what is measured now to benchmarks/results/quick.json
 
 The workers of `benchmarks/speed.py` on one core, round-robin. Without zuko only the ratios to the MLPs count. Ratios depend on
-the machine, too, less than times do: record them on the one that compares, while nothing else runs.
+the processor, too (matrix products are of different speed): each has its own record, made while nothing else runs. Where there is none
+yet, this run makes it.
 """
 
 import argparse
@@ -71,34 +72,33 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=0.2, help="of calls per framework and round")
     options = parser.parse_args()
-    if not options.record and not RECORD.exists():
-        parser.error(f"nothing to compare with: run with --record first, to write {RECORD.name}")
 
     began = time.perf_counter()
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"ratios": {}, "machine": ""}
-    if record["machine"] not in ("", machine()):
-        print(f"recorded on another machine ({record['machine']}): take small differences lightly")
+    records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    recording = options.record or machine() not in records
+    if recording and not options.record:
+        print(f"no record of this processor, {machine()}, to compare with: this run becomes it")
+    recorded = records.get(machine(), {}).get("ratios", {})
     workers = start(["flowlab", *WHOM], 1, sys.executable)
     if "flowlab" not in workers:
         return 1
     if "zuko" not in workers:
         print("no zuko here: compared with the MLPs alone")
     try:
-        rounds = options.rounds * (2 if options.record else 1)
-        found = ratios(workers, ORDER, record["ratios"], rounds, options.seconds)
-        worse = {} if options.record else slower(found, record["ratios"])
+        rounds = options.rounds * (2 if recording else 1)
+        found = ratios(workers, ORDER, recorded, rounds, options.seconds)
+        worse = {} if recording else slower(found, recorded)
         if worse:
             print("once more, since it may be noise:")
             again = [cell for cell in ORDER if any("/".join(map(str, cell)) == key for key, _ in worse)]
-            second = ratios(workers, again, record["ratios"], 2 * options.rounds, options.seconds)
-            worse = {place: text for place, text in slower(second, record["ratios"]).items() if place in worse}
+            second = ratios(workers, again, recorded, 2 * options.rounds, options.seconds)
+            worse = {place: text for place, text in slower(second, recorded).items() if place in worse}
     finally:
         for worker in workers.values():
             worker.close()
     print(f"{time.perf_counter() - began:.0f} s")
-    if options.record:
-        record = {
-            "machine": machine(),
+    if recording:
+        records[machine()] = {
             "date": date.today().isoformat(),
             "python": platform.python_version(),
             "cores": os.cpu_count(),
@@ -106,7 +106,7 @@ def main() -> int:
             "ratios": {key: {whom: round(value, 4) for whom, value in now.items()} for key, now in found.items()},
         }
         RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        RECORD.write_text(json.dumps(records, indent=1) + "\n")
         return 0
     for text in worse.values():
         print(f"slower: {text}")

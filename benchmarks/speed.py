@@ -111,13 +111,14 @@ def memory(frameworks: list[str], cores: int) -> dict[str, dict]:
 
 
 def machine() -> str:
-    """The processor's name."""
+    """The processor's name, with family and model where Linux tells them: products of a maker share a name and differ in speed."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        first = []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return name + (f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else "")
 
 
 def main() -> None:
