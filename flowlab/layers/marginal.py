@@ -15,6 +15,9 @@ from flowlab.layers.scalar.spline import rational_quadratic
 FAR = 12.0  # noise beyond ±12 (probability 1e-33) continues on a straight line, so that no tail overflows
 BIN_CHOICES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 GAUSSIAN = -1.0  # stands for the tail shape of a Gaussian
+PARETO = torch.tensor(
+    [1e-3, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], dtype=torch.float64
+)  # other shapes
 
 
 class Marginal(Layer):
@@ -201,12 +204,21 @@ class _Column:
     scale: Tensor
 
     def log_density(self, x: Tensor) -> Tensor:
-        knots_x, knots_z, slopes, shape, scale = (
-            part[:, None, None] for part in (self.knots_x, self.knots_z, self.slopes, self.shape, self.scale)
-        )
-        last = torch.tensor([[len(self.knots_x) - 1]])
-        z, log_slope = column_map(x[None], knots_x, knots_z, slopes, last, shape, scale, to_noise=True)
-        return (-z.square() / 2 - LOG_SQRT_2PI + log_slope)[0]
+        """The summed log-density of a sorted column (n,); tails go on as they are beyond ±FAR, where they hold nothing."""
+        ends = self.knots_x[[0, -1]]
+        first, last = torch.searchsorted(x, ends).tolist()
+        knots_x, knots_z, slopes = (part[:, None, None] for part in (self.knots_x, self.knots_z, self.slopes))
+        z, log_slope = rational_quadratic(x[None, first:last], knots_x, knots_z, slopes)
+        total = (log_slope - z.square() / 2 - LOG_SQRT_2PI).sum()
+        for side, excess in ((0, ends[0] - x[:first]), (-1, x[last:] - ends[1])):
+            end = float(self.knots_z[side]) * (-1 if side == 0 else 1)
+            log_survival, _ = beyond_normal(end)
+            if self.shape[side] == GAUSSIAN:
+                log_f = gaussian_excess(excess, end, log_survival, self.slopes[side])
+            else:
+                log_f = pareto_excess(excess, self.shape[side], self.scale[side])
+            total = total + log_f.sum() + len(excess) * log_survival
+        return total
 
 
 def choose_bins(x: Tensor, most_bins: int) -> int:
@@ -221,7 +233,7 @@ def choose_bins(x: Tensor, most_bins: int) -> int:
         for bins in choices:
             score = 0.0
             for k in range(4):
-                score += float(fit_bins(thinned[fold != k], bins).log_density(thinned[fold == k]).sum())
+                score += float(fit_bins(thinned[fold != k], bins).log_density(thinned[fold == k]))
             if score > best_score:
                 best, best_score = bins, score
             elif bins > 4 * best:
@@ -300,23 +312,31 @@ def fit_tail(excess: Tensor, end: float, scale: float) -> tuple[float, float, fl
     """
     median = max(float(excess.median()) if len(excess) else 0.0, 1e-6 * scale)
     factor = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64, base=10.0)
-    log_p = float(tail_survival(torch.tensor(end, dtype=torch.float64)))
-    hazard = float(log_cdf_and_hazard(torch.tensor(-end, dtype=torch.float64))[1].exp())
-    data = torch.cat([excess, torch.tensor([median], dtype=torch.float64)])
-    best = (-math.inf, GAUSSIAN, 1.0, 1.0)
-    for xi in (GAUSSIAN, 1e-3, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        if xi == GAUSSIAN:
-            # dz/dx = slope; the same slope as an exponential of mean `sigma` has at the knot.
-            sigma = median / math.log(2) * factor
-            slope = 1 / (sigma * hazard)
-            log_f = -((end + slope * data[:, None]).square()) / 2 - LOG_SQRT_2PI + slope.log() - log_p
-        else:
-            sigma = median * xi / (2**xi - 1) * factor
-            slope = 1 / (sigma * hazard)
-            log_f = -sigma.log() - (1 + 1 / xi) * torch.log1p(xi * data[:, None] / sigma)
-        total = log_f.sum(0)
-        k = int(total.argmax())
-        score = float(total[k]) - 1.5 * abs(xi - 0.1)
-        if score > best[0]:
-            best = (score, xi, float(sigma[k]), float(slope[k]))
-    return best[1], best[2], best[3]
+    log_survival, hazard = beyond_normal(end)
+    data = torch.cat([excess, torch.tensor([median], dtype=torch.float64)])[:, None]
+    # dz/dx = slope; the same slope as an exponential of mean sigma has at the knot.
+    sigma = median / math.log(2) * factor
+    straight = gaussian_excess(data, end, log_survival, 1 / (sigma * hazard)).sum(0)
+    xi = PARETO[:, None]
+    sigmas = median * xi / (2**xi - 1) * factor
+    curved = pareto_excess(data[:, None], xi, sigmas).sum(0)
+    total = torch.cat([straight[None] - 1.5 * abs(GAUSSIAN - 0.1), curved - 1.5 * (xi - 0.1).abs()])
+    row, k = divmod(int(total.argmax()), len(factor))
+    shape, best = (GAUSSIAN, sigma[k]) if row == 0 else (float(PARETO[row - 1]), sigmas[row - 1, k])
+    return shape, float(best), 1 / (float(best) * hazard)
+
+
+def beyond_normal(end: float) -> tuple[float, float]:
+    """log of the normal probability beyond `end`, and the hazard there."""
+    log_survival = math.log(math.erfc(end / math.sqrt(2)) / 2)
+    return log_survival, math.exp(-end * end / 2 - LOG_SQRT_2PI - log_survival)
+
+
+def gaussian_excess(excess: Tensor, end: float, log_survival: float, slope: Tensor) -> Tensor:
+    """log-density of how far values lie beyond the last knot, given that they do, where the map stays straight."""
+    return -((end + slope * excess).square()) / 2 - LOG_SQRT_2PI + slope.log() - log_survival
+
+
+def pareto_excess(excess: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
+    """The same of a generalised Pareto tail."""
+    return -scale.log() - (1 + 1 / shape) * torch.log1p(shape / scale * excess)

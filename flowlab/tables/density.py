@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 from flowlab import files
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
+from flowlab.runtime import threads
 from flowlab.tables.codec import Unit
 from flowlab.tables.encode import Columns
 from flowlab.tables.ensemble import Report, fit_ensemble
@@ -47,7 +48,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     density, come back exactly in samples, and a row that contradicts them scores -inf.
 
     Sizes follow from rows and columns (`Member.sized`). Below 2,000 rows every row is held out once, in five folds (three with
-    effort="fast" or many columns), and the mixture holds all versions of a member; from there on a share of the rows is held out.
+    effort="fast" or many columns, none with both), and the mixture holds all versions of a member; from there on a share of the rows is held out.
 
     Args:
         effort: "fast" (one small network: seconds), "default" (four networks: minutes at most), "best" (ten larger ones).
@@ -151,19 +152,20 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         self.flow_, self.reports_, self.race_ = None, [], {}
         held_out, held_weight, noise = torch.zeros(0), torch.ones(0), torch.zeros(0, 1)
         if rows.shape[1]:
-            fitted = fit_ensemble(
-                rows,
-                torch.from_numpy(weight),
-                self._chosen(*rows.shape),
-                rng,
-                validation=self.validation,
-                folds=fold_count(self.effort, len(rows), rows.shape[1], units is not None),
-                time_limit=self.time_limit,
-                n_jobs=self.n_jobs,
-                device=self.device,
-                progress=self.progress,
-                units=units,
-            )
+            with threads(1):  # members run side by side; what is left are many small operations
+                fitted = fit_ensemble(
+                    rows,
+                    torch.from_numpy(weight),
+                    self._chosen(*rows.shape),
+                    rng,
+                    validation=self.validation,
+                    folds=fold_count(self.effort, len(rows), rows.shape[1], units is not None),
+                    time_limit=self.time_limit,
+                    n_jobs=self.n_jobs,
+                    device=self.device,
+                    progress=self.progress,
+                    units=units,
+                )
             self.flow_, self.reports_, self.race_ = fitted.flow.to(self.device), fitted.reports, fitted.race
             held_out, held_weight, noise = fitted.held_out, fitted.held_weight, fitted.noise
         self._held_out = held_out.sort().values.numpy()

@@ -32,7 +32,7 @@ PREPROCESSING: dict[str, tuple[type[Layer], ...]] = {
     "whitening-marginal": (Marginal, Whitening),
 }
 RACE = ("marginal", "marginal-whitening", "whitening-marginal")
-RACE_STEPS = 150
+RACE_STEPS = (50, 150)  # at least and at most; else a fifth of a member's own
 KINDS = ("autoregressive", "spline", "mixture", "kernel", "copula", "broad", "mixed")
 TRAINED = ("autoregressive", "spline", "mixed")
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -127,8 +127,9 @@ class Member:
 
 
 def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> int:
-    """How often a table of fewer than 2,000 rows is divided: less often where that takes long."""
-    return 3 if effort == "fast" or mixed or rows * features > WIDE else 5
+    """How often a table of fewer than 2,000 rows is divided: less often where that takes long, once for a fast fit to a wide one."""
+    wide = rows * features > WIDE
+    return 1 if effort == "fast" and wide and not mixed else 3 if effort == "fast" or mixed or wide else 5
 
 
 def mixed_sizes(rows: int, units: int) -> dict[str, Any]:
@@ -158,7 +159,8 @@ def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[M
         simple.append(Member("kernel", "marginal-whitening"))
     if effort == "fast":
         quick = [replace(m, rows=5_000, components=32) for m in mixtures[:2]]
-        return [Member("autoregressive", steps=300, learning_rate=1e-2), *quick, *simple[:2]]
+        steps = min(300, max(9_000 // features, 100))
+        return [Member("autoregressive", steps=steps, learning_rate=1e-2), *quick, *simple[:2]]
     if effort == "default":
         third = [Member("autoregressive", rank=1)] if features <= 30 else []  # wide networks take long
         return [Member("autoregressive"), Member("autoregressive"), *third, Member("spline"), *mixtures, *simple]
