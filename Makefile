@@ -8,7 +8,7 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench bench-speed bench-density bench-synthesis bench-quick docs clean
+.PHONY: help demo test lint format bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -73,6 +73,9 @@ $(ARF)/.ready:
 
 bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows against SDV's synthesizers and random forests; two hours, resumes
 	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python
+
+bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert; minutes
+	$(BIN)/python benchmarks/ecosystem.py
 
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
 	$(BIN)/python benchmarks/quick.py

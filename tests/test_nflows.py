@@ -273,6 +273,18 @@ def test_gradients_are_the_same() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("name", ["spline coupling, context, unconditional", "MAF, context"])
+def test_converted_flows_compile_and_transform(name: str) -> None:
+    """As a whole graph, and under torch.func: Jacobians of the slow direction."""
+    flow = convert(trained(name, torch.float64, steps=2))
+    x, context = rows(6, torch.float64)
+    for function in (flow.log_prob, flow.from_noise):
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, context), function(x, context))
+    jacobian = torch.func.vmap(torch.func.jacrev(flow.from_noise))(x, context)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, flow(x, context)[1])
+
+
 def test_a_box_as_base(monkeypatch: pytest.MonkeyPatch) -> None:
     spline = transforms.PiecewiseRationalQuadraticCDF([FEATURES], tails="linear", tail_bound=1.0)
     model = chain(spline, base=BoxUniform(-torch.ones(FEATURES), torch.ones(FEATURES)))

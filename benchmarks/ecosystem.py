@@ -1,0 +1,258 @@
+"""How exactly flowlab works together with other libraries: a section for each way of doing so.
+
+    python benchmarks/ecosystem.py                        # all sections; minutes on one core
+    python benchmarks/ecosystem.py --sections conversion  # the others keep their last result
+    python benchmarks/ecosystem.py --sections             # measure nothing, write the page again
+
+Results lie in benchmarks/results/ecosystem.json, a part for each section, and benchmarks/results/ecosystem.md is written from them. A section is a
+function that measures, and one that writes its table; `SECTIONS` lists them.
+"""
+
+import argparse
+import copy
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from speed import machine
+from torch import Tensor, nn
+
+import flowlab
+
+HERE = Path(__file__).parent
+STORE, RESULT = HERE / "results" / "ecosystem.json", HERE / "results" / "ecosystem.md"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def versions(*packages: str) -> str:
+    """The versions of installed packages, and the machine."""
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("flowlab", "torch", *packages))
+    return f"{date.today()}: {found}; {machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+# Conversion ------------------------------------------------------------------------------------------------------------
+
+FEATURES, CONTEXT, ROWS, STEPS = 6, 2, 2000, 300
+WANTED = {"float32": 1e-5, "float64": 1e-10}
+
+
+class Peer(NamedTuple):
+    """A library whose flows convert.
+
+    Attributes:
+        models: Makes a flow of each architecture; those whose names end in "context" take one.
+        convert: The conversion.
+        log_prob: Of a model, rows and contexts.
+        draw: Of a model, noise and contexts.
+    """
+
+    models: dict[str, Callable[[], nn.Module]]
+    convert: Callable[[Any], flowlab.Flow]
+    log_prob: Callable[[Any, Tensor, Tensor | None], Tensor]
+    draw: Callable[[Any, Tensor, Tensor | None], Tensor]
+
+
+def nflows_peer() -> Peer:
+    from nflows import transforms
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow, MaskedAutoregressiveFlow, SimpleRealNVP
+    from nflows.nn.nets import ResidualNet
+
+    from flowlab.interop import nflows
+
+    def chain(*parts: nn.Module) -> nn.Module:
+        return Flow(transforms.CompositeTransform(list(parts)), StandardNormal([FEATURES]))
+
+    def net(inputs: int, outputs: int, context: int | None = None) -> nn.Module:
+        return ResidualNet(inputs, outputs, 64, context_features=context)
+
+    def coupling(i: int, spline: bool, context: int | None = None) -> nn.Module:
+        mask, make = (torch.arange(FEATURES) + i) % 2, functools.partial(net, context=context)
+        if not spline:
+            return transforms.AffineCouplingTransform(mask, make)
+        return transforms.PiecewiseRationalQuadraticCouplingTransform(
+            mask, make, num_bins=8, tails="linear", tail_bound=5.0
+        )
+
+    def masked(spline: bool, context: int | None = None) -> nn.Module:
+        options = {"features": FEATURES, "hidden_features": 64, "context_features": context}
+        if not spline:
+            return transforms.MaskedAffineAutoregressiveTransform(**options)
+        return transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+            **options, num_bins=8, tails="linear", tail_bound=5.0
+        )
+
+    def mixed(*between: Callable[[int], nn.Module], spline: bool = False) -> nn.Module:
+        return chain(*(part for i in range(4) for part in (*(make(FEATURES) for make in between), coupling(i, spline))))
+
+    models = {
+        "affine coupling (SimpleRealNVP)": lambda: SimpleRealNVP(FEATURES, 64, 6, 2),
+        "affine coupling, context": lambda: chain(*(coupling(i, False, CONTEXT) for i in range(6))),
+        "additive coupling": lambda: SimpleRealNVP(FEATURES, 64, 6, 2, use_volume_preserving=True),
+        "RQ spline coupling": lambda: chain(*(coupling(i, True) for i in range(6))),
+        "RQ spline coupling, context": lambda: chain(*(coupling(i, True, CONTEXT) for i in range(6))),
+        "MAF (MaskedAutoregressiveFlow)": lambda: MaskedAutoregressiveFlow(FEATURES, 64, 5, 2),
+        "MAF, context": lambda: chain(*(masked(False, CONTEXT) for _ in range(5))),
+        "RQ spline autoregressive": lambda: chain(*(masked(True) for _ in range(3))),
+        "RQ spline autoregressive, context": lambda: chain(*(masked(True, CONTEXT) for _ in range(3))),
+        "LU and affine coupling": lambda: mixed(transforms.LULinear),
+        "permutation and affine coupling": lambda: mixed(transforms.RandomPermutation),
+        "actnorm and affine coupling": lambda: mixed(transforms.ActNorm),
+        "permutation, LU, RQ spline coupling": lambda: mixed(
+            transforms.RandomPermutation, transforms.LULinear, spline=True
+        ),
+    }
+    return Peer(
+        models,
+        nflows.convert,
+        lambda model, x, context: model.log_prob(x, context),
+        lambda model, z, context: model._transform.inverse(z, context)[0],
+    )
+
+
+def zuko_peer() -> Peer:
+    from flowlab.interop import zuko  # before zuko itself, whose import it guards
+
+    from zuko.flows import MAF, NICE, NSF, RealNVP  # isort: skip
+
+    models = {
+        "MAF": lambda: MAF(FEATURES, transforms=5),
+        "MAF, context": lambda: MAF(FEATURES, CONTEXT, transforms=5),
+        "MAF, random orders, residual": lambda: MAF(FEATURES, transforms=5, randperm=True, residual=True),
+        "NSF": lambda: NSF(FEATURES, transforms=3),
+        "NSF, context": lambda: NSF(FEATURES, CONTEXT, transforms=3),
+        "NSF, two passes (coupling)": lambda: NSF(FEATURES, transforms=6, passes=2),
+        "RealNVP": lambda: RealNVP(FEATURES, transforms=6),
+        "RealNVP, context": lambda: RealNVP(FEATURES, CONTEXT, transforms=6),
+        "NICE, random masks, normalised": lambda: NICE(FEATURES, transforms=6, randmask=True, normalize=True),
+    }
+    return Peer(
+        models,
+        zuko.convert,
+        lambda model, x, context: model(context).log_prob(x),
+        lambda model, z, context: model(context).transform.inv(z),
+    )
+
+
+PEERS = {"nflows": nflows_peer, "zuko": zuko_peer}
+
+
+def skewed(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows with bent, correlated and heteroscedastic columns, some of which follow the context."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.empty(count, FEATURES, dtype=torch.float64).normal_(generator=generator)
+    context = torch.empty(count, CONTEXT, dtype=torch.float64).normal_(generator=generator)
+    x = [z[:, 0], z[:, 1] + 0.5 * z[:, 0] ** 2 - 0.5, z[:, 2] * (z[:, 1] / 2).exp(), z[:, 3] + context[:, 0]]
+    x += [z[:, 4] + z[:, 3].sin(), z[:, 5] * 0.3 + context[:, 1] * z[:, 0]]
+    return torch.stack(x, 1) / 1.5, context
+
+
+def errors(peer: Peer, name: str, dtype: torch.dtype) -> dict[str, float]:
+    """After a short training: the largest differences of log_prob, and of samples from the same noise, over fresh rows.
+
+    In single precision also that of the other library to itself in double precision, which says what rounding costs it.
+    """
+    torch.manual_seed(0)
+    model = peer.models[name]().to(dtype)
+    conditional = name.endswith("context")
+    x, context = (part.to(dtype) for part in skewed(ROWS, 0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(STEPS):
+        at = slice(step * 200 % ROWS, step * 200 % ROWS + 200)
+        optimizer.zero_grad()
+        (-peer.log_prob(model, x[at], context[at] if conditional else None).mean()).backward()
+        optimizer.step()
+    model.eval()
+    flow = peer.convert(model)
+    fresh, context = (part.to(dtype) for part in skewed(ROWS, 1))
+    z = torch.empty(ROWS, FEATURES, dtype=torch.float64).normal_(generator=torch.Generator().manual_seed(2)).to(dtype)
+    given = context if conditional else None
+    with torch.no_grad():
+        theirs, drawn = peer.log_prob(model, fresh, given), peer.draw(model, z, given)
+        found = {
+            "log_prob": (theirs - flow.log_prob(fresh, given)).abs().max().item(),
+            "relative": ((theirs - flow.log_prob(fresh, given)).abs() / (1 + theirs.abs())).max().item(),
+            "samples": (drawn - flow.from_noise(z, given)).abs().max().item(),
+            "typical": theirs.abs().median().item(),
+        }
+        if dtype == torch.float32:
+            double = copy.deepcopy(model).double()
+            exact = peer.log_prob(double, fresh.double(), None if given is None else given.double())
+            found["own"] = (theirs - exact).abs().max().item()
+            found["ours"] = (flow.log_prob(fresh, given) - exact).abs().max().item()
+    return found
+
+
+def measure_conversion() -> dict[str, Any]:
+    found: dict[str, Any] = {"setting": versions(*PEERS), "errors": {}}
+    for library, make in PEERS.items():
+        peer = make()
+        for name in peer.models:
+            found["errors"][f"{library}: {name}"] = {key: errors(peer, name, dtype) for key, dtype in DTYPES.items()}
+            print(library, name, found["errors"][f"{library}: {name}"], flush=True)
+    return found
+
+
+def verdict(both: dict[str, dict[str, float]]) -> str:
+    """Whether what was wanted is reached, in nats or only relative to the size of log_prob."""
+    if all(both[key]["log_prob"] <= wanted for key, wanted in WANTED.items()):
+        return "reached"
+    return "as a share" if all(both[key]["relative"] <= wanted for key, wanted in WANTED.items()) else "missed"
+
+
+def write_conversion(found: dict[str, Any]) -> str:
+    lines = [
+        f"{found['setting']}.",
+        "",
+        f"Largest differences between a flow of another library and what `convert` makes of it, after {STEPS} steps of training, over {ROWS:,} fresh rows of "
+        f"{FEATURES} columns: of `log_prob` in nats, in brackets as a share of 1 + |log_prob|, and of samples from the same noise. Wanted: {WANTED['float32']:.0e} in "
+        f'single and {WANTED["float64"]:.0e} in double precision; "as a share" says that single precision reaches it only so. The last two columns are the distances of both, in single precision, from the '
+        "other library in double precision: its own rounding, and flowlab's.",
+        "",
+        "| flow | log_prob, float32 | samples, float32 | log_prob, float64 | samples, float64 | wanted | its rounding | flowlab's |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for name, both in found["errors"].items():
+        shown = [
+            text
+            for e in both.values()
+            for text in (f"{e['log_prob']:.1e} ({e['relative']:.1e})", f"{e['samples']:.1e}")
+        ]
+        single = both["float32"]
+        shown += [verdict(both), f"{single['own']:.1e}", f"{single['ours']:.1e}"]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+# All sections ----------------------------------------------------------------------------------------------------------
+
+# Of each: its title, what measures it (the result is kept as JSON), and what writes it.
+SECTIONS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], str]]] = {
+    "conversion": ("Conversion errors", measure_conversion, write_conversion),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="*", default=list(SECTIONS), help=", ".join(SECTIONS))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*torch.(triangular_solve|qr)")
+    found: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {}
+    for section in options.sections:
+        found[section] = SECTIONS[section][1]()
+        STORE.write_text(json.dumps(found, indent=1) + "\n")
+    parts = ["# Working together with other libraries", "`python benchmarks/ecosystem.py`."]
+    parts += [f"## {title}\n\n{write(found[name])}" for name, (title, _, write) in SECTIONS.items() if name in found]
+    RESULT.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
