@@ -3,10 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow
@@ -15,6 +15,7 @@ from flowlab.layers.coupling import alternating_mask
 from flowlab.mixture import FlowMixture
 from flowlab.objectives import StickingTheLanding
 from flowlab.posteriors import pathfinder
+from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
 from flowlab.posteriors.diagnostics import defended, missed, weigh
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
@@ -34,11 +35,14 @@ ROUNDS = (0.4, 0.8, 1.2)  # of `steps`: the flow is looked at after each, and tr
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
 
+@overload
 def fit_posterior(
     log_prob: Callable[[Any], Tensor],
     *,
     features: int | None = None,
     supports: Supports | None = None,
+    context: None = None,
+    encoder: None = None,
     flow: Flow | None = None,
     steps: int = 1000,
     draws: int = 256,
@@ -46,7 +50,42 @@ def fit_posterior(
     dtype: torch.dtype = torch.float64,
     random_state: int = 0,
     progress: bool = True,
-) -> FlowPosterior:
+) -> FlowPosterior: ...
+
+
+@overload
+def fit_posterior(
+    log_prob: Callable[[Any, Tensor], Tensor],
+    *,
+    features: int | None = None,
+    supports: Supports | None = None,
+    context: Tensor,
+    encoder: nn.Module | None = None,
+    flow: Flow | None = None,
+    steps: int = 1000,
+    draws: int = 256,
+    learning_rate: float = 5e-3,
+    dtype: torch.dtype = torch.float64,
+    random_state: int = 0,
+    progress: bool = True,
+) -> AmortizedPosterior: ...
+
+
+def fit_posterior(
+    log_prob: Callable[..., Tensor],
+    *,
+    features: int | None = None,
+    supports: Supports | None = None,
+    context: Tensor | None = None,
+    encoder: nn.Module | None = None,
+    flow: Flow | None = None,
+    steps: int = 1000,
+    draws: int = 256,
+    learning_rate: float = 5e-3,
+    dtype: torch.dtype = torch.float64,
+    random_state: int = 0,
+    progress: bool = True,
+) -> FlowPosterior | AmortizedPosterior:
     """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
@@ -54,22 +93,29 @@ def fit_posterior(
     is good (k-hat below 0.5, 95 % effective draws) it ends there; else a flow of affine couplings is trained in the
     coordinates that the affine map whitens. Several modes become a mixture of such flows, weighted by their evidence.
 
+    With `context`, many data sets of one kind, a single flow with a context learns the posterior of each, and of new ones: see
+    `AmortizedPosterior`. It is trained in the coordinates that whiten the posteriors of 16 of them, taken together.
+
     Args:
         log_prob: The log-density in nats, up to a constant, by torch operations: takes a batch of draws (n, features), or with `supports`
             a dict of tensors (n, *shape), and returns (n,). Where it is not finite the density counts as zero; a fit with more than 1 %
             such draws ends in an error. Densities are with respect to the parameters as given: Jacobians are flowlab's affair.
         features: Number of parameters, unconstrained and without names.
         supports: For each name its shape and torch constraint, e.g. `{"tau": ((), constraints.positive), "theta": ((8,), constraints.real)}`.
+        context: Data sets (n, width), each flattened to a row. `log_prob` is then called as log_prob(z, context) with draws (draws, n,
+            features), or a dict of tensors (draws, n, *shape), and contexts (n, width), and returns (draws, n).
+        encoder: What a context is turned into before the flow sees it, (n, width) to (n, flow.context_features); trained along. When None,
+            contexts are standardised.
         flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
         steps: Steps of the last stage.
-        draws: Draws in each of its steps.
+        draws: Draws in each of its steps; with `context` shared out among 64 contexts.
         learning_rate: Its peak learning rate, which falls to zero by a cosine.
         dtype: Floating-point type of the draws that `log_prob` gets.
         random_state: Seed of everything.
         progress: Show progress bars in terminals and notebooks.
 
     Returns:
-        The posterior; ask its `diagnostics()` before using it.
+        The posterior; ask its `diagnostics()` before using it. With `context` an `AmortizedPosterior`; ask its `diagnostics(context)`.
 
     Raises:
         ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
@@ -91,6 +137,12 @@ def fit_posterior(
     """
     started = time.process_time()
     space = Space(features, supports)
+    if context is not None:
+        options: dict[str, Any] = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "dtype": dtype}
+        options |= {"random_state": random_state, "progress": progress}
+        return fit_amortized(log_prob, context, space, supports, flow, encoder, **options)
+    if encoder is not None:
+        raise ValueError("encoder needs a context: the data sets that it encodes")
     if flow is not None and (flow.features != space.features or flow.context_features):
         raise ValueError(
             f"flow must have {space.features} features and no context, not {flow.features} and {flow.context_features}"

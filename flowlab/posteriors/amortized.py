@@ -1,0 +1,366 @@
+"""`AmortizedPosterior`: one flow, given a context, as the posterior for every context, new ones too, at once."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowlab.bases import Base, Gaussian
+from flowlab.flow import Flow
+from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer, LULinear, RationalQuadraticSpline, Whitening
+from flowlab.layers.coupling import alternating_mask
+from flowlab.objectives import StickingTheLanding
+from flowlab.posteriors import pathfinder
+from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
+from flowlab.posteriors.diagnostics import Diagnostics, Estimate
+from flowlab.posteriors.posterior import FlowPosterior
+from flowlab.posteriors.space import Space, Supports, Value
+from flowlab.posteriors.target import WORST_SHARE, PosteriorError
+from flowlab.training import History, fit
+
+SCOUTS, STARTS, SPREAD = (
+    16,
+    4,
+    1.0,
+)  # contexts whose posteriors are looked for beforehand, and starts uniform on ± SPREAD for each
+TOGETHER = 64  # contexts in a step
+LOOK = 3_000  # draws by which a fit is checked
+
+
+class AmortizedPosterior(nn.Module):
+    """A flow whose context is an encoding of data: an approximate posterior for whatever data come, without another fit.
+
+    Its methods are a `Flow`'s, with the context of each draw; points are in the user's space, tensors (*batch, features) or, with `supports`,
+    dicts of tensors (*batch, *shape), and densities are those of that space, in nats. `at` gives the posterior for one context with all
+    that a fitted posterior can do: resampling, summaries, pictures. `fit_posterior(log_prob, context=…)` makes it. Kingma & Welling 2014 call
+    encoder and flow the recognition model; the sum of what its posteriors lack is the amortisation gap (Cremer et al. 2018, "Inference
+    suboptimality in variational autoencoders", equation 7), which `diagnostics` shows for each context.
+
+    Args:
+        encoder: From contexts (n, width) to the flow's context (n, context_features); none when None.
+        flow: The distribution of the unconstrained vector, with a context. Its sampling direction should be fast; training by
+            `fit` does not invert it where its density is slow.
+        supports: For each name its shape and torch constraint, as in `fit_posterior`; unconstrained and without names when None.
+        target: The log-density that it was fitted to.
+
+    Attributes:
+        history: ELBO along the fit: dicts of stage, step and elbo (nats, mean over contexts).
+
+    Raises:
+        TypeError: `flow` is not a Flow, or `encoder` not a module.
+        ValueError: The flow has no context, or not as many features as `supports` needs.
+
+    Example:
+        >>> import torch, flowlab
+        >>> encoder = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.SiLU(), torch.nn.Linear(16, 4))
+        >>> q = AmortizedPosterior(encoder, flowlab.presets.iaf(2, context_features=4, layers=2, hidden=(16,)))
+        >>> q.sample((10,), torch.zeros(3, 5)).shape
+        torch.Size([10, 3, 2])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | None,
+        flow: Flow,
+        *,
+        supports: Supports | None = None,
+        target: ContextTarget | None = None,
+    ) -> None:
+        super().__init__()
+        if encoder is not None and not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder must be a torch.nn.Module or None, not {type(encoder).__name__}")
+        if not isinstance(flow, Flow):
+            raise TypeError(f"flow must be a Flow, not {type(flow).__name__}")
+        if not flow.context_features:
+            raise ValueError("flow must take a context: build it with context_features=…, the width of the encoding")
+        self.space = Space(flow.features) if supports is None else Space(supports=supports)
+        if flow.features != self.space.features:
+            raise ValueError(
+                f"flow must have {self.space.features} features, as supports need unconstrained, not {flow.features}"
+            )
+        self.encoder, self.flow, self.target = encoder, flow, target
+        self.history: list[dict[str, Any]] = []
+
+    # ---- as a flow ------------------------------------------------------------------------------------------------
+
+    def rsample_and_log_prob(
+        self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Value, Tensor]:
+        """Draws and their log-densities (*shape, *context_batch) in nats, in one pass, both differentiable."""
+        z, log_q = self.flow.rsample_and_log_prob(shape, self.encode(context), generator)
+        value, log_det = self.space.constrain(z)
+        return value, log_q - log_det
+
+    def rsample(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
+        """Draws, differentiable in flow and encoder: (*shape, *context_batch, features), or a dict of (*shape, *context_batch, *own shape)."""
+        return self.space.constrain(self.flow.rsample(shape, self.encode(context), generator))[0]
+
+    @torch.no_grad()
+    def sample(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
+        """Draws without a gradient."""
+        return self.rsample(shape, context, generator)
+
+    def log_prob(self, value: Value, context: Tensor) -> Tensor:
+        """Log-density (*batch,) of points in the user's space, in nats, given contexts whose batch broadcasts; −inf outside of the support."""
+        z, log_det = self.space.unconstrain(value)
+        inside = ~torch.isnan(z).any(-1)
+        z = torch.where(inside.unsqueeze(-1), z, 0).to(self.flow.dtype)
+        return torch.where(inside, self.flow.log_prob(z, self.encode(context)) - log_det, -torch.inf)
+
+    def encode(self, context: Tensor) -> Tensor:
+        """The flow's context (*batch, flow.context_features) for contexts (*batch, width), which may be of any floating-point type.
+
+        Raises:
+            TypeError: `context` is not a tensor.
+            ValueError: The encoder does not return what the flow needs.
+        """
+        if not isinstance(context, Tensor):
+            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+        context = context.to(self.flow.dtype)
+        if self.encoder is None:
+            return context
+        encoded = self.encoder(context.reshape(-1, context.shape[-1]) if context.numel() else context.flatten(0, -2))
+        if encoded.ndim != 2 or encoded.shape[1] != self.flow.context_features:
+            raise ValueError(
+                f"encoder must return (n, {self.flow.context_features}), the flow's context, not {tuple(encoded.shape)}"
+            )
+        return encoded.view(*context.shape[:-1], self.flow.context_features)
+
+    def forward(self, shape: Sequence[int], context: Tensor) -> Value:
+        """The same as `rsample`."""
+        return self.rsample(shape, context)
+
+    # ---- one context at a time --------------------------------------------------------------------------------------
+
+    def at(self, context: Tensor) -> FlowPosterior:
+        """The posterior given one context (width,), a copy in double precision of what it is now."""
+        if not isinstance(context, Tensor) or context.ndim != 1:
+            shape = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
+            raise ValueError(f"context must be a single one, of shape (width,), not {shape}")
+        encoded = self.encode(context).detach().double()
+        flow = copy.deepcopy(self.flow).double()
+        layers = [Given(layer, encoded) if layer.context_features else layer for layer in flow]
+        target = None if self.target is None else self.target.at(context)
+        return FlowPosterior(Flow(flow.base, layers), self.space, target).eval()
+
+    def elbo(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Estimate | list[Estimate]:
+        """The evidence lower bound with its standard error, in nats, from n draws: of one context (width,), or of each (contexts, width)."""
+        return self._each(context, lambda posterior: posterior.elbo(n, random_state))
+
+    def diagnostics(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Diagnostics | list[Diagnostics]:
+        """How good the posterior is, as `FlowPosterior.diagnostics` says it: for one context (width,), or for each (contexts, width).
+
+        A second or so each. Contexts unlike those of the fit are where it is needed.
+        """
+        return self._each(context, lambda posterior: posterior.diagnostics(n, random_state))
+
+    def fit(
+        self,
+        log_prob: Callable[..., Tensor],
+        context: Tensor,
+        *,
+        steps: int = 1000,
+        draws: int = 256,
+        learning_rate: float = 5e-3,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> History:
+        """Train flow and encoder in place from where they are, by `flowlab.fit`: sticking the landing, with a rate that falls by a cosine.
+
+        `fit_posterior(log_prob, context=…)` first looks where the posteriors lie; this does not.
+
+        Args:
+            log_prob: As in `fit_posterior`: draws (draws, n, features), or a dict of tensors (draws, n, *shape), and contexts (n, width) to
+                (draws, n) nats. It is called in the flow's floating-point type.
+            context: Contexts (n, width); a tenth of them decides which weights are kept.
+            steps: Steps, rounded up to whole passes over the contexts.
+            draws: Draws in each step, shared out among 64 contexts.
+            learning_rate: Peak learning rate.
+            generator: Source of everything.
+            **options: Of `flowlab.fit`.
+
+        Returns:
+            The history; its losses are negative bounds in nats, the mean over contexts.
+        """
+        context = context.to(self.flow.dtype)
+        if not isinstance(log_prob, ContextTarget):
+            self.attach(log_prob, self.flow.dtype)
+        else:
+            self.target = log_prob
+        assert self.target is not None
+        together = min(options.pop("batch_size", TOGETHER), len(context))
+        per_epoch = max(round(0.9 * len(context)) // together, 1)
+        chosen: dict[str, Any] = {
+            "schedule": "cosine",
+            "patience": steps,
+            "weight_decay": 0.0,
+            "ema": 0.0,
+            "clip": math.inf,
+        }
+        chosen |= {
+            "epochs": math.ceil(steps / per_epoch),
+            "batch_size": together,
+            "learning_rate": learning_rate,
+            **options,
+        }
+        objective = StickingTheLanding(self.target, max(draws // together, 1))
+        encoded: Any = _Encoded(self, context.shape[-1])
+        found = fit(encoded, context=context, objective=objective, generator=generator, **chosen)
+        self.history += [{"stage": "amortized", "step": r["step"], "elbo": -r["train"]} for r in found.records]
+        return found
+
+    def attach(self, log_prob: Callable[..., Tensor], dtype: torch.dtype = torch.float64) -> "AmortizedPosterior":
+        """Give it a log-density of draws and contexts, as in `fit_posterior`, to be compared with; returns the posterior."""
+        self.target = ContextTarget(log_prob, self.space, dtype)
+        return self
+
+    def _each(self, context: Tensor, ask: Callable[[FlowPosterior], Any]) -> Any:
+        if self.target is None:
+            raise PosteriorError("this posterior does not know its log-density: give it by .attach(log_prob)")
+        if isinstance(context, Tensor) and context.ndim == 2:
+            return [ask(self.at(one)) for one in context]
+        return ask(self.at(context))
+
+    def extra_repr(self) -> str:
+        return ", ".join(self.space.labels[:6]) + (", …" if len(self.space.labels) > 6 else "")
+
+
+class _Encoded(nn.Module):
+    """Encoder and flow as `fit` and objectives want them: a flow in unconstrained space, whose context is the data."""
+
+    def __init__(self, posterior: AmortizedPosterior, context_features: int) -> None:
+        super().__init__()
+        self.posterior, self.features, self.context_features = posterior, posterior.flow.features, context_features
+
+    @property
+    def fast(self) -> str:
+        return self.posterior.flow.fast
+
+    @property
+    def base(self) -> Base:
+        return self.posterior.flow.base
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.posterior.flow(z, self.posterior.encode(context))
+
+    def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
+        return self.posterior.flow.log_prob(z, self.posterior.encode(context))
+
+    def rsample(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.posterior.flow.rsample(shape, self.posterior.encode(context), generator)
+
+
+def fit_amortized(
+    log_prob: Callable[..., Tensor],
+    context: Tensor,
+    space: Space,
+    supports: Supports | None,
+    flow: Flow | None,
+    encoder: nn.Module | None,
+    *,
+    steps: int,
+    draws: int,
+    learning_rate: float,
+    dtype: torch.dtype,
+    random_state: int,
+    progress: bool,
+) -> AmortizedPosterior:
+    """What `fit_posterior` does where it is given contexts (n, width)."""
+    if not isinstance(context, Tensor):
+        raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+    if context.ndim != 2 or len(context) < 2:
+        raise ValueError(
+            f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
+        )
+    context = context.to(dtype)
+    if not bool(torch.isfinite(context).all()):
+        row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
+        raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
+    generator = torch.Generator().manual_seed(random_state)
+    target = ContextTarget(log_prob, space, dtype)
+    some = context[torch.randperm(len(context), generator=generator)[:SCOUTS]]
+    trial = torch.empty(3, 2, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator)
+    target.check(trial, some[:2])
+
+    encoder = Standardise(context) if encoder is None else encoder.to(dtype)
+    with torch.no_grad():
+        width = encoder(some[:2]).shape[-1]
+    if flow is not None and (flow.features, flow.context_features) != (space.features, width):
+        raise ValueError(
+            f"flow must have {space.features} features and context_features={width}, as the encoder returns, not "
+            f"{flow.features} and {flow.context_features}"
+        )
+    whitening, scale = _pooled(target, some, generator)
+    layers = _layers(space.features, width, scale, generator) if flow is None else list(flow)
+    base = Gaussian(space.features) if flow is None else flow.base
+    posterior = AmortizedPosterior(
+        encoder, Flow(base, [*layers, whitening]).to(dtype), supports=supports, target=target
+    )
+
+    options = {"steps": steps, "draws": draws, "learning_rate": learning_rate}
+    posterior.fit(target, context, generator=generator, progress=progress, **options)  # type: ignore[arg-type]
+    _check_finite(posterior, target, some, generator)
+    return posterior.eval()
+
+
+def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator) -> tuple[Whitening, Tensor]:
+    """Where the posteriors of some contexts lie together, as a whitening, and the typical sd of one of them in whitened coordinates.
+
+    Raises:
+        PosteriorError: None of them was found.
+    """
+    found = []
+    for context in contexts:
+        one = target.at(context)
+        try:
+            found += pathfinder.find(one, pathfinder.finite_starts(one, STARTS, SPREAD, generator), generator)[:1]
+        except PosteriorError as error:
+            failure = error
+        target.evaluations += one.evaluations
+    if not found:
+        raise PosteriorError(f"no posterior was found for any of {len(contexts)} contexts; of the last: {failure}")
+    means = torch.stack([g.mean for g in found])
+    own = torch.stack([g.scale_tril @ g.scale_tril.T for g in found]).mean(0)
+    between = (means - means.mean(0)).T @ (means - means.mean(0)) / len(found)
+    whitening = Whitening(len(own)).double()
+    whitening.mean.copy_(means.mean(0))
+    whitening.scale_tril.copy_(torch.linalg.cholesky(own + between))
+    whitening.initialised.fill_(True)
+    half = torch.linalg.solve_triangular(whitening.scale_tril, torch.linalg.cholesky(own), upper=False)
+    return whitening, half.square().sum(-1).sqrt()
+
+
+def _layers(features: int, context_features: int, scale: Tensor, generator: torch.Generator) -> list[Layer]:
+    """Couplings and a full affine map, then a place and a scale for every parameter by the context: at first a Gaussian of a given sd.
+
+    The last layer's place and log-scale are linear in the context, so that posterior means that are so need no bends to be learnt.
+    """
+    options: dict[str, Any] = {"context_features": context_features, "hidden": (64, 64), "generator": generator}
+    layers: list[Layer]
+    if features == 1:  # an affine map of one number would still be Gaussian
+        layers = [Coupling(1, RationalQuadraticSpline(8, 8.0), activation="silu", **options)]
+    else:
+        masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(4)]
+        layers = [Coupling(features, Affine(2.0), mask, activation="silu", **options) for mask in masks]
+        layers.append(LULinear(features))
+    place = ElementwiseAffine(features, **options)
+    log_scale = (scale.log() / place.bound).clamp(-0.999, 0.999).atanh() * place.bound
+    with torch.no_grad():
+        place.parameters_.value[features:].copy_(log_scale)
+    return [*layers, place, ElementwiseAffine(features, **options | {"hidden": ()})]
+
+
+@torch.no_grad()
+def _check_finite(
+    posterior: AmortizedPosterior, target: ContextTarget, contexts: Tensor, generator: torch.Generator
+) -> None:
+    z = posterior.flow.rsample((LOOK // len(contexts),), posterior.encode(contexts), generator)
+    share = float((~torch.isfinite(target(z, contexts))).double().mean())
+    if share > WORST_SHARE:
+        raise PosteriorError(
+            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}. Where a parameter is bounded, say "
+            "so in supports=…; where a computation overflows, rewrite it in logarithms"
+        )
