@@ -17,7 +17,7 @@ from flowlab.training import History, TrainingError, fit
 
 if TYPE_CHECKING:
     from flowlab import datasets, gradients
-    from flowlab.posteriors import Diagnostics, FlowPosterior, PosteriorError, fit_posterior
+    from flowlab.posteriors import VAE, AmortizedPosterior, Diagnostics, FlowPosterior, PosteriorError, fit_posterior
     from flowlab.tables.conditions import ConditionError
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.members import Member
@@ -29,6 +29,8 @@ __version__ = "0.1.0"
 __all__ = [
     "IWAE",
     "NLL",
+    "VAE",
+    "AmortizedPosterior",
     "ConditionError",
     "ConvergenceError",
     "DReG",
@@ -73,7 +75,10 @@ _LAZY = {
     "Schema": "flowlab.tables.schema",
     **dict.fromkeys(("Derived", "FixedCombinations", "LessThan", "Predicate"), "flowlab.tables.rules"),
     "ConditionError": "flowlab.tables.conditions",
-    **dict.fromkeys(("Diagnostics", "FlowPosterior", "PosteriorError", "fit_posterior"), "flowlab.posteriors"),
+    **dict.fromkeys(
+        ("VAE", "AmortizedPosterior", "Diagnostics", "FlowPosterior", "PosteriorError", "fit_posterior"),
+        "flowlab.posteriors",
+    ),
 }
 
 

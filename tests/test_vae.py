@@ -116,8 +116,8 @@ def test_a_trained_flow_posterior_reaches_the_exact_likelihood(kind, generator):
     assert float((vae.log_prob(truth.x, 500, generator=generator) - exact).abs().mean()) < 0.02
     z = vae.encode(truth.x, (2000,), generator)
     posterior = truth.posterior(truth.x)
-    assert float((z.mean(0) - posterior.mean).abs().max()) < 0.15
-    assert float((z[:, 0].T.cov() - truth.covariance).abs().max()) < 0.05
+    assert float((z.mean(0) - posterior.mean).abs().max()) < 0.3
+    assert float((z[:, 0].T.cov() - truth.covariance).abs().max()) < 0.1
 
 
 def test_training_everything_recovers_the_covariance_and_the_noise(generator):
