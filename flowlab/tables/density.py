@@ -1,5 +1,6 @@
 """`FlowDensity`: the scikit-learn estimator."""
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
 from flowlab.tables.schema import Schema
 from flowlab.tables.synthesis import Synthesis
+from flowlab.tables.tabular import Kind, kind_of, to_pandas
 from flowlab.tables.whole import WholeTable, is_whole
 
 EFFORTS = ("fast", "default", "best")
@@ -35,6 +37,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
 
     Whole tables – with categories, booleans, dates or missing cells, or with `schema` or `rules` – get a mixture of `MixedFlow`s, which know
     conditions and fill missing cells, too; docs/tables.md says what their likelihood means. What follows is about tables of complete numbers.
+
+    polars DataFrames and pyarrow Tables go wherever pandas DataFrames do, and a model that was fitted to one gives back such tables.
 
     The model is a weighted mixture of unlike flows (`FlowMixture`): autoregressive ones, Gaussian mixtures, a copula, each
     behind preprocessing that is part of its density. They are fitted apart and weighed by the likelihood of held-out rows, which
@@ -78,7 +82,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         calibration_: DataFrame of tests of fit on the held-out rows; see `goodness_of_fit`.
         converged_: Whether more training is not expected to help.
         n_features_in_: Number of columns.
-        feature_names_in_: Their names, if fitted to a DataFrame with string names.
+        feature_names_in_: Their names, if fitted to a table with string names.
 
     Example:
         >>> import numpy as np, flowlab
@@ -92,6 +96,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     columns_: Any  # a `Columns` where the columns are complete numbers
     schema_: Schema
     flow_: FlowMixture | None
+    _kind: Kind | None  # the sort of table that it was fitted to, unless pandas' or an array
 
     def __init__(
         self,
@@ -121,7 +126,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         self.progress = progress
 
     def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> "FlowDensity":
-        """Fit to rows (n, columns): an array, or a DataFrame of numeric columns.
+        """Fit to rows (n, columns): an array, or a table of pandas, polars or pyarrow.
 
         Args:
             X: The rows; at least two.
@@ -129,7 +134,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             sample_weight: Non-negative weight of each row; rows of weight zero have no influence.
 
         Raises:
-            ValueError: A column is not numeric, or holds missing or infinite values; the message names it.
+            ValueError: A column cannot be modelled; the message names it.
         """
         if self.effort not in EFFORTS:
             raise ValueError(f"effort must be {', '.join(EFFORTS)}, not {self.effort!r}")
@@ -141,6 +146,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             raise ValueError(f"validation must be a share from 0 to below 1, not {self.validation}")
         rng = np.random.default_rng(seed_from(self.random_state))
         self.table_ = self.columns_ = None
+        self._kind, X = kind_of(X), to_pandas(X)
         x, units, names = self._learn(X, rng)
         weight = np.ones(len(x))
         if sample_weight is not None:
@@ -201,6 +207,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         self, X: ArrayLike, rng: np.random.Generator | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The matrix of rows, and which of them can occur."""
+        X = to_pandas(X)
         if self.table_ is not None:
             return self.table_.encode_all(self.table_.frame(X))
         x = self._validated(X, reset=False)
@@ -298,8 +305,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
 
     def report(
         self,
-        train: pd.DataFrame,
-        test: pd.DataFrame,
+        train: Any,
+        test: Any,
         path: str | os.PathLike[str],
         *,
         target: Any = None,
@@ -320,7 +327,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         from flowlab.report.html import write_report
 
         check_is_fitted(self)
-        return write_report(self, train, test, path, target=target, seed=random_state)
+        plain = copy.copy(self)
+        plain._kind = None  # the report knows pandas alone
+        return write_report(plain, to_pandas(train), to_pandas(test), path, target=target, seed=random_state)
 
     def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
         return super()._names(frame) if self.table_ is None else [str(name) for name in self.table_.names]
@@ -383,6 +392,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         state = {
             "n_features_in_": self.n_features_in_,
             "feature_names_in_": self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None,
+            "kind": None if self._kind is None else self._kind.to_json(),
             "table": None if self.table_ is None else self.table_.to_json(),
             "numbers": None
             if self.columns_ is None
@@ -412,6 +422,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         if state["feature_names_in_"] is not None:
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
         model.table_ = model.columns_ = None
+        model._kind = Kind.from_json(state["kind"]) if state.get("kind") else None
         if state["table"] is not None:
             model.table_ = WholeTable.from_json(state["table"])
             model.schema_ = model.table_.codec.schema

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from flowlab.mixture import FlowMixture
 from flowlab.tables.conditions import class_probabilities, draw, fill, read_conditions
 from flowlab.tables.frame import seed_from
+from flowlab.tables.tabular import kind_of, like, to_pandas
 from flowlab.tables.whole import WholeTable
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Synthesis:
     def sample(  # type: ignore[misc]
         self: "FlowDensity", n_samples: int | None = None, random_state: int | None = None, *, given: Any = None
     ) -> Any:
-        """New rows: a DataFrame with the columns and types of the one fitted to, else an array.
+        """New rows: a table with the columns and types of the one fitted to, of the same library; else an array.
 
         Numbers of whole tables lie within the range that training rows span.
 
@@ -36,10 +37,10 @@ class Synthesis:
             n_samples: Number of rows, 1 when None; a table of conditions says it itself.
             random_state: An int makes the draw reproducible; None draws a seed.
             given: Conditions on whole tables: for each column a value, a pair (low, high) with None for an open end, or a list or set of values; None is a missing
-                cell. Or a DataFrame with some of the columns, for one new row per row of it.
+                cell. Or a table with some of the columns, for one new row per row of it.
 
         Returns:
-            The rows. Under conditions, `rows.attrs["acceptance"]` of a DataFrame is the share of draws that was kept.
+            The rows. Under conditions, `rows.attrs["acceptance"]` of a pandas DataFrame is the share of draws that was kept.
 
         Raises:
             ConditionError: A condition has (next to) no probability; the message says which.
@@ -58,14 +59,15 @@ class Synthesis:
         if n_samples is not None and n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, not {n_samples}")
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
+        given = to_pandas(given)
         if isinstance(given, pd.DataFrame):
             if n_samples not in (None, len(given)):
                 raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
-            return self._sample_rows(given, generator)
+            return like(self._kind, self._sample_rows(given, generator), fresh=True)
         count = 1 if n_samples is None else n_samples
         if not given:
             rows, _ = self._keep(count, lambda n: (self._draw(n, generator), n))
-            return rows
+            return like(self._kind, rows, fresh=True)
         table = self._whole("conditions")
         conditions = read_conditions(table, given)
 
@@ -76,7 +78,7 @@ class Synthesis:
         rows, acceptance = self._keep(count, propose, given)
         if isinstance(rows, pd.DataFrame):
             rows.attrs["acceptance"] = acceptance
-        return rows
+        return like(self._kind, rows, fresh=True)
 
     @property
     def _mixture(self: "FlowDensity") -> FlowMixture:  # type: ignore[misc]
@@ -165,7 +167,7 @@ class Synthesis:
         ]
         return torch.cat(parts).cpu().numpy()
 
-    def impute(self: "FlowDensity", X: pd.DataFrame, n: int = 1, random_state: int | None = None) -> Any:  # type: ignore[misc]
+    def impute(self: "FlowDensity", X: Any, n: int = 1, random_state: int | None = None) -> Any:  # type: ignore[misc]
         """Rows with their missing cells drawn from what the other cells of the row say of them; observed cells are untouched.
 
         Args:
@@ -180,7 +182,7 @@ class Synthesis:
             ConditionError: The observed cells of a row cannot occur together.
         """
         table = self._whole("imputation")
-        frame = table.frame(X)
+        kind, frame = kind_of(X), table.frame(to_pandas(X))
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
         matrix, _ = table.encode_all(frame)
         done = []
@@ -193,25 +195,26 @@ class Synthesis:
                     cells = out[name].copy()
                     cells.iloc[np.flatnonzero(gone)] = drawn[name][gone].astype(frame[name].dtype).array
                     out[name] = cells
-            done.append(out.to_numpy() if table.array else out)
+            done.append(out.to_numpy() if table.array else like(kind, out))
         return done[0] if n == 1 else done
 
     def conditional(  # type: ignore[misc]
         self: "FlowDensity", column: Any, given: Any, n: int = 500, random_state: int | None = None
-    ) -> pd.DataFrame:
+    ) -> Any:
         """What other cells say of one column: the probability of each level, or mean, standard deviation and quantiles of a number or time.
 
         Args:
             column: The column.
-            given: Rows with some of the other columns, as a DataFrame or a dict of one row; their missing cells count as not known.
+            given: Rows with some of the other columns, as a table or a dict of one row; their missing cells count as not known.
             n: Draws per row.
             random_state: Seed of the draws.
 
         Returns:
-            One row per row of `given`.
+            One row per row of `given`, as a table of the library whose table was fitted.
         """
         table = self._whole("conditional distributions")
-        rows = pd.DataFrame({k: [v] for k, v in given.items()}) if isinstance(given, Mapping) else given
+        rows = pd.DataFrame({k: [v] for k, v in given.items()}) if isinstance(given, Mapping) else to_pandas(given)
+        library = None if self._kind is None else self._kind.untyped()
         if column in rows.columns:
             rows = rows.drop(columns=column)
         x = np.full((len(rows), len(table.units)), np.nan)
@@ -228,14 +231,14 @@ class Synthesis:
             shares = class_probabilities(
                 self._mixture, torch.from_numpy(x).to(self.device), torch.from_numpy(known).to(self.device), units[0]
             )
-            return pd.DataFrame(shares.cpu().numpy(), columns=kind.categories, index=rows.index)
+            return like(library, pd.DataFrame(shares.cpu().numpy(), columns=kind.categories, index=rows.index))
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
         drawn = self._fill(np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]
         cells = table.decode_part(column, drawn)
         grouped = cells.groupby(np.repeat(np.arange(len(rows)), n))
         out = {"mean": grouped.mean(), "sd": grouped.std()}
         out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}
-        return pd.DataFrame(out).set_axis(rows.index)
+        return like(library, pd.DataFrame(out).set_axis(rows.index))
 
     def _whole(self: "FlowDensity", what: str) -> WholeTable:  # type: ignore[misc]
         check_is_fitted(self)
