@@ -8,7 +8,7 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick docs clean
+.PHONY: help demo test test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -27,6 +27,9 @@ demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows
 test: $(READY) lint  ## lint, types, tests and doctests
 	@echo "== tests"
 	$(BIN)/python -m pytest -n 2
+
+test-matrix:  ## the tests under further Pythons and torches, where they are at hand; ARGS="--help" says more
+	$(PYTHON) .ci/matrix.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	@echo "== lint and types"
@@ -80,9 +83,12 @@ bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert; minute
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
 	$(BIN)/python benchmarks/quick.py
 
+dist: $(READY)  ## wheel and source distribution in dist/
+	$(BIN)/python -m build --no-isolation
+
 docs: $(READY)  ## API pages in site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m pdoc --docformat google --output-directory site flowlab
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) .matrix demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
