@@ -1,7 +1,9 @@
 """VAEs: a linear model whose likelihood and posterior are known, likelihoods, free bits, warm-up, shapes, types and messages."""
 
 import copy
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -415,3 +417,16 @@ def test_rows_that_do_not_fit_are_told_why():
     wrong = VAE(*networks(context=1), 2)
     with pytest.raises(ValueError, match=r"encoder must return \(n, 4\).*not \(3, 5\)"):
         wrong.elbo(torch.zeros(3, 6))
+
+
+def test_the_example_starts_its_flow_where_its_twin_is():
+    path = Path(__file__).parent.parent / "examples" / "vae_digits.py"
+    spec = importlib.util.spec_from_file_location("vae_digits", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    torch.manual_seed(0)
+    diagonal = VAE(*example.networks(0), example.LATENT)
+    flow = example.with_flow(diagonal, torch.Generator().manual_seed(0))
+    x = example.rows(0)[2][:20]
+    a, b = (vae.log_prob(x, 50, generator=torch.Generator().manual_seed(0)) for vae in (diagonal, flow))
+    assert torch.allclose(a, b, atol=1e-3)
