@@ -260,7 +260,7 @@ def main() -> None:
     machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
     RESULT.write_text(
         f"# Gap to known truths\n\n`python benchmarks/truths.py`: flowlab {flowlab.__version__}, {machine}. `FlowDensity(random_state=0)`; "
-        f"KL divergence from the truth in nats per column, over {FRESH:,} fresh rows, and the time of the fit. Wanted at 100,000 rows: "
+        f"KL divergence from the truth in nats per column, over {FRESH:,} fresh rows, and the time of the fit, whatever else the machine did. Wanted at 100,000 rows: "
         f"below {WANTED}, of mixed tables below {WANTED_MIXED}.\n\n{tables[0]}\n\n## Mixed tables\n\nProbabilities of categories, counts, missing cells and "
         f"point masses times densities.\n\n{tables[1]}\n"
     )

@@ -17,12 +17,22 @@ from flowlab.training import History, TrainingError, fit
 
 if TYPE_CHECKING:
     from flowlab import datasets, gradients
-    from flowlab.posteriors import VAE, AmortizedPosterior, Diagnostics, FlowPosterior, PosteriorError, fit_posterior
+    from flowlab.posteriors import (
+        VAE,
+        AmortizedPosterior,
+        BayesianModule,
+        Diagnostics,
+        FlowPosterior,
+        PosteriorError,
+        fit_posterior,
+    )
     from flowlab.tables.conditions import ConditionError
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.members import Member
+    from flowlab.tables.outlier import FlowOutlier
     from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate
     from flowlab.tables.schema import Schema
+    from flowlab.tables.supervised import FlowClassifier, FlowRegressor
 
 __version__ = "0.1.0"
 
@@ -31,6 +41,7 @@ __all__ = [
     "NLL",
     "VAE",
     "AmortizedPosterior",
+    "BayesianModule",
     "ConditionError",
     "ConvergenceError",
     "DReG",
@@ -38,9 +49,12 @@ __all__ = [
     "Diagnostics",
     "FixedCombinations",
     "Flow",
+    "FlowClassifier",
     "FlowDensity",
     "FlowMixture",
+    "FlowOutlier",
     "FlowPosterior",
+    "FlowRegressor",
     "ForwardKL",
     "History",
     "LessThan",
@@ -70,13 +84,23 @@ __all__ = [
 
 # What needs pandas and scikit-learn is imported only when it is asked for.
 _LAZY = {
+    **dict.fromkeys(("FlowClassifier", "FlowRegressor"), "flowlab.tables.supervised"),
     "FlowDensity": "flowlab.tables.density",
+    "FlowOutlier": "flowlab.tables.outlier",
     "Member": "flowlab.tables.members",
     "Schema": "flowlab.tables.schema",
     **dict.fromkeys(("Derived", "FixedCombinations", "LessThan", "Predicate"), "flowlab.tables.rules"),
     "ConditionError": "flowlab.tables.conditions",
     **dict.fromkeys(
-        ("VAE", "AmortizedPosterior", "Diagnostics", "FlowPosterior", "PosteriorError", "fit_posterior"),
+        (
+            "VAE",
+            "AmortizedPosterior",
+            "BayesianModule",
+            "Diagnostics",
+            "FlowPosterior",
+            "PosteriorError",
+            "fit_posterior",
+        ),
         "flowlab.posteriors",
     ),
 }

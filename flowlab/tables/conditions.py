@@ -212,26 +212,26 @@ def fill(
 
 
 @torch.no_grad()
-def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int) -> Tensor:
-    """The probability of each class of a unit (n, classes), not missing, given the known cells of rows (n, units)."""
+def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, strict: bool = True) -> Tensor:
+    """The probability of each class of a unit (n, classes), not missing, given the known cells of rows (n, units); see `member_shares`."""
     total = torch.zeros(())
-    for flow, share in zip(mixture, member_shares(mixture, x, known), strict=True):
+    for flow, share in zip(mixture, member_shares(mixture, x, known, strict), strict=True):
         found: MixedFlow = flow
         probability = found.conditional(unit, found.shown(x, known)).exp()[: found.classes[unit]]
         total = total + share.unsqueeze(-1) * (probability / probability.sum(0)).T
     return total
 
 
-def member_shares(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
+def member_shares(mixture: FlowMixture, x: Tensor, known: Tensor, strict: bool = True) -> Tensor:
     """The probability that each member gave each row (members, n), by its known cells.
 
     Raises:
-        ConditionError: The known cells of a row cannot occur together.
+        ConditionError: The known cells of a row cannot occur together; with `strict` False the members' weights are taken there.
     """
     log_p = torch.stack([flow.log_prob(x, known=known) for flow in mixture])
     log_p = log_p + mixture.log_weights.unsqueeze(-1)
     impossible = ~torch.isfinite(log_p.logsumexp(0))
-    if bool(impossible.any()):
+    if strict and bool(impossible.any()):
         rows = impossible.nonzero().flatten().tolist()
         raise ConditionError(f"the known cells of {len(rows)} rows cannot occur together, the first in row {rows[0]}")
-    return log_p.softmax(0)
+    return torch.where(impossible, mixture.log_weights.unsqueeze(-1), log_p).softmax(0)

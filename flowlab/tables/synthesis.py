@@ -108,7 +108,7 @@ class Synthesis:
                 break
         if accepted < n:
             why = (
-                f"the rules {', '.join(map(str, self.table_.rules))}"
+                self.table_.why_rejected()
                 if self.table_
                 else f"the columns' types {self._dtypes}: fit to wider integer types, or to floats"
             )

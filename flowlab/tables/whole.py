@@ -169,6 +169,13 @@ class WholeTable:
                 good &= (frame[name].isna() | frame[name].between(first, last)).to_numpy(dtype=bool)
         return good
 
+    def why_rejected(self) -> str:
+        """What `acceptable` asks of rows, in words."""
+        asked = [f"the rules {', '.join(map(str, self.rules))}"] if self.rules else []
+        if self.ends:
+            asked.append("the range of times in training of " + ", ".join(repr(name) for name, *_ in self.ends))
+        return " and ".join(asked)
+
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         names = [n if isinstance(n, str | int) else str(n) for n in self.names]

@@ -1,0 +1,81 @@
+"""`FlowOutlier`: which rows are unlike those fitted to, in scikit-learn's terms, with a calibrated p-value for each."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from flowlab.tables.density import FlowDensity
+
+Array = NDArray[np.float64]
+
+
+class FlowOutlier(OutlierMixin, BaseEstimator):
+    """An outlier detector by exact log-densities; its methods are those of scikit-learn's IsolationForest.
+
+    Args:
+        density: The `FlowDensity` to fit, with its effort, schema, seed; its defaults when None.
+        contamination: The share of rows from the same source that is to count as outliers, by the log-densities of held-out rows.
+
+    Attributes:
+        density_: The fitted density.
+        offset_: The log-density below which a row is an outlier.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowlab import FlowDensity, FlowOutlier
+        >>> x = np.random.default_rng(0).normal(size=(500, 2))
+        >>> model = FlowOutlier(FlowDensity(effort="fast", random_state=0), contamination=0.01).fit(x)
+        >>> model.predict([[0.0, 0.0], [7.0, -7.0]]).tolist()
+        [1, -1]
+    """
+
+    density_: FlowDensity
+
+    def __init__(self, density: FlowDensity | None = None, contamination: float = 0.05) -> None:
+        self.density = density
+        self.contamination = contamination
+
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> "FlowOutlier":
+        """Fit to rows that are mostly ordinary; y is ignored.
+
+        Raises:
+            ValueError: contamination is not between 0 and 0.5, or no rows are held out.
+        """
+        if not 0 < self.contamination <= 0.5:
+            raise ValueError(f"contamination must be above 0 and at most 0.5, not {self.contamination}")
+        density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
+        self.density_ = density.fit(X, sample_weight=sample_weight)
+        held_out = self.density_._held_out
+        if not len(held_out):
+            raise ValueError("no rows are held out to set the threshold by: density needs validation above 0, and rows")
+        self.offset_ = float(np.quantile(held_out, self.contamination))
+        self.n_features_in_ = self.density_.n_features_in_
+        if hasattr(self.density_, "feature_names_in_"):
+            self.feature_names_in_ = self.density_.feature_names_in_
+        return self
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Log-density of each row, nats (n,): the lower, the more abnormal."""
+        check_is_fitted(self)
+        return self.density_.score_samples(X)
+
+    def decision_function(self, X: ArrayLike) -> Array:
+        """`score_samples` less the threshold `offset_`: negative for outliers (n,)."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """-1 for outliers, 1 for the others (n,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_value(self, X: ArrayLike) -> Array:
+        """The share of ordinary rows that would look at least as unusual, from held-out rows: `FlowDensity.anomaly_p_value` (n,)."""
+        check_is_fitted(self)
+        return self.density_.anomaly_p_value(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags

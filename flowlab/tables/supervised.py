@@ -1,0 +1,240 @@
+"""`FlowClassifier` and `FlowRegressor`: one column of a table given the others, by the exact conditionals of a `FlowDensity` of both."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
+
+from flowlab.tables.conditions import class_probabilities
+from flowlab.tables.density import FlowDensity
+from flowlab.tables.predictive import Predictive, predict
+from flowlab.tables.tabular import to_pandas
+
+Array = NDArray[np.float64]
+TARGET = "target"
+BLOCK = 1024  # rows predicted at once
+
+
+class _Supervised(BaseEstimator):
+    """What both share: a density of the table with the target as its last column.
+
+    Attributes:
+        density_: The fitted `FlowDensity` of features and target.
+        n_features_in_, feature_names_in_: As everywhere in scikit-learn.
+    """
+
+    density_: FlowDensity
+
+    def __init__(self, density: FlowDensity | None = None) -> None:
+        self.density = density
+
+    def _frame(self, X: ArrayLike, reset: bool) -> pd.DataFrame:
+        """The features as a DataFrame with names that are strings, after scikit-learn's checks of names and widths."""
+        X = to_pandas(X)
+        if not isinstance(X, pd.DataFrame):
+            rules: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+            x = validate_data(self, X, reset=reset, ensure_min_samples=2 if reset else 1, **rules)
+            return pd.DataFrame(x, columns=[f"x{j}" for j in range(x.shape[1])])
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        frame = X.reset_index(drop=True).set_axis([str(name) for name in X.columns], axis=1)
+        if not frame.columns.is_unique:
+            twice = frame.columns[frame.columns.duplicated()].unique().tolist()
+            raise ValueError(f"several columns have the same name {twice}: rename or drop them")
+        return frame
+
+    def _fit_density(self, frame: pd.DataFrame, target: Any, kind: str, sample_weight: ArrayLike | None) -> None:
+        if TARGET in frame.columns:
+            raise ValueError(f"X has a column {TARGET!r}, the name that the target has in the model: rename it")
+        if len(frame) != len(target):
+            raise ValueError(f"X has {len(frame)} rows and y has {len(target)}: they must be as many")
+        density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
+        if density.schema is not None and not isinstance(density.schema, dict):
+            raise ValueError("density.schema must be a dict here, of the features' columns: the target's kind is added")
+        density.set_params(schema={**(density.schema or {}), TARGET: kind})
+        self.density_ = density.fit(frame.assign(**{TARGET: target}), sample_weight=sample_weight)
+
+    def _question(self, X: ArrayLike, y: Any = np.nan) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Rows as the model has them (n, units), which cells are known (the target not), and the target's unit.
+
+        A level that training did not have counts as unknown, like a missing cell of a column that had none.
+        """
+        check_is_fitted(self)
+        frame, table = self._frame(X, reset=False), self.density_.table_
+        assert table is not None
+        matrix, _ = table.encode_all(frame.assign(**{TARGET: pd.Series(y, index=frame.index)}))
+        x = torch.from_numpy(matrix)
+        unit = table.place(TARGET).start
+        classes = torch.tensor([u.classes > 0 for u in table.units])
+        known = ~(classes & (x < 0))
+        known[:, unit] = False
+        device = self.density_.device
+        return x.to(device), known.to(device), unit
+
+    def _log_prob(self, x: torch.Tensor, known: torch.Tensor) -> Array:
+        """Log-density of the known cells of rows, nats (n,)."""
+        mixture = self.density_._mixture
+        with torch.no_grad():
+            parts = [
+                torch.stack([flow.log_prob(rows, known=which) for flow in mixture])
+                for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
+            ]
+        return (torch.cat(parts, 1) + mixture.log_weights.unsqueeze(-1)).logsumexp(0).cpu().numpy()
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Log-density of the features alone, whatever the target, nats (n,): the lower, the less like anything that was fitted to.
+
+        -inf for a row that the density holds to be impossible. Where it is low, a prediction is a guess.
+        """
+        x, known, _ = self._question(X)
+        return self._log_prob(x, known)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class FlowClassifier(ClassifierMixin, _Supervised):
+    """A classifier by the exact posterior of a joint density: p(class | row) = p(row, class) / p(row).
+
+    The class is the last column of a `FlowDensity` over whole tables: features may be numbers, levels, times, and have missing cells, in
+    training and in use (a missing feature is integrated out, or is an outcome of its own in columns that had some). And the model knows what it does
+    not know: `score_samples` is low for rows unlike all that it has seen.
+
+    Args:
+        density: The `FlowDensity` to fit, with its effort, rules, seed; its defaults when None.
+
+    Attributes:
+        classes_: The classes, sorted.
+        density_: The fitted density of features and class (column "target").
+
+    Example:
+        >>> import flowlab
+        >>> from flowlab import FlowClassifier, FlowDensity
+        >>> wine = flowlab.datasets.load("wine").iloc[:300]
+        >>> good = wine.pop("quality") > 5
+        >>> model = FlowClassifier(FlowDensity(effort="fast", random_state=0)).fit(wine[["alcohol", "sulphates"]], good)
+        >>> model.predict_proba(wine[["alcohol", "sulphates"]]).shape
+        (300, 2)
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "FlowClassifier":
+        """Fit to rows and their classes.
+
+        Raises:
+            ValueError: X and y do not fit, or there is one class only.
+        """
+        frame = self._frame(X, reset=True)
+        check_classification_targets(y)
+        encoder = LabelEncoder().fit(column_or_1d(y, warn=True))
+        self.classes_ = encoder.classes_
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class only, {self.classes_[0]!r}: a classifier needs at least two")
+        levels = [f"class {k}" for k in range(len(self.classes_))]
+        target = pd.Categorical.from_codes(encoder.transform(column_or_1d(y)), categories=levels)
+        self._fit_density(frame, target, "categorical", sample_weight)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """The probability of each class (n, classes), in the order of `classes_`."""
+        x, known, unit = self._question(X)
+        table = self.density_.table_
+        assert table is not None
+        parts = [
+            class_probabilities(self.density_._mixture, rows, which, unit, strict=False)
+            for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
+        ]
+        found = torch.cat(parts).cpu().numpy()
+        order = [int(str(level).split()[1]) for level in table.codec.schema[TARGET].categories]
+        out = np.zeros((len(found), len(self.classes_)))
+        out[:, order] = found[:, : len(order)]
+        return out
+
+    def predict_log_proba(self, X: ArrayLike) -> Array:
+        """The logarithms of `predict_proba`."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.predict_proba(X)))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The likeliest class of each row (n,)."""
+        probability = self.predict_proba(X)
+        return np.asarray(self.classes_[probability.argmax(1)])
+
+
+class FlowRegressor(RegressorMixin, _Supervised):
+    """The whole distribution of a number given a row, by the exact conditional of a joint density: mean, quantiles, intervals, scores.
+
+    The target is the last column of a `FlowDensity` over whole tables, with all that this allows: features of any kind, missing cells. Errors
+    may be skewed, of several modes, of varying width; integers and repeated values have probabilities of their own.
+
+    Args:
+        density: The `FlowDensity` to fit, with its effort, rules, seed; its defaults when None.
+
+    Attributes:
+        density_: The fitted density of features and target (column "target").
+
+    Example:
+        >>> import flowlab
+        >>> from flowlab import FlowDensity, FlowRegressor
+        >>> diamonds = flowlab.datasets.load("diamonds").iloc[:500]
+        >>> model = FlowRegressor(FlowDensity(effort="fast", random_state=0)).fit(diamonds[["carat", "cut"]], diamonds["price"])
+        >>> model.predict_interval(diamonds[["carat", "cut"]], 0.9).shape
+        (500, 2)
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "FlowRegressor":
+        """Fit to rows and their targets, finite numbers.
+
+        Raises:
+            ValueError: X and y do not fit, or y holds what is no finite number.
+        """
+        frame = self._frame(X, reset=True)
+        target = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y", estimator=self)
+        kind = "integer" if target.dtype.kind in "iu" else "continuous"
+        target = target if kind == "integer" else target.astype(float)
+        if target.min() == target.max():
+            raise ValueError("y has the same value in every row: there is nothing to predict")
+        self._fit_density(frame, target, kind, sample_weight)
+        return self
+
+    def predictive(self, X: ArrayLike) -> Predictive:
+        """The distribution of the target given each row, as distribution functions on a grid."""
+        x, known, unit = self._question(X)
+        return predict(self.density_._mixture, x, known, unit)
+
+    def predict(self, X: ArrayLike) -> Array:
+        """The mean of the target given each row (n,)."""
+        return self.predictive(X).mean()
+
+    def predict_quantiles(self, X: ArrayLike, levels: ArrayLike = (0.05, 0.5, 0.95)) -> Array:
+        """Quantiles of the target given each row (n, levels).
+
+        Raises:
+            ValueError: A level is not between 0 and 1.
+        """
+        wanted = np.atleast_1d(np.asarray(levels, dtype=float))
+        if not ((wanted > 0) & (wanted < 1)).all():
+            raise ValueError(f"levels must lie between 0 and 1, not {wanted.tolist()}")
+        return self.predictive(X).quantiles(wanted)
+
+    def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> Array:
+        """Lower and upper end (n, 2) of an interval with that probability, as much of the rest below as above."""
+        rest = (1 - coverage) / 2
+        return self.predict_quantiles(X, (rest, 1 - rest))
+
+    def crps(self, X: ArrayLike, y: ArrayLike) -> Array:
+        """Continuous ranked probability score of each row (n,), in the target's units; less is better, |error| for a sure prediction."""
+        return self.predictive(X).crps(column_or_1d(y))
+
+    def log_prob(self, X: ArrayLike, y: ArrayLike) -> Array:
+        """log p(y | row) of each row (n,), nats: of a density per unit of the target, or of a probability where values have their own."""
+        x, known, unit = self._question(X, column_or_1d(y))
+        both = known.clone()
+        both[:, unit] = True
+        return self._log_prob(x, both) - self._log_prob(x, known)
