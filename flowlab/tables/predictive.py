@@ -104,8 +104,7 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, points: i
         shares = member_shares(mixture, x[rows], known[rows], strict=False)
         parts = [_distribution(flow, unit, flow.shown(x[rows], known[rows]), on) for flow in mixture]
         low, high = (
-            sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy()
-            for i in range(2)
+            sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy() for i in range(2)
         )
         below[rows], at[rows] = low, high
     below[:, 0], at[:, -1] = 0.0, 1.0  # what lies beyond the grid is less than a billionth of the marginal
