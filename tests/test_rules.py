@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowlab import datasets
+from flowlab import FlowDensity, Member, datasets
 from flowlab.tables.codec import Codec
 from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
 from flowlab.tables.schema import Schema
@@ -90,7 +90,7 @@ def test_whole_days_stay_whole_days():
 
 
 def test_where_a_value_is_missing_there_is_no_difference():
-    frame = pd.DataFrame({"low": [1.0, None, 3.0], "high": [2.5, 7.0, None]})
+    frame = pd.DataFrame({"low": [1.0, None, 3.0], "high": [2.5, None, None]})
     rule = LessThan("low", "high")
     assert not rule.broken(frame).any()
     modelled = rule.forward(frame)
@@ -300,3 +300,19 @@ def test_integer_labels_come_back():
     back = rule.backward(rule.forward(frame))
     pd.testing.assert_frame_equal(back, frame)
     pd.testing.assert_index_equal(back.columns, frame.columns, exact="equiv")
+
+
+def test_a_higher_value_without_a_lower_one_is_not_lost():
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 20, 300).astype(float)
+    high = (low + rng.integers(0, 9, 300)).astype(int)
+    low[::7] = np.nan
+    frame = pd.DataFrame({"low": low, "high": high})
+    with pytest.raises(ValueError, match=r"43 rows have a 'high' without a 'low'.*Predicate"):
+        LessThan("low", "high").learn(frame)
+    member = Member("mixed", "none", steps=20, hidden=(8,))
+    model = FlowDensity(members=[member], rules=["low <= high"], random_state=0, n_jobs=1).fit(frame)
+    rows = model.sample(200, random_state=0)
+    assert rows["high"].notna().all()
+    assert 0 < rows["low"].isna().mean() < 0.5
+    assert not (rows["low"] > rows["high"]).any()

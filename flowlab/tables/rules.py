@@ -139,7 +139,8 @@ class LessThan(Rule):
     """One column is never above another: their difference is modelled in place of the higher one.
 
     Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where the lower value is
-    missing there is no difference, and the higher one comes back missing too.
+    missing there is no difference: a table with a higher value in such a row is refused, and needs a `Predicate`, which the text "low <= high"
+    then means.
 
     Args:
         low: The lower column: numbers, times or time differences.
@@ -180,6 +181,11 @@ class LessThan(Rule):
         super().learn(df)
         high = learn(df[self.high], self.high, {})
         self.broken(df)  # raises unless the two can be compared
+        if count := self.lost(df):
+            raise ValueError(
+                f"the rule {str(self)!r} works by the difference, and {count} rows have a {self.high!r} without a {self.low!r}, which would be lost: "
+                f"use flowlab.Predicate({str(self)!r})"
+            )
         if self.difference in df.columns:
             raise ValueError(
                 f"the rule {str(self)!r} needs the name {self.difference!r}, which a column already has: rename that column"
@@ -188,6 +194,10 @@ class LessThan(Rule):
         steps = [_step(df[name], name) for name in self.columns()]
         self.step, self.fine = steps[1], min(steps)
         return self
+
+    def lost(self, df: pd.DataFrame) -> int:
+        """The number of rows whose higher value no difference can hold, since the lower one is missing."""
+        return int((df[self.low].isna() & df[self.high].notna()).sum())
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
         return {self.difference: {"lower": self.fine if self.strict else 0.0}}

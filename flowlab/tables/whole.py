@@ -49,7 +49,7 @@ class WholeTable:
             rules: Rules, or strings that say them.
             array: Whether rows were given as an array.
         """
-        parsed = in_order([parse_rule(rule) if isinstance(rule, str) else copy.deepcopy(rule) for rule in rules or ()])
+        parsed = in_order([read_rule(rule, frame) for rule in rules or ()])
         kept = np.ones(len(frame), dtype=bool)
         for rule in parsed:
             kept &= ~np.asarray(rule.broken(frame))
@@ -197,6 +197,16 @@ class WholeTable:
             data["array"],
             data["ends"],
         )
+
+
+def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
+    """A rule of the table's own, from an object or its text; "low <= high" is a condition where differences would lose values."""
+    if not isinstance(rule, str):
+        return copy.deepcopy(rule)
+    parsed = parse_rule(rule)
+    if isinstance(parsed, LessThan) and set(parsed.columns()) <= set(frame.columns) and parsed.lost(frame):
+        return Predicate(str(parsed))
+    return parsed
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
