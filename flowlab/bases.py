@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowlab.kernels import transforming
 from flowlab.layers.linear import SOFTPLUS_ONE
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf
 
@@ -307,7 +308,11 @@ class Kernels(Base):
 
     def _log_shares(self, z: Tensor) -> Tensor:
         """Log-density of rows z (n, features) under each kernel, up to what they all share: (n, count)."""
-        return -torch.cdist(z, self.centres).square() / 2 * (-2 * self.log_bandwidth).exp()
+        if transforming():  # cdist chooses its method by the number of rows, which may be left open
+            square = (z.unsqueeze(-2) - self.centres).square().sum(-1)
+        else:
+            square = torch.cdist(z, self.centres).square()
+        return -square / 2 * (-2 * self.log_bandwidth).exp()
 
     def log_prob(self, z: Tensor) -> Tensor:
         rows = self._log_shares(z.reshape(-1, self.features)).logsumexp(-1).view(z.shape[:-1])

@@ -197,6 +197,35 @@ def info(model: Model, debug: Debug = False) -> None:
 
 
 @app.command()
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="A model that `flowlab fit` or flowlab.save wrote.", show_default=False)
+    ],
+    output: Output,
+    what: Annotated[
+        str, typer.Option(help="log_prob (rows to nats), or sample (noise to rows; not of tables).")
+    ] = "log_prob",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write log-density or sampler of a model as an ONNX file, checked in ONNX Runtime.
+
+    Models that `flowlab fit` wrote are exported where all their columns are numbers without missing cells.
+    """
+    import flowlab
+
+    _check_folder(output)
+    loaded = flowlab.load(model)
+    try:
+        from flowlab.interop.onnx import export as to_onnx
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    to_onnx(loaded, output, what)  # type: ignore[arg-type]
+    if not quiet:
+        console.print(f"written: {output}", highlight=False)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("demo"),
     seed: Seed = 0,

@@ -10,7 +10,8 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,16 +102,23 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         "module": None if module is None else describe(module),
     }
     tensors = {} if module is None else {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with written_whole(path) as temporary:
         # Copies, because safetensors refuses tensors that share memory.
         save_file(
             {k: v.clone() for k, v in tensors.items()},
             temporary,
             metadata={"flowlab": json.dumps(header, allow_nan=False)},
         )
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The name of a temporary file beside `path`, which takes its place at the end of the block, and is removed after an error."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:

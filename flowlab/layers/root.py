@@ -8,6 +8,8 @@ from torch import Tensor
 
 from flowlab.kernels import transforming
 
+State = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, its bracket, the last error, whether it is found
+
 
 class ConvergenceError(ArithmeticError):
     """A numerical inverse did not reach its tolerance."""
@@ -23,7 +25,7 @@ def solve(
         target: The values to reach (*s).
         low: A point at or below each root (*s).
         high: A point at or above each root (*s).
-        steps: Evaluations of the function at most; all of them are spent under torch.compile and torch.func.
+        steps: Evaluations of the function at most; all of them are spent under torch.compile, torch.export and torch.func.
 
     Returns:
         The roots, with the implicit function's first derivatives in `target` and in everything
@@ -40,31 +42,38 @@ def solve(
         margin = 8 * epsilon * (low.abs() + high.abs() + 1)
         low, high = low - margin, high + margin
         x, last = (low + high) / 2, torch.full_like(target, float("inf"))
-        done = torch.zeros_like(target, dtype=torch.bool)
-        for _ in range(steps):
+        state = x, low, high, last, torch.zeros_like(target, dtype=torch.bool)
+
+        def step(state: State) -> State:
+            x, low, high, last, done = state
             value, log_slope = function(x)
             error = value - target
             low, high = torch.where(error <= 0, x, low), torch.where(error >= 0, x, high)
             newton = x - error * (-log_slope).exp()
             # A Newton step must stay inside the bracket and must have halved the error last time.
             good = (newton > low) & (newton < high) & (error.abs() < last / 2)
-            last = error.abs()
             new = torch.where(good, newton, (low + high) / 2)
             tolerance = 4 * epsilon * (new.abs() + 1e-3)
             # Where the function is flat, its own rounding is what limits x: no step can do better.
             settled = error.abs() <= 2 * epsilon * (1 + target.abs())
             near = ((new - x).abs() <= tolerance) | (high - low <= tolerance)
-            x = torch.where(done | settled, x, new)
-            done = done | settled | near
-            if not tracing and bool(done.all()):
+            return torch.where(done | settled, x, new), low, high, error.abs(), done | settled | near
+
+        if exporting():
+            state, steps = repeat(step, state, steps), 0
+        for _ in range(steps):
+            state = step(state)
+            if not tracing and bool(state[-1].all()):
                 break
         else:
             if not tracing:
+                _, low, high, *_ = state
                 worst = int((high - low).flatten().argmax())
                 raise ConvergenceError(
                     f"no root after {steps} steps: target {target.flatten()[worst]:.6g} is still bracketed by "
                     f"[{low.flatten()[worst]:.9g}, {high.flatten()[worst]:.9g}]; is the input finite, and are the layer's parameters finite?"
                 )
+    x = state[0].detach()
     # One Newton step on values that autograd sees attaches the derivatives. Where the function is flat, its rounding
     # errors would throw the root far away: the value moves by a few units in the last place at most.
     value, log_slope = function(x)
@@ -73,3 +82,22 @@ def solve(
     room = 16 * epsilon * (x.abs() + 1e-3)
     x = x - (error.detach() * inverse_slope).clamp(-room, room)
     return x - (error - error.detach()) * inverse_slope
+
+
+def exporting() -> bool:
+    """Whether torch.export looks on."""
+    return torch.compiler.is_compiling() and getattr(torch.compiler, "is_exporting", bool)()
+
+
+def repeat(step: Callable[[State], State], state: State, times: int) -> State:
+    """The state after so many steps, as one loop in an exported program: unrolled, it would hold each of its operations `times` times."""
+    from torch._higher_order_ops.scan import scan
+
+    def combine(
+        state: State, _: Tensor
+    ) -> tuple[State, Tensor]:  # its derivative, which nobody asks for, cannot take booleans
+        *numbers, done = step((*state[:-1], state[-1] > 0))
+        return (*numbers, done.to(state[-1].dtype)), state[0].new_zeros(())  # type: ignore[return-value]
+
+    start = (*state[:-1], state[-1].to(state[0].dtype))
+    return scan(combine, start, torch.arange(times, device=state[0].device))[0]
