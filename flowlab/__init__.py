@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowlab import bases, layers, presets
 from flowlab.checks import check_flow, check_layer
+from flowlab.divergence import kl_divergence
 from flowlab.files import load, save
 from flowlab.flow import Flow
 from flowlab.layers.root import ConvergenceError
@@ -75,6 +76,7 @@ __all__ = [
     "fit",
     "fit_posterior",
     "gradients",
+    "kl_divergence",
     "layers",
     "load",
     "presets",

@@ -193,7 +193,8 @@ def describe(value: Any) -> Any:
         return value
     name = type(value).__name__
     if _classes.get(name) is not type(value):
-        raise TypeError(f"cannot save a {name}: decorate the class with flowlab.files.register")
+        reason = getattr(value, "unsaved", "decorate the class with flowlab.files.register")
+        raise TypeError(f"cannot save a {name}: {reason}")
     return {"class": name, "args": {k: describe(getattr(value, k)) for k in arguments(type(value))}}
 
 

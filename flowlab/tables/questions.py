@@ -4,7 +4,7 @@ Everything here is a few lines on exact log-densities. Information is in nats.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.utils.validation import check_is_fitted
 
+from flowlab.divergence import Estimate
 from flowlab.tables.frame import seed_from
 
 if TYPE_CHECKING:
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
-    """A number found by simulation, and its standard error."""
-
-    value: float
-    standard_error: float
-
-
-def mean_of(values: Array) -> Estimate:
+def mean_of(values: Array) -> Estimate[float]:
     """The mean of independent values, with its standard error."""
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
@@ -84,13 +78,13 @@ class DensityQuestions:
             raise ValueError(f"level must lie between 0 and 1, not {level}")
         return float(np.quantile(self.score_samples(self.sample(n_samples, random_state)), 1 - level))
 
-    def entropy(self: "FlowDensity", n_samples: int = 10_000, random_state: int | None = None) -> Estimate:  # type: ignore[misc]
+    def entropy(self: "FlowDensity", n_samples: int = 10_000, random_state: int | None = None) -> Estimate[float]:  # type: ignore[misc]
         """Differential entropy of the modelled columns (tied values spread over their cells), nats, with its standard error."""
         return mean_of(-self._log_density_of_draws(n_samples, random_state)[1])
 
     def divergence(  # type: ignore[misc]
         self: "FlowDensity", other: Any, n_samples: int = 10_000, random_state: int | None = None
-    ) -> Estimate:
+    ) -> Estimate[float]:
         """Kullback-Leibler divergence KL(this ‖ other), nats, with its standard error.
 
         Args:
@@ -107,7 +101,7 @@ class DensityQuestions:
         columns_b: Sequence[Any],
         n_samples: int = 10_000,
         random_state: int | None = None,
-    ) -> Estimate:
+    ) -> Estimate[float]:
         """Mutual information between two groups of columns under the model, nats, with the standard error of the simulation.
 
         I(a; b) is the mean over draws of log p(a, b) - log p(a) - log p(b). Where the groups are not all columns, and for p(a) and p(b), small
