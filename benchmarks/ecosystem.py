@@ -13,8 +13,10 @@ import copy
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Callable
 from datetime import date
@@ -232,11 +234,125 @@ def write_conversion(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# ONNX ------------------------------------------------------------------------------------------------------------------
+
+SIZES = (1, 7, 100)
+DIRECTIONS = ("log_prob", "sample")
+PRESETS: dict[str, Callable[..., flowlab.Flow]] = {
+    **{
+        name: getattr(flowlab.presets, name)
+        for name in ["planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf", "nsf", "circular_nsf"]
+    },
+    "nsf, autoregressive": functools.partial(flowlab.presets.nsf, autoregressive=True),
+    "circular_nsf, autoregressive": functools.partial(flowlab.presets.circular_nsf, autoregressive=True),
+}
+
+
+def trained(name: str, context_features: int) -> flowlab.Flow:
+    """A preset after a short training, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    flow = PRESETS[name](
+        FEATURES, context_features=context_features, layers=2, hidden=(32, 32), generator=generator
+    ).double()
+    x, context = skewed(ROWS, 0)
+    x = torch.remainder(x + math.pi, 2 * math.pi) - math.pi if "circular" in name else x
+    flow.initialise(x)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
+    for step in range(STEPS):
+        at = slice(step * 200 % ROWS, step * 200 % ROWS + 200)
+        optimizer.zero_grad()
+        loss = -flow.log_prob(x[at], context[at] if context_features else None).mean()
+        loss.backward()
+        optimizer.step()
+    return flow.eval()
+
+
+@torch.no_grad()
+def in_runtime(flow: flowlab.Flow, what: str) -> dict[str, Any]:
+    """Of a flow's file in ONNX Runtime: the largest difference to torch, also as a share of 1 + |value|; or why there is none."""
+    import onnxruntime
+
+    from flowlab.interop.onnx import ExportError, export
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "flow.onnx"
+        try:
+            export(flow, path, what)  # type: ignore[arg-type]
+        except ExportError as error:
+            return {"refused": str(error)}
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        largest, relative = 0.0, 0.0
+        for rows in SIZES:
+            generator = torch.Generator().manual_seed(rows)
+            context = torch.empty(rows, flow.context_features, dtype=flow.dtype).normal_(generator=generator)
+            given = (context,) if flow.context_features else ()
+            z = flow.base.sample((rows,), generator)
+            value = z if what == "sample" else flow.from_noise(z, *given)
+            expected = flow.from_noise(value, *given) if what == "sample" else flow.log_prob(value, *given)
+            found = session.run(None, dict(zip(names, (part.numpy() for part in (value, *given)), strict=True)))[0]
+            apart = (torch.from_numpy(found) - expected).abs().double()
+            if what == "sample" and isinstance(flow.base, flowlab.bases.Uniform):
+                apart = torch.minimum(apart, 2 * math.pi - apart).abs()
+            largest = max(largest, float(apart.max()))
+            relative = max(relative, float((apart / (1 + expected.abs())).max()))
+    return {"largest": largest, "relative": relative}
+
+
+def measure_preset(name: str) -> dict[str, Any]:
+    """Every direction and type of a preset, without and with a context."""
+    found: dict[str, Any] = {}
+    for context_features in (0, CONTEXT):
+        flow = trained(name, context_features)
+        for what in DIRECTIONS:
+            for key, dtype in DTYPES.items():
+                found[f"{context_features} {what} {key}"] = in_runtime(copy.deepcopy(flow).to(dtype), what)
+    return found
+
+
+def measure_onnx() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "setting": versions("onnx", "onnxscript", "onnxruntime"),
+        "presets": {},
+    }
+    for name in PRESETS:
+        found["presets"][name] = measure_preset(name)
+        print("onnx", name, found["presets"][name], flush=True)
+    return found
+
+
+def write_onnx(found: dict[str, Any]) -> str:
+    kinds = [(what, key) for what in DIRECTIONS for key in DTYPES]
+    lines = [
+        f"{found['setting']}.",
+        "",
+        f"`flowlab.interop.onnx.export` of every preset ({FEATURES} features, 2 layers, {STEPS} steps of training), run in ONNX Runtime with {', '.join(map(str, SIZES))} "
+        "rows: the largest difference to torch in the same precision, in nats for `log_prob` and in units of the data for samples from the same noise, in brackets as a share of 1 + |value|.",
+        "",
+        "| preset | context | " + " | ".join(f"{what}, {key}" for what, key in kinds) + " |",
+        "|---|---|" + "---:|" * len(kinds),
+    ]
+    refused: list[str] = []
+    for name, results in found["presets"].items():
+        for context_features in (0, CONTEXT):
+            cells = []
+            for what, key in kinds:
+                result = results[f"{context_features} {what} {key}"]
+                if "refused" in result:
+                    refused.append(f"{name}, {what}, {key}: {result['refused']}")
+                    cells.append("refused")
+                else:
+                    cells.append(f"{result['largest']:.1e} ({result['relative']:.1e})")
+            lines.append(f"| {name} | {'yes' if context_features else 'no'} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "Refused: " + ("; ".join(refused) if refused else "none") + "."])
+
+
 # All sections ----------------------------------------------------------------------------------------------------------
 
 # Of each: its title, what measures it (the result is kept as JSON), and what writes it.
 SECTIONS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], str]]] = {
     "conversion": ("Conversion errors", measure_conversion, write_conversion),
+    "onnx": ("ONNX Runtime against torch", measure_onnx, write_onnx),
 }
 
 

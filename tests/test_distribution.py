@@ -7,11 +7,22 @@ import pytest
 import torch
 from constructors import EVERY_PRESET, PRESETS, context_for, perturb, preset, rows, seeded, skewed
 from torch import Tensor
-from torch.distributions import Categorical, Independent, MixtureSameFamily, constraints
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    TransformedDistribution,
+    constraints,
+    kl_divergence,
+    transforms,
+)
 
 import flowlab
 from flowlab import Flow, presets
 from flowlab.bases import Gaussian, GaussianMixture, StudentT, Uniform
+from flowlab.interop.torch import LayerTransform
 from flowlab.layers import (
     Affine,
     Autoregressive,
@@ -114,6 +125,114 @@ def test_distribution_trains_the_flow(conditional: Flow) -> None:
     for parameter in conditional.parameters():
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
+
+
+def test_transformed_distribution(conditional: Flow) -> None:
+    """Elementwise and vector transforms on top of a flow."""
+    q = conditional.distribution(rows(4, 2))
+    affine = AffineTransform(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 0.5)
+    p = TransformedDistribution(q, [affine, transforms.ExpTransform()])
+    assert (p.batch_shape, p.event_shape) == ((4,), (3,))
+    assert p.has_rsample
+    assert p.support.event_dim == 1
+    x = p.rsample((6,))
+    assert bool(p.support.check(x).all())
+    by_hand = q.log_prob((x.log() - affine.loc) / 0.5) - 3 * math.log(0.5) - x.log().sum(-1)
+    torch.testing.assert_close(p.log_prob(x), by_hand)
+    twisted = TransformedDistribution(q, [LayerTransform(Permutation(3, [2, 0, 1]))])
+    torch.testing.assert_close(twisted.log_prob(x), q.log_prob(x[..., [1, 2, 0]]))
+    assert p.expand((5, 4)).log_prob(x[:5]).shape == (5, 4)
+
+
+def test_what_gaussian_process_libraries_ask_for(flow: Flow) -> None:
+    """GPyTorch's and BoTorch's code asks priors and posteriors for these; moments that no formula gives are refused, not guessed."""
+    q = flow.distribution()
+    assert q.support is constraints.real_vector
+    assert q.has_rsample
+    assert q.arg_constraints == {}
+    assert q.expand(torch.Size([2])).batch_shape == (2,)
+    assert q.expand([2]).rsample(torch.Size([4])).shape == (4, 2, 3)
+    for moment in ("mean", "variance", "stddev", "mode"):
+        with pytest.raises(NotImplementedError):
+            getattr(q, moment)
+    twin = copy.deepcopy(q)
+    x = q.sample((5,))
+    assert torch.equal(twin.log_prob(x), q.log_prob(x))
+    assert twin.flow is not flow
+
+
+# Divergences -----------------------------------------------------------------------------------------------------------
+
+
+def normal(loc: float, scale: float = 1.0, features: int = 3) -> Independent:
+    return Independent(Normal(torch.full((features,), loc, dtype=torch.float64), scale), 1)
+
+
+def affine_flow(loc: float, scale: float) -> Flow:
+    """N(loc, scale²) in three dimensions, as a flow."""
+    layer = ElementwiseAffine(3)
+    with torch.no_grad():
+        layer.parameters_.value.copy_(torch.tensor([loc] * 3 + [30 * math.atanh(math.log(scale) / 30)] * 3))
+    return Flow(Gaussian(3), [layer]).double()
+
+
+def test_kl_divergence_is_the_closed_form_within_its_error() -> None:
+    p, q = affine_flow(0.5, 0.8), affine_flow(-0.2, 1.5)
+    exact = kl_divergence(normal(0.5, 0.8), normal(-0.2, 1.5))
+    pairs = [
+        (p.distribution(), q.distribution()),
+        (p.distribution(), normal(-0.2, 1.5)),
+        (normal(0.5, 0.8), q.distribution()),
+    ]
+    for pair in pairs:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            value, error = flowlab.kl_divergence(*pair, samples=20_000)
+            torch.manual_seed(0)
+            registered = kl_divergence(*pair)
+        assert value.shape == error.shape == ()
+        assert 0 < error < 0.02
+        assert abs(value - exact) < 4 * error
+        assert abs(registered - exact) < 4 * error * (20_000 / 1024) ** 0.5
+    one, two = (flowlab.kl_divergence(p.distribution(), normal(0.0), 50, seeded()) for _ in range(2))
+    assert torch.equal(one.value, two.value)
+    itself = flowlab.kl_divergence(p.distribution(), p.distribution(), 10)
+    assert itself.value.abs() < 1e-12
+
+
+def test_the_standard_error_is_the_spread_of_estimates() -> None:
+    p, q = affine_flow(0.5, 0.8).distribution(), normal(0.0)
+    found = [flowlab.kl_divergence(p, q, 100, seeded(i)) for i in range(300)]
+    spread = torch.stack([estimate.value for estimate in found]).std()
+    told = torch.stack([estimate.standard_error for estimate in found]).mean()
+    assert abs(told / spread - 1) < 0.15
+
+
+def test_kl_divergence_broadcasts_batches(conditional: Flow) -> None:
+    q = conditional.distribution(rows(4, 2))
+    wide = Independent(Normal(torch.zeros(5, 1, 3, dtype=torch.float64), 1.0), 1)
+    assert kl_divergence(q, wide).shape == kl_divergence(wide, q).shape == (5, 4)
+    assert kl_divergence(normal(0.0), q).shape == kl_divergence(q, normal(0.0)).shape == (4,)
+    both = Independent(q, 1)
+    assert kl_divergence(both, Independent(q.expand((4,)), 1)).shape == ()
+
+
+def test_kl_divergence_has_both_gradients() -> None:
+    """By rsample in p, and directly in q; the gradient of the closed form is met."""
+    flow, loc = affine_flow(0.5, 0.8), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    value = flowlab.kl_divergence(flow.distribution(), Independent(Normal(loc, 1.0), 1), 50_000, seeded()).value
+    by_flow, by_loc = torch.autograd.grad(value, [flow.layers[0].parameters_.value, loc])
+    torch.testing.assert_close(by_flow[:3], torch.full((3,), 0.5).double(), rtol=0, atol=0.02)
+    torch.testing.assert_close(by_flow[3:], torch.full((3,), 0.8**2 - 1).double(), rtol=0, atol=0.02)
+    torch.testing.assert_close(by_loc, torch.full((3,), -0.5).double(), rtol=0, atol=0.02)
+
+
+def test_kl_divergence_refuses() -> None:
+    q = affine_flow(0.0, 1.0).distribution()
+    with pytest.raises(ValueError, match=r"event_shape \(3,\), q \(\): torch.distributions.Independent"):
+        kl_divergence(q, Normal(torch.zeros(3), 1.0))
+    with pytest.raises(ValueError, match="at least 2 samples, not 1"):
+        flowlab.kl_divergence(q, q, 1)
 
 
 # Supports, types, presets ----------------------------------------------------------------------------------------------

@@ -56,9 +56,10 @@ class TransformLayer(Layer):
         self.features = features
         # No value is kept: it would keep the graph that it came from.
         self.transform = transform if isinstance(transform, nn.Module) else transform.with_cache(0)
-        for i, tensor in enumerate(_tensors(self.transform)):
-            if isinstance(tensor, nn.Parameter) and not isinstance(self.transform, nn.Module):
-                self.register_parameter(f"parameter_{i}", tensor)
+        if not isinstance(self.transform, nn.Module):
+            tensors = [value for part in _parts(self.transform) for value in vars(part).values()]
+            for i, parameter in enumerate(t for t in tensors if isinstance(t, nn.Parameter)):
+                self.register_parameter(f"parameter_{i}", parameter)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = cast(Tensor, self.transform(z))
@@ -88,27 +89,25 @@ class TransformLayer(Layer):
         return f"{self.features}, {type(self.transform).__name__}"
 
 
-def _inner(transform: Transform) -> list[Transform]:
-    """The transforms that a transform is made of."""
-    found: list[Transform] = []
-    for name in CONTAINERS:
-        part = vars(transform).get(name)
-        found += [p for p in (part if isinstance(part, list | tuple) else [part]) if isinstance(p, Transform)]
-    return found
-
-
-def _tensors(transform: Transform) -> list[Tensor]:
-    own = [value for value in vars(transform).values() if isinstance(value, Tensor)]
-    return own + [tensor for part in _inner(transform) for tensor in _tensors(part)]
+def _parts(transform: Transform) -> list[Transform]:
+    """A transform and those that it is made of; an inverse and its original name each other, so each counts once."""
+    found, waiting = {}, [transform]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            values = [vars(part).get(name) for name in CONTAINERS]
+            inner = [v for value in values for v in (value if isinstance(value, list | tuple) else [value])]
+            waiting += [v for v in inner if isinstance(v, Transform)]
+    return list(found.values())
 
 
 def _move(transform: Transform, function: Any, kept: set[int]) -> None:
     """Applies a function, such as a change of type, to the tensors of a transform that are no parameters of the layer."""
-    for name, value in list(vars(transform).items()):
-        if isinstance(value, Tensor) and id(value) not in kept:
-            setattr(transform, name, function(value))
-    for part in _inner(transform):
-        _move(part, function, kept)
+    for part in _parts(transform):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and id(value) not in kept:
+                setattr(part, name, function(value))
 
 
 class LayerTransform(Transform):
