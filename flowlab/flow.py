@@ -197,9 +197,9 @@ class Flow(nn.Module):
         return (self.base.log_prob(z) + log_det,)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
-        if not transforming() and torch.is_autocast_enabled(
-            value.device.type
-        ):  # log-determinants do not survive half precision
+        # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether they use it.
+        autocast = not transforming() and torch._C._is_any_autocast_enabled() and not value.is_meta
+        if autocast and torch.is_autocast_enabled(value.device.type):
             with torch.autocast(value.device.type, enabled=False):
                 return self._chain(value, context, to_noise)
         log_det: Tensor | None = None

@@ -95,7 +95,7 @@ class Coupling(Layer):
         return mapped.T.view(value.shape), log_det.view(value.shape[:-1])
 
     def extra_repr(self) -> str:
-        return f"{self.features}, {self.scalar}, changes {int(self.mask.sum())}"
+        return f"{self.features}, {self.scalar}, changes {len(self.changed)}"
 
 
 def alternating_mask(features: int, flip: bool = False) -> list[bool]:

@@ -34,7 +34,7 @@ def solve(
     Raises:
         ConvergenceError: A bracket did not shrink to the precision of its floating-point type.
     """
-    tracing = transforming()
+    tracing = transforming() or target.is_meta  # then there are no values to look at
     epsilon = torch.finfo(target.dtype).eps
     with torch.no_grad():
         low, high = low.detach().clone(), high.detach().clone()
