@@ -1,6 +1,6 @@
 """How exactly flowlab works together with other libraries: a section for each way of doing so.
 
-    python benchmarks/ecosystem.py                        # all sections; minutes on one core
+    python benchmarks/ecosystem.py                        # all sections; half an hour on one core
     python benchmarks/ecosystem.py --sections conversion  # the others keep their last result
     python benchmarks/ecosystem.py --sections             # measure nothing, write the page again
 
