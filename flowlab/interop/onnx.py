@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 What = Literal["log_prob", "sample"]
 INPUTS = {"log_prob": "x", "sample": "noise"}
 OUTPUTS = {"log_prob": "log_prob", "sample": "x"}
+SMALL = (
+    1500  # nodes up to which a graph is optimized here: that takes their square in time, and ONNX Runtime does it too
+)
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-8}  # how far a file may be from the flow, as a share of 1 + |value|
 
 
@@ -236,7 +239,10 @@ def _convert(module: nn.Module, arguments: tuple[Tensor, ...], what: What) -> An
             optimize=False,
         )
     assert program is not None
-    program.optimize()
+    if len(program.model.graph) < SMALL:
+        program.optimize()
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where each comes from: folders of this machine, in as many bytes as the rest
     return program
 
 

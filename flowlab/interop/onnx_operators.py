@@ -36,9 +36,9 @@ def exactly(operator: Any) -> Callable[..., Any]:
 
 
 def full_like(x: Tensor, value: Any, **options: Any) -> Any:
-    if not isinstance(value, float) or not x.is_floating_point():
+    if isinstance(value, bool) or not isinstance(value, float | int) or not x.is_floating_point():
         return NotImplemented
-    return constant(value, x).expand(x.shape)
+    return constant(float(value), x).expand(x.shape)
 
 
 def clamp(x: Tensor, low: Any = None, high: Any = None) -> Any:
@@ -47,7 +47,7 @@ def clamp(x: Tensor, low: Any = None, high: Any = None) -> Any:
         return NotImplemented
     for bound, beyond in ((low, torch.lt), (high, torch.gt)):
         if bound is not None:
-            end = constant(float(bound), x)
+            end = bound if isinstance(bound, Tensor) else constant(float(bound), x)
             x = torch.where(beyond(x, end), end, x)
     return x
 
@@ -169,6 +169,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return table | {
         aten.full_like.default: full_like,
         aten.clamp.default: clamp,
+        aten.clamp.Tensor: clamp,
         aten.clamp_min.default: clamp,
         aten.clamp_max.default: lambda x, high: clamp(x, None, high),
         aten.remainder.Scalar: remainder,
