@@ -77,7 +77,7 @@ $(ARF)/.ready:
 bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows against SDV's synthesizers and random forests; two hours, resumes
 	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python
 
-bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; half an hour
+bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; exporting all presets is long
 	$(BIN)/python benchmarks/ecosystem.py
 
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
