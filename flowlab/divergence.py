@@ -1,6 +1,6 @@
 """Kullback-Leibler divergences by simulation: `kl_divergence`, which also stands behind torch's function of that name."""
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ class Estimate(NamedTuple, Generic[Value]):
 
     value: Value
     standard_error: Value
+
+    def __str__(self: "Estimate[Any]") -> str:
+        return " ± ".join(f"{part:.3f}" if isinstance(part, float) else str(part) for part in self)
 
 
 def kl_divergence(

@@ -38,7 +38,7 @@ _classes: dict[str, type] = {
     **{name: getattr(layers, name) for name in layers.__all__ if name not in ("Layer", "ScalarMap")},
     **{c.__name__: c for c in (bases.Gaussian, bases.GaussianMixture, bases.Kernels, bases.StudentT, bases.Uniform)},
 }
-# Classes that are imported only when a file holds one: they need pandas, or belong to flows from other libraries.
+# Classes that are imported only when a file holds one: they need pandas, or belong to few flows.
 _lazy: dict[str, str] = {
     "MixedFlow": "flowlab.tables.model",
     "Ranks": "flowlab.tables.ranks",
@@ -48,6 +48,7 @@ _lazy: dict[str, str] = {
         "flowlab.interop.converted",
     ),
     "Steps": "flowlab.interop.steps",
+    "Given": "flowlab.posteriors.contexts",
 }
 # Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
 _kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density", "FlowPosterior": "flowlab.posteriors.posterior"}

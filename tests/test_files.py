@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,18 @@ def test_only_models_can_be_saved(tmp_path):
     with pytest.raises(TypeError, match="cannot save a dict"):
         flowlab.save({}, tmp_path / "m.flow")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_can_be_saved_is_found_by_a_process_that_has_only_imported_flowlab():
+    lost = """
+import importlib, pkgutil
+import flowlab
+from flowlab import files
+known = dict(files._classes)
+for module in pkgutil.walk_packages(flowlab.__path__, "flowlab."):
+    if not module.name.startswith("flowlab.__"):
+        importlib.import_module(module.name)
+own = {name: c.__module__ for name, c in files._classes.items() if name not in known}
+print({name: module for name, module in own.items() if files._lazy.get(name) != module})
+"""
+    assert subprocess.run([sys.executable, "-c", lost], capture_output=True, text=True, check=True).stdout == "{}\n"

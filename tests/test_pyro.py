@@ -71,7 +71,7 @@ def test_a_regression_with_a_positive_scale_under_svi_and_predictive():
     for i in range(2):
         assert abs(table.loc[f"weight[{i}]", "mean"] - float(exact[i])) < 0.3 * sd
     assert float(table.loc["scale", "mean"]) == pytest.approx(0.5, abs=0.1)
-    assert posterior.diagnostics(4000).log_evidence.error < 0.1
+    assert posterior.diagnostics(4000).log_evidence.standard_error < 0.1
     drawn = Predictive(regression, guide=guide, num_samples=50)(x)
     assert drawn["y"].shape == (50, 60)
     assert bool((drawn["scale"] > 0).all()) if "scale" in drawn else True

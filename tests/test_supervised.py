@@ -223,6 +223,7 @@ def test_pipelines_searches_and_weights():
         (lambda: FlowRegressor(small(5)).fit([[0.0], [1.0], [2.0]], [1.0, 1.0, 1.0]), "same value"),
         (lambda: FlowRegressor(small(5)).fit([[0.0], [1.0]], [1.0, 2.0, 3.0]), "2 rows and y has 3"),
         (lambda: FlowRegressor(small(5)).fit(pd.DataFrame({"target": [0.0, 1.0]}), [1.0, 2.0]), "'target'"),
+        (lambda: FlowRegressor(small(5, rules=["x > 0"])).fit([[0.0], [1.0]], [1.0, 2.0]), "rules must be left out"),
         (lambda: FlowOutlier(contamination=0.7).fit([[0.0], [1.0]]), "contamination"),
         (lambda: FlowOutlier(FlowDensity(validation=0, members=["copula"])).fit(np.eye(30)), "held out"),
     ],
@@ -230,3 +231,11 @@ def test_pipelines_searches_and_weights():
 def test_bad_input_is_told_why(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_bad_questions_are_told_why(wave):
+    model, x = wave
+    with pytest.raises(ValueError, match=r"coverage must lie between 0 and 1, not 1\.5"):
+        model.predict_interval(x[:3], 1.5)
+    with pytest.raises(ValueError, match="X has 3 rows and y has 1"):
+        model.crps(x[:3], [0.0])

@@ -1,8 +1,8 @@
 """What the conversions from nflows and from zuko share: their error, networks and checks."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,28 @@ M = TypeVar("M", bound=nn.Module)
 
 class ConversionError(ValueError):
     """A part of another library's model has no counterpart; the message names it, its place and what can be done."""
+
+
+def parts(
+    transform: Any, opened: Callable[[Any], Any], place: str = "transform", inverted: bool = False
+) -> Iterator[tuple[str, Any, bool]]:
+    """The transforms from data to noise, each with its place, and whether it is used backwards.
+
+    Args:
+        transform: The whole of them, in the direction from data to noise.
+        opened: Gives the list of transforms that one is made of, or the transform that it is the inverse of; None where it is a single one.
+        place: Where it is, in words.
+        inverted: Whether it is used backwards.
+    """
+    inside = opened(transform)
+    if inside is None:
+        yield place, transform, inverted
+    elif isinstance(inside, list):
+        numbered = list(enumerate(inside))
+        for i, part in reversed(numbered) if inverted else numbered:
+            yield from parts(part, opened, f"{place}.{i}" if place != "transform" else f"transform {i}", inverted)
+    else:
+        yield from parts(inside, opened, place, not inverted)
 
 
 class Source(NamedTuple):

@@ -20,7 +20,7 @@ from flowlab.kernels import columns
 from flowlab.layers import Additive, Autoregressive, Coupling, Layer, ScalarMap
 from flowlab.layers.conditioned import by_parameter, rows
 from flowlab.layers.layer import Fast
-from flowlab.layers.scalar.spline import rational_quadratic, soft_clip
+from flowlab.layers.scalar.spline import OnBox, cumulated, rational_quadratic, soft_clip, within
 
 # Layers ----------------------------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class ScaleAndShift:
 
 @register
 @dataclass(frozen=True)
-class FlooredSpline:
+class FlooredSpline(OnBox):
     """From data to noise a rational-quadratic spline on [-bound, bound] in nflows' parametrisation, the identity outside.
 
     Parameters are the logits of `bins` widths and of as many heights, and of `bins - 1` slopes the softplus⁻¹.
@@ -211,16 +211,6 @@ class FlooredSpline:
     least_slope: float = 1e-3
     shrink: float = 1.0
 
-    periodic: ClassVar[bool] = False
-
-    @property
-    def box(self) -> tuple[float, float]:
-        return -self.bound, self.bound
-
-    @property
-    def count(self) -> int:
-        return 3 * self.bins - 1
-
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return self._map(z, params, inverse=True)
 
@@ -234,11 +224,7 @@ class FlooredSpline:
         knots_x, knots_y = self._knots(widths, self.least_width), self._knots(heights, self.least_height)
         inner = value.clamp(-self.bound, self.bound)
         mapped, log_slope = rational_quadratic(inner, knots_x, knots_y, slopes, inverse)
-        inside = value.abs() <= self.bound
-        return torch.where(inside, mapped, value), torch.where(inside, log_slope, torch.zeros_like(value))
+        return within(self.bound, value, mapped, log_slope)
 
     def _knots(self, logits: Tensor, least: float) -> Tensor:
-        shares = least + (1 - least * self.bins) * (logits / self.shrink).softmax(0)
-        inner = 2 * self.bound * shares[:-1].cumsum(0) - self.bound
-        edge = torch.full_like(shares[:1], self.bound)
-        return torch.cat([-edge, inner, edge])
+        return cumulated(least + (1 - least * self.bins) * (logits / self.shrink).softmax(0), self.bound)

@@ -3,7 +3,7 @@
 Needs nflows: pip install flowlab[nflows]. A converted flow does not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError("flowlab.interop.nflows needs nflows: pip install flowlab[nflows]") from error
 
 from flowlab.flow import Flow
-from flowlab.interop.conversion import ConversionError, like, verify
+from flowlab.interop.conversion import ConversionError, like, parts, verify
 from flowlab.interop.converted import Inverse
 from flowlab.interop.nflows_parts import base_of, layers_of
 from flowlab.layers import Layer
@@ -168,7 +168,7 @@ def convert(model: NflowsFlow, *, wrap: bool = False) -> Flow:
     base, to_data = base_of(model._distribution, empty)
     features, context_features = base.features, _context_features(model)
     to_noise: list[Layer] = []
-    for place, transform, inverted in _parts(model._transform, "transform"):
+    for place, transform, inverted in parts(model._transform, _opened):
         where = f"{place} ({type(transform).__name__})"
         try:
             made = layers_of(transform, features, where, empty)
@@ -185,16 +185,14 @@ def convert(model: NflowsFlow, *, wrap: bool = False) -> Flow:
     return flow.train(model.training)
 
 
-def _parts(transform: Any, place: str, inverted: bool = False) -> Iterator[tuple[str, Any, bool]]:
-    """The transforms from data to noise, each with its place, and whether it is used backwards."""
+def _opened(transform: Any) -> Any:
     if isinstance(transform, transforms.InverseTransform):
-        yield from _parts(transform._transform, place, not inverted)
-    elif type(transform) in (transforms.CompositeTransform, CompositeCDFTransform):
-        parts = list(enumerate(transform._transforms))
-        for i, part in reversed(parts) if inverted else parts:
-            yield from _parts(part, f"{place}.{i}" if place != "transform" else f"transform {i}", inverted)
-    else:
-        yield place, transform, inverted
+        return transform._transform
+    return (
+        list(transform._transforms)
+        if type(transform) in (transforms.CompositeTransform, CompositeCDFTransform)
+        else None
+    )
 
 
 def _turned(layer: Layer) -> Layer:

@@ -219,7 +219,7 @@ def _program(module: _Exported, arguments: tuple[Tensor, ...], what: What) -> An
     try:
         return _convert(module, arguments, what)
     except Exception as error:
-        culprit = _culprit(module.model, what, error)
+        culprit = _culprit(module.model, what)
         raise ExportError(f"{culprit} cannot be written as ONNX ({_first_line(error)})") from error
 
 
@@ -246,7 +246,7 @@ def _convert(module: nn.Module, arguments: tuple[Tensor, ...], what: What) -> An
     return program
 
 
-def _culprit(model: Any, what: What, error: Exception) -> str:
+def _culprit(model: Any, what: What) -> str:
     """The layer or base that an error comes from, found by exporting each alone."""
     flows = [part for part in model.modules() if isinstance(part, Flow)]
     for flow in flows:

@@ -6,7 +6,6 @@ Needs zuko: pip install flowlab[zuko]. A converted flow does not.
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from flowlab.interop.conversion import (  # noqa: E402
     Source,
     elementwise,
     like,
+    parts,
     sequential,
     verify,
 )
@@ -78,7 +78,7 @@ def convert(model: ZukoFlow) -> Flow:
     empty = like(model)
     base = _base(model.base, empty)
     to_noise: list[Layer] = []
-    for place, transform, inverted in _parts(model.transform, "transform"):
+    for place, transform, inverted in parts(model.transform, _opened):
         where = f"{place} ({_name(transform)})"
         layer = _converted(transform, base.features, where, empty).to(empty)
         to_noise.append(Inverse(layer) if inverted else layer)
@@ -87,16 +87,10 @@ def convert(model: ZukoFlow) -> Flow:
     return flow.train(model.training)
 
 
-def _parts(transform: Any, place: str, inverted: bool = False) -> Iterator[tuple[str, Any, bool]]:
-    """The transforms from data to noise, each with its place, and whether it is used backwards."""
+def _opened(transform: Any) -> Any:
     if type(transform) is LazyInverse:
-        yield from _parts(transform.transform, place, not inverted)
-    elif type(transform) is LazyComposedTransform:
-        parts = list(enumerate(transform.transforms))
-        for i, part in reversed(parts) if inverted else parts:
-            yield from _parts(part, f"{place}.{i}" if place != "transform" else f"transform {i}", inverted)
-    else:
-        yield place, transform, inverted
+        return transform.transform
+    return list(transform.transforms) if type(transform) is LazyComposedTransform else None
 
 
 def _name(transform: Any) -> str:

@@ -15,9 +15,7 @@ from flowlab.layers.scalar.spline import rational_quadratic
 FAR = 12.0  # noise beyond ±12 (probability 1e-33) continues on a straight line, so that no tail overflows
 BIN_CHOICES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 GAUSSIAN = -1.0  # stands for the tail shape of a Gaussian
-PARETO = torch.tensor(
-    [1e-3, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], dtype=torch.float64
-)  # other shapes
+PARETO = (1e-3, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # other shapes
 
 
 class Marginal(Layer):
@@ -317,12 +315,12 @@ def fit_tail(excess: Tensor, end: float, scale: float) -> tuple[float, float, fl
     # dz/dx = slope; the same slope as an exponential of mean sigma has at the knot.
     sigma = median / math.log(2) * factor
     straight = gaussian_excess(data, end, log_survival, 1 / (sigma * hazard)).sum(0)
-    xi = PARETO[:, None]
+    xi = torch.tensor(PARETO, dtype=torch.float64)[:, None]
     sigmas = median * xi / (2**xi - 1) * factor
     curved = pareto_excess(data[:, None], xi, sigmas).sum(0)
     total = torch.cat([straight[None] - 1.5 * abs(GAUSSIAN - 0.1), curved - 1.5 * (xi - 0.1).abs()])
     row, k = divmod(int(total.argmax()), len(factor))
-    shape, best = (GAUSSIAN, sigma[k]) if row == 0 else (float(PARETO[row - 1]), sigmas[row - 1, k])
+    shape, best = (GAUSSIAN, sigma[k]) if row == 0 else (PARETO[row - 1], sigmas[row - 1, k])
     return shape, float(best), 1 / (float(best) * hazard)
 
 

@@ -9,23 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from flowlab.bases import Base, Gaussian
+from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer, LULinear, RationalQuadraticSpline, Whitening
 from flowlab.layers.coupling import alternating_mask
 from flowlab.objectives import StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
-from flowlab.posteriors.diagnostics import Diagnostics, Estimate
+from flowlab.posteriors.diagnostics import Diagnostics
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.space import Space, Supports, Value
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError
 from flowlab.training import History, fit
 
-SCOUTS, STARTS, SPREAD = (
-    16,
-    4,
-    1.0,
-)  # contexts whose posteriors are looked for beforehand, and starts uniform on ± SPREAD for each
+SCOUTS = 16  # contexts whose posteriors are looked for beforehand
+STARTS, SPREAD = 4, 1.0  # for each of them, uniform on ± SPREAD
 TOGETHER = 64  # contexts in a step
 LOOK = 3_000  # draws by which a fit is checked
 
@@ -146,7 +144,7 @@ class AmortizedPosterior(nn.Module):
         target = None if self.target is None else self.target.at(context)
         return FlowPosterior(Flow(flow.base, layers), self.space, target).eval()
 
-    def elbo(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Estimate | list[Estimate]:
+    def elbo(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Estimate[float] | list[Estimate[float]]:
         """The evidence lower bound with its standard error, in nats, from n draws: of one context (width,), or of each (contexts, width)."""
         return self._each(context, lambda posterior: posterior.elbo(n, random_state))
 

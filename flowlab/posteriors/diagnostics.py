@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowlab.bases import Base, Gaussian
+from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.mixture import FlowMixture
@@ -24,16 +24,6 @@ MISSED = 0.01  # share of the mass that may lie where the fit has less than a tw
 UNDER = math.log(20.0)
 SCAN = 2_000  # points at which a search for modes looks before it climbs
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo estimate with its standard error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
 
 
 @dataclass
@@ -57,13 +47,13 @@ class Diagnostics:
 
     khat: float
     ess: float
-    elbo: Estimate
-    log_evidence: Estimate
+    elbo: Estimate[float]
+    log_evidence: Estimate[float]
     shift: float
     modes: int
     missed: float
     restart_gap: float
-    evidence_gap: Estimate
+    evidence_gap: Estimate[float]
     non_finite: float
     draws: int
     reasons: list[str] = field(default_factory=list)
@@ -262,7 +252,7 @@ def _judge(found: Diagnostics) -> None:
         broken.append(f"k-hat {found.khat:.2f} says that importance weights do not repair this fit")
     if found.missed > MISSED:
         broken.append(f"about {found.missed:.0%} of the posterior lies at modes that the fit misses")
-    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.error:
+    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.standard_error:
         broken.append(f"two estimates of the log-evidence differ by {found.evidence_gap} nats")
     if found.non_finite > WORST_SHARE:
         broken.append(f"the log-density is not finite at {found.non_finite:.1%} of the draws")

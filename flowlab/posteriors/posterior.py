@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
-from flowlab.posteriors.diagnostics import ESS, KHAT, Diagnostics, Estimate, defended, diagnose, weigh
+from flowlab.posteriors.diagnostics import ESS, KHAT, Diagnostics, defended, diagnose, weigh
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Value
 from flowlab.posteriors.target import PosteriorError, Target
@@ -91,7 +92,7 @@ class FlowPosterior(nn.Module):
         self.target = Target(log_prob, self.space, dtype)
         return self
 
-    def elbo(self, n: int = 10_000, random_state: int = 0) -> Estimate:
+    def elbo(self, n: int = 10_000, random_state: int = 0) -> Estimate[float]:
         """The evidence lower bound with its standard error, in nats, from n plain draws with a finite log-density."""
         _, log_w = weigh(self.flow, self._target(), n, self._generator(random_state))
         log_w = log_w[torch.isfinite(log_w)]

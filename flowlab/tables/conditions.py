@@ -115,7 +115,7 @@ def draw(
     before = 0.0
     for j in [j for j in flows[0].in_order() if j in conditions.values]:
         x[0, j], known[0, j] = conditions.values[j], True
-        log_p = mixture.log_weights + torch.stack([flow.log_prob(x, known=known)[0] for flow in flows])
+        log_p = member_log_prob(mixture, x, known)[:, 0]
         total = float(log_p.logsumexp(0))
         refuse_improbable(total - before, flows[0], j, x[0, j], conditions)
         before, log_shares = total, log_p - total
@@ -222,14 +222,18 @@ def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, unit: in
     return total
 
 
+def member_log_prob(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
+    """Log of each member's weight times its density of the known cells of rows (n, units): (members, n), nats."""
+    return torch.stack([flow.log_prob(x, known=known) for flow in mixture]) + mixture.log_weights.unsqueeze(-1)
+
+
 def member_shares(mixture: FlowMixture, x: Tensor, known: Tensor, strict: bool = True) -> Tensor:
     """The probability that each member gave each row (members, n), by its known cells.
 
     Raises:
         ConditionError: The known cells of a row cannot occur together; with `strict` False the members' weights are taken there.
     """
-    log_p = torch.stack([flow.log_prob(x, known=known) for flow in mixture])
-    log_p = log_p + mixture.log_weights.unsqueeze(-1)
+    log_p = member_log_prob(mixture, x, known)
     impossible = ~torch.isfinite(log_p.logsumexp(0))
     if strict and bool(impossible.any()):
         rows = impossible.nonzero().flatten().tolist()

@@ -19,6 +19,7 @@ from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
 from flowlab.tables.codec import Unit
+from flowlab.tables.conditions import member_log_prob
 from flowlab.tables.encode import Columns
 from flowlab.tables.ensemble import Report, fit_ensemble
 from flowlab.tables.frame import TableEstimator, seed_from
@@ -239,9 +240,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         assert self.flow_ is not None
         if self.table_ is None or missing == "outcome":
             return self.flow_.log_prob(rows)
-        known = ~torch.isnan(rows)
-        log_p = torch.stack([flow.log_prob(rows, known=known) for flow in self.flow_])
-        return (log_p + self.flow_.log_weights.unsqueeze(-1)).logsumexp(0)
+        return member_log_prob(self.flow_, rows, ~torch.isnan(rows)).logsumexp(0)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Mean log-density of the rows, nats."""

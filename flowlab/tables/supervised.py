@@ -11,7 +11,7 @@ from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
-from flowlab.tables.conditions import class_probabilities
+from flowlab.tables.conditions import class_probabilities, member_log_prob
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.predictive import Predictive, predict
 from flowlab.tables.tabular import to_pandas
@@ -54,6 +54,8 @@ class _Supervised(BaseEstimator):
         if len(frame) != len(target):
             raise ValueError(f"X has {len(frame)} rows and y has {len(target)}: they must be as many")
         density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
+        if density.rules:
+            raise ValueError("density.rules must be left out here: a row that breaks a rule would have no prediction")
         if density.schema is not None and not isinstance(density.schema, dict):
             raise ValueError("density.schema must be a dict here, of the features' columns: the target's kind is added")
         density.set_params(schema={**(density.schema or {}), TARGET: kind})
@@ -78,13 +80,12 @@ class _Supervised(BaseEstimator):
 
     def _log_prob(self, x: torch.Tensor, known: torch.Tensor) -> Array:
         """Log-density of the known cells of rows, nats (n,)."""
-        mixture = self.density_._mixture
         with torch.no_grad():
             parts = [
-                torch.stack([flow.log_prob(rows, known=which) for flow in mixture])
+                member_log_prob(self.density_._mixture, rows, which).logsumexp(0)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
             ]
-        return (torch.cat(parts, 1) + mixture.log_weights.unsqueeze(-1)).logsumexp(0).cpu().numpy()
+        return torch.cat(parts).cpu().numpy()
 
     def score_samples(self, X: ArrayLike) -> Array:
         """Log-density of the features alone, whatever the target, nats (n,): the lower, the less like anything that was fitted to.
@@ -108,7 +109,7 @@ class FlowClassifier(ClassifierMixin, _Supervised):
     not know: `score_samples` is low for rows unlike all that it has seen.
 
     Args:
-        density: The `FlowDensity` to fit, with its effort, rules, seed; its defaults when None.
+        density: The `FlowDensity` to fit, with its effort, schema, seed, but no rules; its defaults when None.
 
     Attributes:
         classes_: The classes, sorted.
@@ -174,7 +175,7 @@ class FlowRegressor(RegressorMixin, _Supervised):
     may be skewed, of several modes, of varying width; integers and repeated values have probabilities of their own.
 
     Args:
-        density: The `FlowDensity` to fit, with its effort, rules, seed; its defaults when None.
+        density: The `FlowDensity` to fit, with its effort, schema, seed, but no rules; its defaults when None.
 
     Attributes:
         density_: The fitted density of features and target (column "target").
@@ -224,13 +225,22 @@ class FlowRegressor(RegressorMixin, _Supervised):
         return self.predictive(X).quantiles(wanted)
 
     def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> Array:
-        """Lower and upper end (n, 2) of an interval with that probability, as much of the rest below as above."""
+        """Lower and upper end (n, 2) of an interval with that probability, as much of the rest below as above.
+
+        Raises:
+            ValueError: coverage is not between 0 and 1.
+        """
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage must lie between 0 and 1, not {coverage}")
         rest = (1 - coverage) / 2
         return self.predict_quantiles(X, (rest, 1 - rest))
 
     def crps(self, X: ArrayLike, y: ArrayLike) -> Array:
         """Continuous ranked probability score of each row (n,), in the target's units; less is better, |error| for a sure prediction."""
-        return self.predictive(X).crps(column_or_1d(y))
+        found, seen = self.predictive(X), column_or_1d(y)
+        if len(seen) != len(found.at):
+            raise ValueError(f"X has {len(found.at)} rows and y has {len(seen)}: they must be as many")
+        return found.crps(seen)
 
     def log_prob(self, X: ArrayLike, y: ArrayLike) -> Array:
         """log p(y | row) of each row (n,), nats: of a density per unit of the target, or of a probability where values have their own."""

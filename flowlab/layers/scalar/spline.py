@@ -77,10 +77,20 @@ def soft_clip(x: Tensor, bound: float) -> Tensor:
 
 def knot_positions(logits: Tensor, bound: float, slope: float) -> Tensor:
     """Knots (bins + 1, *s) from -bound to bound; no bin is narrower than a fraction of about `slope` of the widest."""
-    shares = torch.softmax(soft_clip(logits, -math.log(slope) / 2), dim=0)
+    return cumulated(torch.softmax(soft_clip(logits, -math.log(slope) / 2), dim=0), bound)
+
+
+def cumulated(shares: Tensor, bound: float) -> Tensor:
+    """Knots (bins + 1, *s) from -bound to bound of bins with these shares (bins, *s) of the box."""
     inner = bound * (2 * shares[:-1].cumsum(0) - 1)
     edge = torch.full_like(shares[:1], bound)
     return torch.cat([-edge, inner, edge])
+
+
+def within(bound: float, value: Tensor, mapped: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
+    """A map of [-bound, bound], found for clamped values, continued by the identity."""
+    inside = value.abs() < bound
+    return torch.where(inside, mapped, value), torch.where(inside, log_slope, torch.zeros_like(value))
 
 
 def spline(value: Tensor, params: Tensor, kernel: SplineKernel) -> tuple[Tensor, Tensor]:
@@ -102,14 +112,27 @@ def plain(
         one = torch.ones_like(params[:1])
         slopes = torch.cat([one, slopes, one])
     mapped, log_slope = rational_quadratic(value.clamp(-bound, bound), knots_x, knots_y, slopes, inverse)
-    if periodic:
-        return mapped, log_slope
-    inside = value.abs() < bound
-    return torch.where(inside, mapped, value), torch.where(inside, log_slope, torch.zeros_like(value))
+    return (mapped, log_slope) if periodic else within(bound, value, mapped, log_slope)
+
+
+class OnBox:
+    """What splines on [-bound, bound] with slope one at its ends have in common."""
+
+    bins: int
+    bound: float
+    periodic: ClassVar[bool] = False
+
+    @property
+    def box(self) -> tuple[float, float]:
+        return -self.bound, self.bound
+
+    @property
+    def count(self) -> int:
+        return 3 * self.bins - 1
 
 
 @dataclass(frozen=True)
-class RationalQuadraticSpline:
+class RationalQuadraticSpline(OnBox):
     """A monotone rational-quadratic spline on [-bound, bound], the identity outside.
 
     Slopes at the knots lie within [slope, 1 / slope], so that neither direction can blow up. The
@@ -124,16 +147,6 @@ class RationalQuadraticSpline:
     bins: int = 8
     bound: float = 5.0
     slope: float = 1e-3
-
-    periodic: ClassVar[bool] = False
-
-    @property
-    def box(self) -> tuple[float, float]:
-        return -self.bound, self.bound
-
-    @property
-    def count(self) -> int:
-        return 3 * self.bins - 1
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return spline(z, params, self._kernel(inverse=False))
