@@ -39,14 +39,15 @@ def planar(
     hidden: Sequence[int] = (64,),
     generator: Generator = None,
 ) -> Flow:
-    """Planar flow (Rezende & Mohamed 2015). Sampling is fast; `hidden` belongs to the context's network.
+    """Planar flow (Rezende & Mohamed 2015): one `Planar` of `layers` steps. Sampling is fast; `hidden` belongs to the context's network.
 
     Example:
         >>> import flowlab
         >>> flowlab.presets.planar(2, layers=4).fast
         'sampling'
     """
-    return _residual(Planar, features, context_features, layers, hidden, generator)
+    layer = Planar(features, layers, context_features=context_features, hidden=hidden, generator=generator)
+    return Flow(Gaussian(features), [layer])
 
 
 def radial(

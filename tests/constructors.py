@@ -141,6 +141,9 @@ def _table() -> dict[str, Entry]:
             )
     table |= {
         "planar": Entry(lambda f, c, g: Planar(f, context_features=c, generator=g, **NARROW), numeric=True),
+        "planar, five steps": Entry(
+            lambda f, c, g: Planar(f, 5, context_features=c, generator=g, **NARROW), numeric=True
+        ),
         "radial": Entry(lambda f, c, g: Radial(f, context_features=c, generator=g, **NARROW)),
         "sylvester": Entry(lambda f, c, g: Sylvester(f, context_features=c, generator=g, **NARROW), numeric=True),
         "sylvester, one direction": Entry(

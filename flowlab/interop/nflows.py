@@ -1,10 +1,10 @@
-"""nflows, both ways: `convert` makes its trained flows native ones, `from_nflows` its transforms layers, `to_nflows` flows its distributions.
+"""nflows, both ways: `convert` makes its trained flows native ones, `from_nflows` its transforms layers, `to_nflows` the reverse.
 
 Needs nflows: pip install flowlab[nflows]. A converted flow does not.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ try:
     from nflows.transforms.linear import Linear
     from nflows.transforms.made import MADE
     from nflows.transforms.nonlinearities import CompositeCDFTransform
+    from nflows.utils.typechecks import is_positive_int
 except ImportError as error:
     raise ImportError("flowlab.interop.nflows needs nflows: pip install flowlab[nflows]") from error
 
@@ -78,15 +79,32 @@ def from_nflows(transform: transforms.Transform, features: int, context_features
     return NflowsLayer(transform, features, context_features)
 
 
+class NflowsTransform(transforms.Transform):
+    """A flowlab layer as nflows has transforms: its call goes from data to noise. A context that the layer does not take is ignored."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer.inverse(inputs, context if self.layer.context_features else None)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer(inputs, context if self.layer.context_features else None)
+
+
 class NflowsDistribution(Distribution):
-    """A flowlab flow with the methods of nflows' `Flow`. Draws come from torch's global generator, and carry gradients, as in nflows."""
+    """A flowlab flow with the methods of nflows' `Flow`.
+
+    As in nflows, draws come from torch's global generator and carry gradients, and a context that the flow does not take only counts the draws.
+    """
 
     def __init__(self, flow: Flow | FlowMixture) -> None:
         super().__init__()
         self.flow = flow
 
     def _log_prob(self, inputs: Tensor, context: Tensor | None) -> Tensor:
-        return self.flow.log_prob(inputs, context)
+        return self.flow.log_prob(inputs, self._taken(context))
 
     def sample(self, num_samples: int, context: Tensor | None = None, batch_size: int | None = None) -> Tensor:
         """Draws (num_samples, features), or (contexts, num_samples, features), at most `batch_size` of each context at once."""
@@ -96,29 +114,44 @@ class NflowsDistribution(Distribution):
         return torch.cat([super(NflowsDistribution, self).sample(size, context) for size in sizes], 1)
 
     def _sample(self, num_samples: int, context: Tensor | None) -> Tensor:
-        drawn = self.flow.rsample((num_samples,), context)
+        drawn = self.flow.rsample(*self._question(num_samples, context))
         return drawn if context is None else drawn.transpose(0, 1)
 
     def sample_and_log_prob(self, num_samples: int, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draws as `sample` gives them, and their log-densities in nats."""
-        drawn, log_prob = self.flow.rsample_and_log_prob((num_samples,), context)
+        drawn, log_prob = self.flow.rsample_and_log_prob(*self._question(num_samples, context))
         return (drawn, log_prob) if context is None else (drawn.transpose(0, 1), log_prob.transpose(0, 1))
 
     def transform_to_noise(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """The noise (n, features) behind data (n, features)."""
         if isinstance(self.flow, FlowMixture):
             raise TypeError("a mixture of flows has no noise of its own: take one of its flows")
-        return self.flow.to_noise(inputs, context)
+        return self.flow.to_noise(inputs, self._taken(context))
+
+    def _taken(self, context: Tensor | None) -> Tensor | None:
+        return context if self.flow.context_features else None
+
+    def _question(self, num_samples: int, context: Tensor | None) -> tuple[tuple[int, ...], Tensor | None]:
+        """The shape of draws and the context, as a flow takes them."""
+        if not is_positive_int(num_samples):
+            raise TypeError(f"num_samples must be a positive integer, not {num_samples!r}")
+        if context is None or self.flow.context_features:
+            return (num_samples,), context
+        return (num_samples, len(context)), None
 
 
-def to_nflows(flow: Flow | FlowMixture) -> NflowsDistribution:
-    """A flow as an `nflows.distributions.Distribution`, with the same parameters, not copies.
+@overload
+def to_nflows(model: Flow | FlowMixture) -> NflowsDistribution: ...
+@overload
+def to_nflows(model: Layer) -> NflowsTransform: ...
+def to_nflows(model: Flow | FlowMixture | Layer) -> NflowsDistribution | NflowsTransform:
+    """A flow as an `nflows.distributions.Distribution`, a layer as an `nflows.transforms.Transform`, with the same parameters, not copies.
 
     Args:
-        flow: The flow, or a mixture of flows.
+        model: The flow, a mixture of flows, or a layer.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: It is none of them.
 
     Example:
         >>> import torch, flowlab
@@ -126,9 +159,11 @@ def to_nflows(flow: Flow | FlowMixture) -> NflowsDistribution:
         >>> flow.sample(10, context=torch.zeros(4, 3)).shape
         torch.Size([4, 10, 2])
     """
-    if not isinstance(flow, Flow | FlowMixture):
-        raise TypeError(f"flow must be a flowlab.Flow or FlowMixture, not {type(flow).__name__}")
-    return NflowsDistribution(flow)
+    if isinstance(model, Layer):
+        return NflowsTransform(model)
+    if not isinstance(model, Flow | FlowMixture):
+        raise TypeError(f"model must be a flowlab Flow, FlowMixture or Layer, not {type(model).__name__}")
+    return NflowsDistribution(model)
 
 
 def convert(model: NflowsFlow, *, wrap: bool = False) -> Flow:
@@ -208,4 +243,4 @@ def _context_features(model: nn.Module) -> int:
     return 0
 
 
-__all__ = ["ConversionError", "NflowsDistribution", "NflowsLayer", "convert", "from_nflows", "to_nflows"]
+__all__ = ["ConversionError", "NflowsDistribution", "NflowsLayer", "NflowsTransform", "convert", "from_nflows", "to_nflows"]

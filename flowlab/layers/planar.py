@@ -3,7 +3,6 @@
 Sampling is a formula. Density inverts one-dimensional monotone equations (`root.solve`), with exact first derivatives.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowlab.kernels import differentiable_backward, plain_backward, transforming
-from flowlab.layers.layer import Fast, Layer, flat
+from flowlab.layers.layer import Fast, Layer, flat, zero_log_det
 from flowlab.layers.linear import SOFTPLUS_ONE, reflect
 from flowlab.layers.root import solve
 from flowlab.networks import ContextParameters
@@ -55,104 +54,137 @@ class _Residual(Layer):
 
 
 class Planar(_Residual):
-    """x = z + u tanh(w·z + b), with w·u > -1. Rezende & Mohamed 2015, "Variational inference with normalizing flows", equation 10.
+    """x = z + u tanh(w·z + b), with w·u > -1, `steps` times. Rezende & Mohamed 2015, "Variational inference with normalizing flows", equation 10.
+
+    Steps of one layer cost far less than as many layers: a step sees z only through w·z, and what earlier steps add to that are numbers w·u.
 
     Args:
         features: Width of noise and data.
-        context_features: Width of a context that u, w and b may depend on.
+        steps: Planar maps, one after another, each with its own u, w and b.
+        context_features: Width of a context that u, w and b may depend on, by one network for all steps.
         hidden: Widths of the context network's hidden layers.
-        generator: Source of the initial direction w; u starts at zero, which makes the layer the identity.
+        generator: Source of the initial directions w; u starts at zero, which makes the layer the identity.
+
+    Example:
+        >>> import torch, flowlab
+        >>> flow = flowlab.Flow(flowlab.bases.Gaussian(2), [flowlab.layers.Planar(2, steps=16)])
+        >>> x, log_prob = flow.rsample_and_log_prob((5,))
+        >>> x.shape, log_prob.shape
+        (torch.Size([5, 2]), torch.Size([5]))
     """
 
     def __init__(
         self,
         features: int,
+        steps: int = 1,
         *,
         context_features: int = 0,
         hidden: Sequence[int] = (64,),
         generator: torch.Generator | None = None,
     ) -> None:
-        w = torch.empty(features).normal_(generator=generator)
-        initial = torch.cat([torch.zeros(features), w, torch.zeros(1)])
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        w = torch.empty(steps * features).normal_(generator=generator)
+        initial = torch.cat([torch.zeros_like(w), w, torch.zeros(steps)])
         super().__init__(features, initial, context_features, hidden, generator)
+        self.steps = steps
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         parameters = self.parameters_(context)
-        # Looking at numbers would mean waiting for other devices than the CPU.
-        if parameters.ndim > 1 or transforming() or z.device.type != "cpu":
+        if parameters.ndim > 1 or transforming():
             return planar(z, parameters)
         x, log_det = _PlanarFunction.apply(flat(z), parameters)
         return x.view(z.shape), log_det.view(z.shape[:-1])
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u, w, b, wu = unpack(self.parameters_(context))
-        # Along w: with a = w·z, a + w·u tanh(a + b) = w·x.
-        a = solve_tanh(dot(x, w), wu, torch.ones_like(wu), b)
-        h = torch.tanh(a + b)
-        return x - u * h.unsqueeze(-1), -torch.log1p(wu * (1 - h * h))
+        steps = unpack(self.parameters_(context), self.features)
+        log_det = zero_log_det(x)
+        for u, w, b, wu in reversed(list(zip(*steps, strict=True))):
+            # Along w: with a = w·z, a + w·u tanh(a + b) = w·x.
+            a = solve_tanh(dot(x, w), wu, torch.ones_like(wu), b)
+            h = torch.tanh(a + b)
+            x, log_det = x - u * h.unsqueeze(-1), log_det - torch.log1p(wu * (1 - h * h))
+        return x, log_det
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, {self.steps} step{'s' if self.steps > 1 else ''}"
 
 
-def unpack(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Planar u, w (*batch, features), b and w·u (*batch,), with u moved along w until w·u > -1 (appendix A.1)."""
-    both, b = parameters[..., :-1].unflatten(-1, (2, -1)), parameters[..., -1]
-    u, w = both.unbind(-2)
-    wu, norm = multiply(both, w).unbind(-1)
+def split(parameters: Tensor, features: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Unconstrained u and w (steps, *batch, features) and b (steps, *batch) of planar parameters (*batch, steps (2 features + 1))."""
+    steps = parameters.shape[-1] // (2 * features + 1)
+    directions = parameters[..., : 2 * steps * features].unflatten(-1, (2, steps, features))
+    u, w = directions.movedim((-3, -2), (0, 1))
+    return u, w, parameters[..., -steps:].movedim(-1, 0)
+
+
+def unpack(parameters: Tensor, features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Like `split`, with u moved along w until w·u > -1 (appendix A.1), and w·u (steps, *batch) besides."""
+    u, w, b = split(parameters, features)
+    wu, norm = (u * w).sum(-1), (w * w).sum(-1)
     bounded = above_minus_one(wu)
     return u + ((bounded - wu) / (norm + torch.finfo(w.dtype).eps)).unsqueeze(-1) * w, w, b, bounded
 
 
 def planar(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """The planar map of z (*batch, features) and its log-determinant, in plain operations."""
-    u, w, b, wu = unpack(parameters)
-    h = torch.tanh(dot(z, w) + b)
-    return z + u * h.unsqueeze(-1), torch.log1p(wu * (1 - h * h))
+    """The planar maps of z (*batch, features) and their log-determinant, in plain operations."""
+    log_det = zero_log_det(z)
+    for u, w, b, wu in zip(*unpack(parameters, z.shape[-1]), strict=True):
+        h = torch.tanh(dot(z, w) + b)
+        z, log_det = z + u * h.unsqueeze(-1), log_det + torch.log1p(wu * (1 - h * h))
+    return z, log_det
 
 
 class _PlanarFunction(torch.autograd.Function):
     """`planar` of rows z (n, features) with one set of parameters.
 
-    The few numbers that u, w and b are made into are computed as Python floats: as tensors they would take most of the time.
+    Step k needs a_k = w_k·z_k + b_k alone, and z_k = z + Σ_{j<k} h_j u_j, so a_k = w_k·z + b_k + Σ_{j<k} h_j w_k·u_j: one product for all w_k·z,
+    a small one for all w_k·u_j, and rows of length n for the rest.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        both, b = parameters[:-1].view(2, -1), parameters[-1]
-        u, w = both.unbind(0)
-        wu, norm = (both @ w).tolist()
-        norm += torch.finfo(w.dtype).eps
-        raw = wu + SOFTPLUS_ONE
-        softplus = max(raw, 0) + math.log1p(math.exp(-abs(raw)))
-        bounded = (1 - MARGIN) * (softplus - 1)
+        u, w, b = split(parameters, z.shape[1])
+        wu, norm = (u * w).sum(1), (w * w).sum(1).add_(torch.finfo(w.dtype).eps)
+        bounded = above_minus_one(wu)
         along = (bounded - wu) / norm
-        moved = torch.add(u, w, alpha=along)
-        h = (z @ w).add_(b).tanh_()
+        moved = torch.addcmul(u, along[:, None], w)
+        mixed = w @ moved.T
+        h = torch.addmm(b[:, None], w, z.T)
+        h[0].tanh_()
+        for k in range(1, len(h)):
+            h[k].addmv_(h[:k].T, mixed[k, :k]).tanh_()
         slope = (h * h).neg_().add_(1)
-        stretch = slope * bounded
-        ctx.save_for_backward(z, parameters, moved, h, slope, stretch)
-        ctx.numbers = norm, bounded, along, (1 - MARGIN) * math.exp(raw - softplus)
-        return torch.addr(z, h, moved), stretch.log1p()
+        stretch = slope * bounded[:, None]
+        ctx.save_for_backward(z, parameters, moved, mixed, h, slope, stretch, wu, norm, bounded, along)
+        return torch.addmm(z, h.T, moved), stretch.log1p().sum(0)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
-        z, parameters, moved, h, slope, stretch = ctx.saved_tensors
+        z, parameters, moved, mixed, h, slope, stretch, wu, norm, bounded, along = ctx.saved_tensors
         if plain_backward(grad_x, grad_log_det):
             found = differentiable_backward(planar, (z, parameters), (grad_x, grad_log_det))
             return found[0], found[1]
-        norm, bounded, along, bounded_slope = ctx.numbers
-        u, w = parameters[:-1].view(2, -1).unbind(0)
+        u, w, _ = split(parameters, z.shape[1])
         share = grad_log_det / (stretch + 1)
-        grad_a = torch.addcmul(grad_x @ moved, share, h, value=-2 * bounded).mul_(slope)
+        grad_bounded = (share * slope).sum(1)
+        grad_a = torch.addmm((share * h).mul_(bounded[:, None]), moved, grad_x.T, beta=-2).mul_(slope)
+        for k in range(len(h) - 2, -1, -1):
+            later = torch.mv(grad_a[k + 1 :].T, mixed[k + 1 :, k])
+            grad_a[k].addcmul_(later, slope[k])
+        grad_mixed = (grad_a @ h.T).tril_(-1)
         grad = torch.empty_like(parameters)
-        grad_u, grad_w = grad[:-1].view(2, -1).unbind(0)
-        torch.mv(grad_x.T, h, out=grad_u)
-        torch.mv(z.T, grad_a, out=grad_w)
-        grad[-1] = grad_a.sum()
-        to_bounded, to_along = (share @ slope).item(), (grad_u @ w).item() / norm
-        to_wu = (to_bounded + to_along) * bounded_slope - to_along
-        # moved = u + along w with along = (bounded(w·u) - w·u) / w·w
-        grad_w.add_(grad_u, alpha=along).add_(u, alpha=to_wu).add_(w, alpha=-2 * to_along * along)
-        grad_u.add_(w, alpha=to_wu)
-        return torch.addr(grad_x, grad_a, w), grad
+        grad_u, grad_w, grad_b = split(grad, z.shape[1])
+        torch.sum(grad_a, 1, out=grad_b)
+        grad_u.copy_(torch.addmm(grad_mixed.T @ w, h, grad_x))
+        grad_w.copy_(torch.addmm(grad_mixed @ moved, grad_a, z))
+        # moved = u + along w with along = (bounded - w·u) / (w·w + eps)
+        to_along = (grad_u * w).sum(1) / norm
+        to_wu = (grad_bounded + to_along) * (1 - MARGIN) * torch.sigmoid(wu + SOFTPLUS_ONE) - to_along
+        grad_w.addcmul_(grad_u, along[:, None]).addcmul_(u, to_wu[:, None])
+        grad_w.addcmul_(w, (to_along * along)[:, None], value=-2)
+        grad_u.addcmul_(w, to_wu[:, None])
+        return torch.addmm(grad_x, grad_a.T, w), grad
 
 
 def dot(x: Tensor, w: Tensor) -> Tensor:
