@@ -80,6 +80,19 @@ def test_ranks_of_a_zero_inflated_column_have_a_jump_and_a_density():
     torch.testing.assert_close(ranks.value(ranks_of), grid[1:1000], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("x", "resolution", "atoms"),
+    [(counts(), 1.0, []), (zero_inflated(), 0.0, [0.0]), (zero_inflated(), 0.0, []), (zero_inflated(), 0.01, [])],
+    ids=["counts", "zero-inflated", "continuous", "decimals"],
+)
+def test_what_networks_see_of_a_drawn_value_is_what_they_see_of_the_value(x, resolution, atoms):
+    ranks = learn_ranks(x, resolution=resolution, atoms=atoms, lower=0.0, upper=7.0)
+    rank = torch.rand(2000, generator=generator(2), dtype=torch.float64)
+    value, middle = ranks.value_and_middle(rank)
+    assert torch.equal(value, ranks.value(rank))
+    torch.testing.assert_close(middle, ranks.cell(value).middle, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("x", [[3.0] * 9, [1.0, 2.0], [5.0], [], [0.1] * 50 + [1e9]], ids=str)
 @pytest.mark.parametrize("resolution", [0.0, 0.1])
 def test_ranks_of_odd_columns(x, resolution):

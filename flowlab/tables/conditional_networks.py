@@ -125,16 +125,17 @@ class ConditionalNetworks(nn.Module):
 
     def inputs(self, fields: Tensor) -> Tensor:
         """What networks see of all units (inputs, n)."""
-        missing, code = fields[MISSING, self.numbers], fields[CODE, self.classes]
-        numbers = torch.stack([fields[Z, self.numbers], missing, torch.ones_like(missing)], 1).flatten(0, 1)
-        index = (code.clamp(min=0) + code.new_tensor([self.offsets[j] for j in self.classes]).unsqueeze(-1)).long()
-        return torch.cat([numbers, self.embedding[index.T].flatten(1).T])
+        numbers = self.number_inputs(fields[Z, self.numbers], fields[MISSING, self.numbers])
+        return torch.cat([numbers.flatten(0, 1), self.class_inputs(self.classes, fields[CODE, self.classes])])
 
-    def input_of(self, unit: int, fields: Tensor) -> Tensor:
-        """What networks see of one unit (inputs of the unit, n), from its fields (FIELDS, n)."""
-        if not self.outcomes[unit]:
-            return torch.stack([fields[Z], fields[MISSING], torch.ones_like(fields[Z])])
-        return self.embedding[(fields[CODE].clamp(min=0) + self.offsets[unit]).long()].T
+    def number_inputs(self, z: Tensor, missing: Tensor) -> Tensor:
+        """What networks see of numbers (*units, inputs of one, n): quantiles (*units, n), zero where missing (*units, n)."""
+        return torch.stack([z, missing.to(z), torch.ones_like(z)], -2)
+
+    def class_inputs(self, units: Sequence[int], code: Tensor) -> Tensor:
+        """What networks see of classes (inputs of all these units, n), from their codes (units, n)."""
+        start = code.new_tensor([self.offsets[j] for j in units]).unsqueeze(-1)
+        return self.embedding[(code.clamp(min=0) + start).long().T].flatten(1).T
 
     def hidden_of(self, inputs: Tensor, visible: Tensor) -> Tensor:
         """Last hidden layers (units, hidden, n) of networks that see inputs (inputs, n) where `visible` (units, all units, n or 1)."""

@@ -106,8 +106,7 @@ class MixedFlow(nn.Module):
             return out
         cell = ranks.cell(torch.where(missing, 0.0, values))
         high = (cell.low + cell.width).clamp(max=1)
-        middle = quantile((cell.low + cell.width / 2).clamp(max=1)).clamp(-5, 5)
-        parts = [middle, cell.low, cell.width, quantile(cell.low), quantile(high), cell.log_slope]
+        parts = [cell.middle, cell.low, cell.width, quantile(cell.low), quantile(high), cell.log_slope]
         out[MISSING] = missing.to(values)
         out[Z:] = torch.where(missing, 0.0, torch.stack(parts))
         return out
@@ -153,9 +152,10 @@ class MixedFlow(nn.Module):
         for unit in [j for j in self.in_order() if units is None or j in units]:
             wanted = ~known[:, unit]
             if bool(wanted.any()):
-                drawn = self.draw(unit, shown, x, missing=missing, generator=generator)
+                place = self.network.places[unit]
+                drawn, seen = self.draw(unit, shown, x, missing=missing, generator=generator)
                 x[:, unit] = torch.where(wanted, drawn, x[:, unit])
-                self.show(shown, unit, x[:, unit])
+                shown[place] = torch.where(wanted, seen, shown[place])
         return x
 
     def in_order(self) -> list[int]:
@@ -165,13 +165,28 @@ class MixedFlow(nn.Module):
     def shown(self, x: Tensor, known: Tensor) -> Tensor:
         """What networks see of rows of which only some cells (n, features) are known: (inputs, n), zero for the others."""
         network = self.network
-        fields = network.fields(self.cells(torch.where(known, x, math.nan))).to(network.first.dtype)
-        return network.inputs(fields) * known.T[network.owner]
+        out = x.new_zeros(len(network.owner), len(x), dtype=network.first.dtype)
+        for unit, there in enumerate(known.T):
+            if bool(there.any()):
+                self.show(out, unit, torch.where(there, x[:, unit], 0))
+        return out * known.T[network.owner]
 
     def show(self, shown: Tensor, unit: int, values: Tensor) -> None:
         """Adds one unit's values (n,) to what networks see."""
-        fields = self.unit_fields(unit, values).to(shown.dtype)
-        shown[self.network.places[unit]] = self.network.input_of(unit, fields)
+        ranks = self._ranks().get(unit)
+        if ranks is None:
+            seen = self._class_inputs(unit, values)
+        else:
+            missing = torch.isnan(values)
+            seen = self._number_inputs(ranks.cell(torch.where(missing, 0, values)).middle, missing)
+        shown[self.network.places[unit]] = seen
+
+    def _class_inputs(self, unit: int, values: Tensor) -> Tensor:
+        code = torch.where(torch.isnan(values), self.classes[unit], values)
+        return self.network.class_inputs([unit], code.unsqueeze(0))
+
+    def _number_inputs(self, middle: Tensor, missing: Tensor) -> Tensor:
+        return self.network.number_inputs(torch.where(missing, 0, middle), missing)
 
     def conditional(self, unit: int, shown: Tensor) -> Tensor:
         """What one unit's network says: log-probabilities of outcomes (outcomes, n), or parameters (1, count + 1, n) of the head and of
@@ -189,8 +204,8 @@ class MixedFlow(nn.Module):
         *,
         missing: bool = True,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Draws one unit (n,) of rows x (n, features) given what is shown."""
+    ) -> tuple[Tensor, Tensor]:
+        """Draws one unit (n,) of rows x (n, features) given what is shown; and what networks see of it (inputs of the unit, n)."""
         params, ranks = self.conditional(unit, shown), self._ranks().get(unit)
 
         def uniform() -> Tensor:
@@ -201,14 +216,16 @@ class MixedFlow(nn.Module):
             if not missing:
                 probability = probability[: self.classes[unit]]
             code = choose(probability, uniform())
-            return torch.where(code == self.classes[unit], math.nan, code.double())
+            value = torch.where(code == self.classes[unit], math.nan, code.double())
+            return value, self._class_inputs(unit, value)
         low, high = (end.expand(1, len(x)) for end in ranks.seen)
-        value = ranks.value(self.head.draw(params[:, :-1], low, high, uniform()[None], uniform()[None])[0])
-        if not missing or not self.nullable[unit]:
-            return value
-        if self.network.says_missing(unit):
-            return torch.where(uniform() < torch.sigmoid(params[0, -1]), math.nan, value)
-        return torch.where(torch.isnan(x[:, unit - 1]), math.nan, value)
+        rank = self.head.draw(params[:, :-1], low, high, uniform()[None], uniform()[None])[0]
+        value, middle = ranks.value_and_middle(rank)
+        gone = torch.zeros_like(value, dtype=torch.bool)
+        if missing and self.nullable[unit]:
+            first = self.network.says_missing(unit)
+            gone = uniform() < torch.sigmoid(params[0, -1]) if first else torch.isnan(x[:, unit - 1])
+        return torch.where(gone, math.nan, value), self._number_inputs(middle, gone)
 
     def draw_within(
         self,

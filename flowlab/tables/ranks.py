@@ -15,6 +15,7 @@ KNOTS = 64  # bins of the smooth part at most
 FINE = 1e-6  # width of a grid cell, in standard deviations, below which only repeated values have a probability of their own
 LEAST = 1e-30  # width of a cell that is stored as such
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
+MOST = 5.0  # quantile beyond which networks cannot tell ranks apart
 FEW = 20  # values from which the smooth part is fitted to those off the atoms alone
 
 
@@ -30,6 +31,11 @@ class Cell(NamedTuple):
     low: Tensor
     width: Tensor
     log_slope: Tensor
+
+    @property
+    def middle(self) -> Tensor:
+        """The normal quantile of the piece's middle, as networks see it."""
+        return torch.special.ndtri((self.low + self.width / 2).clamp(max=1)).clamp(-MOST, MOST)
 
 
 @register
@@ -116,25 +122,44 @@ class Ranks(nn.Module):
 
     def value(self, rank: Tensor) -> Tensor:
         """The values (n,) that ranks belong to."""
-        below = torch.zeros_like(rank)
-        at_atom = torch.zeros_like(rank, dtype=torch.bool)
-        atom = torch.zeros_like(rank)
+        return self._place(rank)[0]
+
+    def value_and_middle(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """The values (n,) that ranks belong to, and the `middle` of each one's cell: less work than to look for the cells of the values."""
+        x, at_atom, atom = self._place(rank)
+        if self.resolution:
+            values, which = torch.unique(x, return_inverse=True)
+            return x, self.cell(values).middle[which]
+        low, width = rank, torch.zeros_like(rank)
         if self.atoms:
-            through = self.shares.cumsum(0)
-            place = torch.searchsorted(self.starts, rank, right=True) - 1
-            known = place.clamp(min=0)
-            below = torch.where(place >= 0, through[known], 0)
-            at_atom = (place >= 0) & (rank <= self.starts[known] + self.shares[known])
-            atom = self.values[known]
+            low, width = torch.where(at_atom, self.starts[atom], rank), torch.where(at_atom, self.shares[atom], 0)
+        return x, Cell(low, width, width).middle
+
+    def _place(self, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The values (n,) that ranks belong to, whether these are atoms, and the last atom that is not above."""
+        if not self.atoms:
+            return self._smooth_value(rank), torch.zeros_like(rank, dtype=torch.bool), rank.long()
+        through = self.shares.cumsum(0)
+        place = torch.searchsorted(self.starts, rank, right=True) - 1
+        atom = place.clamp(min=0)
+        below = torch.where(place >= 0, through[atom], 0)
+        at_atom = (place >= 0) & (rank <= self.starts[atom] + self.shares[atom])
+        x = self.values[atom]
+        smooth = ~at_atom
+        if bool(smooth.any()):
+            x[smooth] = self._smooth_value(rank[smooth] - below[smooth])
+        return x, at_atom, atom
+
+    def _smooth_value(self, level: Tensor) -> Tensor:
+        """The values (n,) up to which the smooth part has gathered a probability."""
         first, last = torch.special.ndtr(self.cut)
-        level = first + ((rank - below) / self.smooth).clamp(0, 1) * (last - first)
-        z = torch.special.ndtri(level).clamp(-8.0, 8.0)
+        z = torch.special.ndtri(first + (level / self.smooth).clamp(0, 1) * (last - first)).clamp(-8.0, 8.0)
         x = self.marginal.forward(z.unsqueeze(-1))[0].squeeze(-1)
         if self.resolution:
             x = (x / self.resolution).round() * self.resolution
         if self.lower is not None or self.upper is not None:  # rounding errors alone can have led outside
             x = x.clamp(self.lower, self.upper)
-        return torch.where(at_atom, atom, x)
+        return x
 
     def prepare(self) -> None:
         """Computes what follows from the marginal, the atoms and the support: to be called once these are there."""
