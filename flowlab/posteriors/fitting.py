@@ -25,7 +25,7 @@ from flowlab.training import fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
-AFFINE = {"steps": 150, "draws": 100, "learning_rate": 2e-2}
+AFFINE = {"steps": 150, "draws": 64, "learning_rate": 2e-2}
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 FLOW_ESS = 0.985  # and a flow
@@ -218,10 +218,7 @@ def _merged(flow: Flow) -> Flow:
     features = flow.features
     corners = torch.cat([torch.zeros(1, features, dtype=torch.float64), torch.eye(features, dtype=torch.float64)])
     images = flow.from_noise(corners)
-    matrix = (images[1:] - images[0]).T
-    # The Cholesky factor of matrix matrixᵀ, by QR so that nothing is squared.
-    triangular = torch.linalg.qr(matrix.T).R.T
-    return _whitened([], images[0], triangular * triangular.diagonal().sign())
+    return _whitened([], images[0], pathfinder.triangular((images[1:] - images[0]).T))
 
 
 def _grown(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:

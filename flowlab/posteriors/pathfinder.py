@@ -121,7 +121,7 @@ def ascend(
     value, gradient = target.value_and_gradient(x)
     pairs: list[tuple[Tensor, Tensor]] = []
     active = torch.isfinite(value).nonzero().squeeze(1)
-    rates = torch.tensor([1.0, 0.3, 0.03, 1e-3], dtype=x.dtype)
+    rates = torch.tensor([0.3, 0.03, 1e-3], dtype=x.dtype)
     for _ in range(steps):
         here, height, slope = x[active], value[active], gradient[active]
         direction = _two_loops(slope, [(s[active], y[active]) for s, y in pairs])
@@ -129,8 +129,7 @@ def ascend(
         direction = torch.where(uphill, direction, slope)
         if not pairs:
             direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-        new = _line_search(target, here, height, direction, rates)
-        new_height, new_slope = target.value_and_gradient(new)
+        new, new_height, new_slope = _step(target, here, height, slope, direction, rates)
         better = (new_height > height).unsqueeze(-1)
         moved, turned = torch.zeros_like(x), torch.zeros_like(x)
         moved[active] = torch.where(better, new - here, 0)
@@ -151,7 +150,7 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[G
     value, gradient = target.value_and_gradient(x)
     width = torch.full_like(x, 1e-4)
     best: list[Gaussian | None] = [None] * n
-    rates = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.01, 1e-3, 1e-5], dtype=x.dtype)
+    rates = torch.tensor([0.5, 0.2, 0.05, 0.01, 1e-3, 1e-5], dtype=x.dtype)
     alive = torch.isfinite(value).nonzero().squeeze(1)
     for _ in range(steps):
         here, slope = x[alive], gradient[alive]
@@ -164,8 +163,7 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[G
             if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known.elbo):
                 best[i] = Gaussian(here[j].clone(), scale_tril[j].clone(), float(bounds[j]), here[j], 0.0)
         step = (scale_tril @ (scale_tril.mT @ slope.unsqueeze(-1))).squeeze(-1)
-        new = _line_search(target, here, value[alive], step, rates)
-        new_value, new_gradient = target.value_and_gradient(new)
+        new, new_value, new_gradient = _step(target, here, value[alive], slope, step, rates)
         gain = new_value - value[alive]
         better = gain > 0
         x[alive] = torch.where(better.unsqueeze(-1), new, here)
@@ -188,28 +186,45 @@ def _curvature(target: Target, x: Tensor, width: Tensor) -> tuple[Tensor, Tensor
     Where the log-density is not concave, eigenvalues count by their size.
     """
     n, d = x.shape
-    precision = x.new_empty(n, d, d)
-    for i in range(n):
-        shift = width[i].diag()
-        _, slopes = target.value_and_gradient(torch.cat([x[i] + shift, x[i] - shift]))
-        precision[i] = (slopes[d:] - slopes[:d]) / (2 * width[i].unsqueeze(-1))
+    shift = torch.diag_embed(width)
+    points = torch.cat([x.unsqueeze(1) + shift, x.unsqueeze(1) - shift])
+    up, down = target.value_and_gradient(points.reshape(-1, d))[1].reshape(2, n, d, d)
+    precision = (down - up) / (2 * width.unsqueeze(-1))
     precision = (precision + precision.mT) / 2
     scale = precision.diagonal(dim1=-2, dim2=-1).abs().clamp(1e-12, 1e16).rsqrt()
     scaled = scale.unsqueeze(-1) * precision * scale.unsqueeze(-2)
     values, vectors = torch.linalg.eigh(scaled)
     values = values.abs().clamp(min=FLAT)
-    covariance = (vectors / values.unsqueeze(-2)) @ vectors.mT
-    scale_tril = scale.unsqueeze(-1) * torch.linalg.cholesky(covariance)
+    scale_tril = scale.unsqueeze(-1) * triangular(vectors / values.sqrt().unsqueeze(-2))
     return scale_tril, (1e-3 * scale).clamp(1e-8, 1e-2)
 
 
-def _line_search(target: Target, x: Tensor, value: Tensor, direction: Tensor, rates: Tensor) -> Tensor:
-    """The highest of the points x + rate · direction, for every x (n, d); x itself where none is higher."""
-    points = x + rates.view(-1, 1, 1) * direction
-    values = torch.cat([value.unsqueeze(0), target(points).detach()])
-    choice = values.argmax(0)
-    everything = torch.cat([x.unsqueeze(0), points])
-    return everything[choice, torch.arange(len(x))]
+def triangular(matrix: Tensor) -> Tensor:
+    """The Cholesky factors of matrix matrixᵀ (*, d, d), by QR: nothing is squared, so that none is too badly conditioned to have one."""
+    factor = torch.linalg.qr(matrix.mT).R.mT
+    return factor * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+def _step(
+    target: Target, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, rates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a step from every x (n, d) leads, with log-densities and gradients there.
+
+    The whole direction where that rises enough (Armijo's rule); elsewhere the highest of the points x + rate · direction, or x where none is higher.
+    """
+    new = x + direction
+    new_value, new_gradient = target.value_and_gradient(new)
+    enough = new_value - value > 1e-4 * (direction * gradient).sum(-1)
+    short = (~enough).nonzero().squeeze(1)
+    if len(short):
+        points = x[short] + rates.view(-1, 1, 1) * direction[short]
+        values = torch.cat([new_value[short].unsqueeze(0), target(points).detach()])
+        choice = values.argmax(0)
+        new[short] = torch.cat([new[short].unsqueeze(0), points])[choice, torch.arange(len(short))]
+        again = short[choice > 0]
+        if len(again):
+            new_value[again], new_gradient[again] = target.value_and_gradient(new[again])
+    return new, new_value, new_gradient
 
 
 def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -1,7 +1,7 @@
 """How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they were not trained on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,15 +118,16 @@ def fit_ensemble(
     n, features = rows.shape
     parts = make_folds(rows, weight, rng, validation, folds)
     seed = int(rng.integers(2**62))
+    jobs = n_jobs or (
+        joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
+    )
+    starting = _start(jobs)
     prepared: list[Any]
     if units is None:
         prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
         prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
     else:
         prepared = [TableRanks(fold.train, fold.weight, units) for fold in parts]
-    jobs = n_jobs or (
-        joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
-    )
     members = [member.sized(len(parts[0].train), features) for member in members]
     networks = sum(member.trained for member in members) * len(parts)
 
@@ -142,9 +143,9 @@ def fit_ensemble(
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
     if undecided and features > 1 and len(parts[0].held_out):
-        found = _run_all(
-            [_short(task(replace(undecided[0], preprocessing=name), 0, 0)) for name in RACE], jobs, progress
-        )
+        short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0)) for name in RACE]
+        list(starting)
+        found = _run_all(short, jobs, progress)
         race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
@@ -152,7 +153,9 @@ def fit_ensemble(
         replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
         for m in members
     ]
-    results = _run_all([task(m, k, i) for i, m in enumerate(members) for k in range(len(parts))], jobs, progress)
+    tasks = [task(m, k, i) for i, m in enumerate(members) for k in range(len(parts))]
+    list(starting)
+    results = _run_all(tasks, jobs, progress)
     grid = [results[i : i + len(parts)] for i in range(0, len(results), len(parts))]
     return _mix(members, grid, parts, race, seed)
 
@@ -240,6 +243,17 @@ def _run(task: _Task) -> _Result:
         with torch.no_grad():
             log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])
     return _Result(flow, history, log_prob, time.perf_counter() - started)
+
+
+def _start(jobs: int) -> Iterator[None]:
+    """Starts the processes: they import torch, which takes seconds, while this one goes on; to be waited for before they get tasks."""
+    if jobs == 1:
+        return iter(())
+    return joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))
+
+
+def _imported() -> None:
+    """What a process can do once it has imported this module."""
 
 
 def _run_all(tasks: list[_Task], jobs: int, progress: bool) -> list[_Result]:
