@@ -24,7 +24,7 @@ import flowlab
 from flowlab import FlowDensity
 
 HERE = Path(__file__).parent
-STORE, RESULT = HERE / "cache" / "truths.json", HERE / "results" / "truths.md"
+STORE, RESULT = HERE / "results" / "truths.json", HERE / "results" / "truths.md"
 ROWS = (1_000, 10_000, 100_000)
 FRESH = 10_000
 WANTED, WANTED_MIXED = 0.05, 0.02  # nats per column at 100,000 rows
