@@ -4,7 +4,7 @@
     python benchmarks/density.py --tables quakes --methods flowlab --again
 
 Each method gets the same training rows (90 %) of the same tables: numeric columns, distinct rows in random order, tied values dequantised
-over their resolution, standardised. Log-densities of every test row are kept in benchmarks/cache/; tables and picture are
+over their resolution, standardised. Log-densities of every test row are kept in benchmarks/results/density/; tables and picture are
 written to benchmarks/results/density.md and .png.
 """
 
@@ -29,7 +29,8 @@ from flowlab.runtime import threads
 from flowlab.tables.encode import Columns
 
 HERE = Path(__file__).parent
-CACHE, RESULTS = HERE / "cache", HERE / "results"
+RESULTS = HERE / "results"
+SCORES = RESULTS / "density"
 SEED = 0
 TEST = 0.1
 OURS = ("flowlab", "flowlab fast")
@@ -85,7 +86,7 @@ def run(method: str, train: np.ndarray, test: np.ndarray, cap: float) -> tuple[n
 
 
 def stored(name: str, method: str) -> Path:
-    return CACHE / f"{name}-{method.replace(' ', '_')}.npz"
+    return SCORES / f"{name}-{method.replace(' ', '_')}.npz"
 
 
 def results(names: list[str], methods: list[str]) -> dict[str, dict[str, dict]]:
@@ -96,7 +97,7 @@ def results(names: list[str], methods: list[str]) -> dict[str, dict[str, dict]]:
             if path.exists():
                 with np.load(path) as file:
                     found.setdefault(name, {})[method] = {
-                        "log_prob": file["log_prob"],
+                        "log_prob": file["log_prob"].astype(float),
                         **json.loads(str(file["facts"])),
                     }
     return found
@@ -234,9 +235,9 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--methods", nargs="+", default=every, choices=every)
     parser.add_argument("--cap", type=float, default=180.0, help="CPU-seconds for each flow of a peer")
-    parser.add_argument("--again", action="store_true", help="also what is in the cache")
+    parser.add_argument("--again", action="store_true", help="also what is there")
     options = parser.parse_args()
-    CACHE.mkdir(exist_ok=True)
+    SCORES.mkdir(exist_ok=True)
     for name in options.tables:
         train, test = rows_of(name)
         for method in options.methods:
@@ -247,11 +248,10 @@ def main() -> None:
             log_prob, note = run(method, train, test, options.cap)
             facts = {"seconds": time.perf_counter() - started, "note": note, "rows": train.shape}
             temporary = path.with_suffix(".part.npz")
-            np.savez(temporary, log_prob=log_prob, facts=json.dumps(facts))
+            np.savez_compressed(temporary, log_prob=log_prob.astype(np.float32), facts=json.dumps(facts))
             temporary.replace(path)
             print(f"{name} {method}: {log_prob.mean():.3f}, {facts['seconds']:.0f} s, {note}", flush=True)
         found = results(list(TABLES), every)
-        RESULTS.mkdir(exist_ok=True)
         (RESULTS / "density.md").write_text(markdown(found, every, options.cap))
         picture(found, every, RESULTS / "density.png")
 

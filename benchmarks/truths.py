@@ -242,7 +242,7 @@ def table(truths: dict[str, Truth], found: dict[str, dict], wanted: float) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), choices=ROWS)
-    parser.add_argument("--again", action="store_true", help="also what is in the cache")
+    parser.add_argument("--again", action="store_true", help="also what is there")
     parser.add_argument("--truths", nargs="+", choices=[*TRUTHS, *MIXED], help="all when left out")
     options = parser.parse_args()
     STORE.parent.mkdir(exist_ok=True)
