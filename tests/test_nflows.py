@@ -430,6 +430,46 @@ def test_flows_are_distributions_of_nflows(context_features: int) -> None:
     torch.testing.assert_close(log_prob, again, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="Number of input items"):
         theirs.log_prob(x, torch.zeros(5, CONTEXT))
+    for count in (0, -1, 2.5):
+        for draw in (theirs.sample, theirs.sample_and_log_prob):
+            with pytest.raises(TypeError, match="positive integer"):
+                draw(count, context=given)
+
+
+def test_a_context_that_a_flow_does_not_take_counts_draws() -> None:
+    """As in nflows, whose own tests ask for it; rows and contexts may be arrays there."""
+    model = Theirs(pointwise(), distributions.StandardNormal([FEATURES]))
+    ours, context = to_nflows(convert(model)), torch.zeros(6, CONTEXT)
+    x, _ = rows(6, torch.float32)
+    for theirs in (model, ours):
+        assert theirs.log_prob(x.numpy(), context.numpy()).shape == (6,)
+        assert theirs.sample(5, context).shape == (6, 5, FEATURES)
+        drawn, log_prob = theirs.sample_and_log_prob(5, context)
+        torch.testing.assert_close(log_prob.flatten(), theirs.log_prob(drawn.flatten(0, 1)))
+        assert theirs.transform_to_noise(x, torch.zeros(9, CONTEXT)).shape == x.shape
+    torch.testing.assert_close(ours.log_prob(x, context), model.log_prob(x, context))
+
+
+@pytest.mark.parametrize("name", ["Glow", "spline coupling, context, unconditional", "MAF, context", "linear maps"])
+def test_layers_are_transforms_of_nflows(name: str) -> None:
+    """Converted layers in nflows' compositions, inverses and flows: its numbers, and what its tests ask of a transform."""
+    model = trained(name, torch.float64)
+    own = [to_nflows(layer) for layer in reversed(list(convert(model)))]
+    composed = transforms.CompositeTransform(own)
+    x, context = rows(20, torch.float64)
+    for ours, theirs in ((composed, model._transform), (composed.inverse, model._transform.inverse)):
+        for found, expected in zip(ours(x, context), theirs(x, context if needs_context(model) else None)):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    there_and_back = transforms.CompositeTransform([transforms.InverseTransform(composed), composed])
+    again, log_det = there_and_back(x, context)
+    torch.testing.assert_close(again, x, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(log_det, torch.zeros_like(log_det), rtol=0, atol=1e-8)
+    jacobian = torch.autograd.functional.jacobian(lambda row: composed(row, context[:1])[0], x[:1])[0, :, 0]
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, composed(x[:1], context[:1])[1][0])
+    flow = Theirs(composed, distributions.StandardNormal([FEATURES]).double())
+    torch.testing.assert_close(
+        flow.log_prob(x, context), model.log_prob(x, context if needs_context(model) else None)
+    )
 
 
 def test_a_flow_is_the_base_of_one_of_nflows() -> None:
