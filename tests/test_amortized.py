@@ -47,7 +47,7 @@ def regression() -> AmortizedPosterior:
 @pytest.fixture(scope="module")
 def poisson() -> AmortizedPosterior:
     supports = {"rate": ((), constraints.positive)}
-    return fit_posterior(log_counts, context=counts(600, 1), supports=supports, steps=250, **QUIET)
+    return fit_posterior(log_counts, context=counts(600, 1), supports=supports, steps=400, **QUIET)
 
 
 # ---- known truths -----------------------------------------------------------------------------------------------
