@@ -1,6 +1,7 @@
 """Posteriors: targets with known evidence and moments, modes, verdicts, supports, messages and files."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -279,14 +280,27 @@ def test_reports(named):
     plt.close("all")
 
 
-def test_arviz_is_asked_for_by_name(named):
-    try:
-        import arviz  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match="pip install arviz"):
-            named.to_arviz(10)
-    else:
-        assert named.to_arviz(10) is not None
+# Any ArviZ before 1, the last for Python 3.11, warns on import of what will come.
+@pytest.mark.filterwarnings("ignore:\\s*ArviZ is undergoing:FutureWarning")
+def test_arviz_gets_the_draws_and_summarises_them_alike(named):
+    arviz = pytest.importorskip("arviz", reason="pip install flowlab[arviz]")
+    data = named.to_arviz(4000, random_state=1)
+    assert dict(data.posterior.sizes)["draw"] == 4000
+    x = named.sample((4000,), torch.Generator().manual_seed(1))
+    for name, value in x.items():
+        assert torch.equal(torch.as_tensor(data.posterior[name].values[0].copy()), value)
+    ours = named.summary(4000, random_state=1)
+    table = arviz.summary(data, kind="stats", round_to=8)
+    assert len(table) == len(ours)
+    for name in ("mu[0]", "tau", "p[2]", "share[1]", "L[1, 0]"):
+        assert float(table.loc[name, "mean"]) == pytest.approx(ours.loc[name.replace(", ", ","), "mean"], abs=1e-6)
+        assert float(table.loc[name, "sd"]) == pytest.approx(ours.loc[name.replace(", ", ","), "sd"], rel=1e-3)
+
+
+def test_arviz_is_asked_for_by_name(named, monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    with pytest.raises(ImportError, match="pip install arviz"):
+        named.to_arviz(10)
 
 
 # Shapes and log-weights by arviz-stats 0.8.0's psislw for log-weights -k log((i + 0.5) / n) + 0.1 sin i, with i = 7919 j mod n.

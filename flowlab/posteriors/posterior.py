@@ -141,18 +141,24 @@ class FlowPosterior(nn.Module):
         return table
 
     def to_arviz(self, n: int = 4_000, *, resample: bool = False, random_state: int = 0) -> Any:
-        """Draws as ArviZ's inference data, as one chain.
+        """Draws as ArviZ's `InferenceData`, or its `DataTree` from ArviZ 1 on: one chain, for its summaries and plots.
+
+        The draws are independent. What ArviZ says of R-hat and of mixing is therefore void: `diagnostics()` judges the fit.
 
         Raises:
             ImportError: ArviZ is not installed.
+            PosteriorError: With `resample`, as there.
         """
         try:
             import arviz
         except ImportError as error:
-            raise ImportError("to_arviz needs ArviZ: pip install arviz") from error
+            raise ImportError('to_arviz needs ArviZ: pip install arviz, or "flowlab[arviz]"') from error
         value = self.resample(n, random_state) if resample else self.sample((n,), self._generator(random_state))
         named = value if isinstance(value, dict) else {"z": value}
-        return arviz.from_dict({"posterior": {name: x.unsqueeze(0).numpy() for name, x in named.items()}})
+        chain = {name: x.unsqueeze(0).numpy() for name, x in named.items()}
+        if arviz.__version__.startswith("0."):
+            return arviz.from_dict(posterior=chain)
+        return arviz.from_dict({"posterior": chain})
 
     def plot_pairs(self, names: Sequence[str] | None = None, n: int = 2_000, random_state: int = 0) -> Any:
         """A matplotlib figure of draws of every pair of parameters, histograms on the diagonal; the first eight when None."""
