@@ -73,15 +73,62 @@ def test_entropy_divergence_and_information_of_a_gaussian(model, rows):
     value, error = model.entropy(20_000, random_state=0)
     assert 0 < error < 0.02
     assert value == pytest.approx(truth, abs=0.1)
-    information, error = model.mutual_information(["a"], ["b"], random_state=0)
-    assert information == pytest.approx(-np.log(1 - CORRELATION**2) / 2, abs=0.08 + 3 * error)
-    nothing, error = model.mutual_information(["a", "b"], ["c"], random_state=0)
-    assert abs(nothing) < 0.08 + 3 * error
+    information, error = model.mutual_information(["a"], ["b"], 3000, random_state=0)
+    assert information == pytest.approx(-np.log(1 - CORRELATION**2) / 2, abs=0.06 + 3 * error)
+    nothing, error = model.mutual_information(["a", "b"], ["c"], 3000, random_state=0)
+    assert abs(nothing) < 0.06 + 3 * error
     # KL(N(0, S) ‖ N(m, S)) = m' S⁻¹ m / 2, here for a shift of c alone.
     moved = FlowDensity(members=["copula"], random_state=0).fit(frame(rows + np.array([0.0, 0.0, 1.0])))
     value, error = model.divergence(moved, 20_000, random_state=0)
     assert value == pytest.approx(0.5, abs=0.1)
     assert model.divergence(model, 1000, random_state=0).value == 0
+
+
+SHARES = np.array([[0.4, 0.1], [0.1, 0.4]])  # of two flags together
+
+
+@pytest.fixture(scope="module")
+def mixed() -> FlowDensity:
+    """Of a Gaussian pair and, independent of it, two flags and holes that say which flag it is."""
+    rng = np.random.default_rng(0)
+    table = fresh(3000)[["a", "b"]]
+    cell = rng.choice(4, size=len(table), p=SHARES.ravel())
+    table["left"], table["right"] = pd.Categorical.from_codes(cell // 2, ["no", "yes"]), cell % 2 == 1
+    table["hole"] = np.where(table["right"], np.nan, rng.normal(size=len(table)))
+    members = [Member("mixed", steps=700, hidden=(32,), dropout=0.1)]
+    return FlowDensity(members=members, random_state=0).fit(table)
+
+
+def test_information_and_entropy_of_whole_tables(mixed):
+    gaussian = -np.log(1 - CORRELATION**2) / 2
+    flags = (SHARES * np.log(SHARES / np.outer(SHARES.sum(1), SHARES.sum(0)))).sum()
+    right = np.log(2)  # nats in a fair flag, and in the holes that repeat it
+    for a, b, truth in (
+        (["a"], ["b"], gaussian),
+        (["left"], ["right"], flags),
+        (["right"], ["hole"], right),
+        (["a", "left"], ["right", "b"], gaussian + flags),
+        (["a", "b"], ["left", "right", "hole"], 0.0),
+    ):
+        information, error = mixed.mutual_information(a, b, 4000, random_state=0)
+        assert 0 <= error < 0.02
+        assert information == pytest.approx(truth, abs=0.04 + 3 * error)
+    pair = stats.multivariate_normal(cov=[[1, CORRELATION], [CORRELATION, 1]]).entropy()
+    truth = pair - (SHARES * np.log(SHARES)).sum() + 0.5 * stats.norm.entropy()
+    value, error = mixed.entropy(random_state=0)
+    assert value == pytest.approx(truth, abs=0.05 + 3 * error)
+    with pytest.raises(ValueError, match="no column 'z'"):
+        mixed.mutual_information(["z"], ["a"])
+
+
+def test_divergence_of_whole_tables_is_that_of_their_shares():
+    def fitted(share: float) -> FlowDensity:
+        flag = np.arange(2000) < 2000 * share
+        table = pd.DataFrame({"flag": flag, "other": np.tile(["x", "y"], 1000)})
+        return FlowDensity(members=[Member("mixed", steps=60, hidden=(8,))], random_state=0).fit(table)
+
+    value, error = fitted(0.5).divergence(fitted(0.2), random_state=0)
+    assert value == pytest.approx((np.log(0.5 / 0.2) + np.log(0.5 / 0.8)) / 2, abs=0.03 + 3 * error)
 
 
 def test_bad_groups_of_columns(model):

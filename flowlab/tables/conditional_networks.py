@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlab.networks import Dropout
 from flowlab.tables.heads import FAR, Cells, Head
 
 FIELDS = 8  # numbers that a cell is made into: see `MixedFlow.cells`
@@ -83,8 +82,8 @@ class ConditionalNetworks(nn.Module):
         for i, (size, own) in enumerate(self.buckets):
             beyond = torch.tensor([[-FAR if k >= outcomes[j] else 0.0 for k in range(size)] for j in own])
             self.register_buffer(f"padding{i}", beyond.unsqueeze(-1), persistent=False)
-        self.drop = Dropout(dropout)
-        self.generator: torch.Generator | None = None  # of the orders in training; `fit` lends one
+        self.dropout = dropout
+        self.generator: torch.Generator | None = None  # of orders and dropout in training; `fit` lends one
         self.order = list(range(max(self.columns) + 1)) if order is None else list(order)
         self.register_buffer("rank", torch.tensor(self.order).argsort())  # of each column in the main order
         self.offsets = [sum(self.outcomes[:j]) for j in range(units)]  # of each unit's classes in the embedding
@@ -113,10 +112,12 @@ class ConditionalNetworks(nn.Module):
             rows = max(AT_ONCE // len(self.columns), 32)
             return torch.cat([self._log_prob(chunk, visible) for chunk in cells.split(rows)])
         options: Any = {"generator": self.generator, "device": cells.device}
-        # An order for each row; of wide tables, where that takes most of the memory and the time, one for all of them.
-        rows = len(cells) if len(self.columns) <= WIDE else 1
-        shuffled = torch.rand(rows, len(self.rank), **options).argsort(-1)
-        rank = torch.where(torch.rand(rows, 1, **options) < RANDOM_ORDERS, shuffled, self.rank)
+        if len(self.columns) > WIDE:  # orders of each row's own would take most of the memory and the time
+            shuffled = torch.rand(1, len(self.rank), **options).argsort(-1)
+            rank = torch.where(torch.rand(1, 1, **options) < RANDOM_ORDERS, shuffled, self.rank)
+        else:
+            shuffled = torch.rand(round(RANDOM_ORDERS * len(cells)), len(self.rank), **options).argsort(-1)
+            rank = torch.cat([shuffled, self.rank.unsqueeze(0)])
         return self._log_prob(cells, self.visible(rank).movedim(0, -1))
 
     def fields(self, cells: Tensor) -> Tensor:
@@ -138,11 +139,13 @@ class ConditionalNetworks(nn.Module):
         return self.embedding[(code.clamp(min=0) + start).long().T].flatten(1).T
 
     def hidden_of(self, inputs: Tensor, visible: Tensor) -> Tensor:
-        """Last hidden layers (units, hidden, n) of networks that see inputs (inputs, n) where `visible` (units, all units, n or 1)."""
-        seen = visible[:, self.owner].to(inputs.dtype)
-        if visible.shape[-1] == 1:
-            return self._rest((self.first * seen.transpose(1, 2)) @ inputs)
-        return self._rest(torch.bmm(self.first, seen * inputs))
+        """Last hidden layers (units, hidden, n) of networks that see inputs (inputs, n) where `visible` (units, all units, m) says so: the first
+        m - 1 rows have an order of their own, the others share the last one."""
+        seen, own = visible[:, self.owner].to(inputs.dtype), visible.shape[-1] - 1
+        first = (self.first * seen[..., own].unsqueeze(1)) @ inputs[:, own:]
+        if own:
+            first = torch.cat([torch.bmm(self.first, seen[..., :own] * inputs[:, :own]), first], -1)
+        return self._rest(first)
 
     def hidden_of_one(self, unit: int, shown: Tensor) -> Tensor:
         """Last hidden layer (1, hidden, n) of one unit's network, from inputs (inputs, n) that are zero where it may not look."""
@@ -152,7 +155,10 @@ class ConditionalNetworks(nn.Module):
         h = h + self.first_bias[units]
         for i in range(0, len(self.inner), 2):
             inside = torch.baddbmm(self.inner_bias[i][units], self.inner[i][units], F.relu(h))
-            inside = self.drop(F.relu(inside))
+            inside = F.relu(inside)
+            if self.training and self.dropout:  # comparing takes half the time of drawing zeros and ones
+                keep = torch.rand(inside.shape, generator=self.generator, device=inside.device) >= self.dropout
+                inside = inside * (keep / (1 - self.dropout))
             h = h + torch.baddbmm(self.inner_bias[i + 1][units], self.inner[i + 1][units], inside)
         return F.relu(h)
 
@@ -172,7 +178,8 @@ class ConditionalNetworks(nn.Module):
         fields = self.fields(cells)
         absent = fields[CODE] < -0.5  # cells that are not part of the question
         if bool(absent.any()):
-            visible = visible & ~absent
+            shared = visible[..., -1:].expand(-1, -1, len(cells) + 1 - visible.shape[-1])
+            visible = torch.cat([visible[..., :-1], shared], -1) & ~absent
         hidden = self.hidden_of(self.inputs(fields), visible)
         terms = []
         if self.numbers:
@@ -191,8 +198,8 @@ class ConditionalNetworks(nn.Module):
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:
         """Log-probability of numbers, or of their being missing, (units, n), from fields (FIELDS, units, n) of those units."""
         cells = Cells(fields[LOW], fields[WIDTH], fields[Z_LOW], fields[Z_HIGH], fields[LOG_SLOPE])
-        value = self.head.log_prob(params[:, :-1], cells)
-        logit, missing = params[:, -1], fields[MISSING] > 0.5
+        params, logit = params.split([self.head.count, 1], 1)  # whose gradient is one copy, that of slices several
+        value, logit, missing = self.head.log_prob(params, cells), logit.squeeze(1), fields[MISSING] > 0.5
         # Whether later units of a column are missing, the first one has said.
         asked = params.new_tensor([float(self.says_missing(j)) for j in self.numbers]).unsqueeze(-1)
         return torch.where(missing, asked * F.logsigmoid(logit), value + asked * F.logsigmoid(-logit))

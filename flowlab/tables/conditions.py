@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
 from flowlab.tables.model import MixedFlow, choose
 from flowlab.tables.whole import WholeTable
 
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
 ROUNDS = 50  # of draws before a condition counts as too improbable
-BLOCK = 4096  # rows drawn at once
 
 
 class ConditionError(ValueError):
@@ -131,7 +131,7 @@ def draw(
     found: list[Tensor] = []
     accepted = tried = 0
     for _ in range(ROUNDS):
-        want = min(max(math.ceil((n - accepted) / max(accepted / tried if tried else 1.0, 0.01)), 1), BLOCK)
+        want = min(max(math.ceil((n - accepted) / max(accepted / tried if tried else 1.0, 0.01)), 1), CHUNK)
         which = torch.multinomial(shares, want, replacement=True, generator=generator)
         for k, flow in enumerate(flows):
             count = int((which == k).sum())

@@ -88,15 +88,12 @@ class Histogram:
         k, start = self._locate(cells.low)
         log_first = log_p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
         end = start + cells.width * self.bins
-        # Within one bin the exact width counts; a difference of two distribution functions would lose its digits.
+        # How much of each bin the cell covers; a difference of two distribution functions would cost more, and lose its digits.
+        edge = torch.arange(self.bins, dtype=params.dtype, device=params.device).unsqueeze(-1)
+        low, high = ((cells.low + part).unsqueeze(-2) * self.bins - edge for part in (0, cells.width))
+        several = (log_p.exp() * (high.clamp(max=1) - low.clamp(min=0)).clamp(min=0)).sum(-2)
+        # Within one bin the exact width counts.
         alone = end <= 1
-        last, into = self._locate(cells.low + cells.width)
-        last = torch.maximum(last, torch.where(alone, k, k + 1)).clamp(max=self.bins - 1)
-        p = log_p.exp()
-        through = p.cumsum(-2)
-        between = through.gather(-2, (last - 1).clamp(min=0).unsqueeze(-2)) - through.gather(-2, k.unsqueeze(-2))
-        p_last = p.gather(-2, last.unsqueeze(-2)).squeeze(-2)
-        several = log_first.exp() * (1 - start) + between.squeeze(-2) + p_last * into
         tiny = torch.finfo(params.dtype).tiny
         log_mass = torch.where(alone, 1, several).clamp(min=tiny).log()
         point = cells.width == 0
@@ -163,7 +160,8 @@ class Logistics:
         point, empty = cells.width == 0, z_high - z_low < NARROW
         # σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)), which keeps its digits however close a and b are.
         gap = torch.where(empty, 1, z_high - z_low).unsqueeze(-2) / scale
-        mass = (log_weight + F.logsigmoid(b) + F.logsigmoid(-a) + torch.log(-torch.expm1(-gap))).logsumexp(-2)
+        log_above = F.logsigmoid(-a)
+        mass = (log_weight + F.logsigmoid(b) + log_above + torch.log(-torch.expm1(-gap))).logsumexp(-2)
         mass = torch.where(empty, -math.inf, mass)
         high = cells.low + cells.width
         in_below = high.clamp(max=TAIL_RANK) - cells.low.clamp(max=TAIL_RANK)
@@ -176,7 +174,7 @@ class Logistics:
             both = torch.logaddexp(torch.where(empty, part, mass), part)
             mass = torch.where(reaches, torch.where(torch.isinf(mass), part, both), mass)
         # A point's density is one of z: that of x is it times dz/dx = F'(x) / φ(z).
-        density = (log_weight + F.logsigmoid(a) + F.logsigmoid(-a) - scale.log()).logsumexp(-2)
+        density = (log_weight + F.logsigmoid(a) + log_above - scale.log()).logsumexp(-2)
         density = density + z_low.square() / 2 + 0.5 * math.log(2 * math.pi)
         density = torch.where(cells.z_low < -TAIL, below - LOG_TAIL, density)
         density = torch.where(cells.z_low > TAIL, above - LOG_TAIL, density)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
 from flowlab.tables.conditions import class_probabilities, draw, fill, read_conditions
 from flowlab.tables.frame import seed_from
@@ -18,7 +19,6 @@ from flowlab.tables.whole import WholeTable
 if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
 
-BLOCK = 4096  # rows drawn at once
 ROUNDS = 100  # of draws before rows count as too improbable
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -97,7 +97,7 @@ class Synthesis:
         """Rows that are allowed, from a function that proposes a number of them and says how many it tried; and the share kept."""
         found, accepted, tried = [], 0, 0.0
         for _ in range(ROUNDS):
-            wanted = min(n - accepted, 4 * BLOCK)
+            wanted = min(n - accepted, 4 * CHUNK)
             if self.table_ is not None and self.table_.rejects:
                 wanted += 1 + wanted // 50  # a few will be rejected
             matrix, attempts = propose(wanted)
@@ -163,7 +163,7 @@ class Synthesis:
     ) -> NDArray[np.float64]:
         parts = [
             fill(self._mixture, rows.to(self.device), which.to(self.device), missing, generator, units)
-            for rows, which in zip(torch.from_numpy(x).split(BLOCK), torch.from_numpy(known).split(BLOCK), strict=True)
+            for rows, which in zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
         ]
         return torch.cat(parts).cpu().numpy()
 
