@@ -306,7 +306,51 @@ def test_densities_of_numbers_and_whole_tables_do_not_mix():
     frame = pd.DataFrame({"a": ["x", "y"] * 20, "b": range(40)})
     with pytest.raises(ValueError, match="do not go together"):
         FlowDensity(members=["mixture"]).fit(frame)
-    with pytest.raises(ValueError, match='members=\\["mixed"\\]'):
-        FlowDensity(members=["copula"], random_state=0).fit(np.random.default_rng(0).normal(size=(50, 2))).sample(
-            2, given={"x0": 1.0}
-        )
+
+
+@pytest.fixture(scope="module")
+def numbers() -> FlowDensity:
+    """Of a Gaussian pair, its first column's whole part, and a constant."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=3000)
+    table = pd.DataFrame({"a": a, "b": 0.8 * a + 0.6 * rng.normal(size=3000), "n": rng.poisson(2, 3000), "one": 1.0})
+    return FlowDensity(members=["copula"], random_state=0).fit(table)
+
+
+def test_complete_numbers_are_drawn_under_conditions_by_rejection(numbers):
+    rows = numbers.sample(1500, random_state=1, given={"a": (0.5, None), "n": [1, 2], "one": 1})
+    assert len(rows) == 1500
+    assert (rows["a"] >= 0.5).all()
+    assert rows["n"].isin([1, 2]).all()
+    share = stats.norm.sf(0.5) * (stats.poisson.pmf(1, 2) + stats.poisson.pmf(2, 2))
+    assert rows.attrs["acceptance"] == pytest.approx(share, abs=0.03)
+    plain = numbers.sample(40_000, random_state=2)
+    kept = plain[(plain["a"] >= 0.5) & plain["n"].isin([1, 2])]
+    assert stats.ks_2samp(rows["b"], kept["b"]).pvalue > 0.001
+    assert len(numbers.sample(3, random_state=0, given={"a": (2.5, 2.6)})) == 3  # one draw in 650
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"a": 0.5}, ValueError, r"'a' holds numbers that do not repeat.*members=\[\"mixed\"\]"),
+        ({"n": 1.5}, ValueError, "'n' cannot be 1.5"),
+        ({"one": 2}, ValueError, "'one' cannot be 2"),
+        ({"n": None}, ValueError, "'n' cannot be missing"),
+        ({"n": "many"}, ValueError, "'n' holds numbers, not 'many'"),
+        ({"a": (2, 1)}, ValueError, r"interval \(2, 1\) is empty"),
+        ({"z": 1}, ValueError, "no column 'z'; there are a, b"),
+        ({"a": (50, 60)}, ConditionError, "next to no probability: 0 of"),
+        (pd.DataFrame({"a": [1.0]}), ValueError, r"rows of conditions need.*members=\[\"mixed\"\]"),
+    ],
+    ids=str,
+)
+def test_bad_conditions_on_complete_numbers_are_named(numbers, given, error, message):
+    with pytest.raises(error, match=message):
+        numbers.sample(given=given, random_state=0)
+
+
+def test_what_needs_conditional_densities_says_which_model_has_them(numbers):
+    for ask in (lambda: numbers.impute(pd.DataFrame()), lambda: numbers.conditional("a", {"b": 1.0})):
+        with pytest.raises(ValueError, match=r'density of any columns given others.*members=\["mixed"\]'):
+            ask()

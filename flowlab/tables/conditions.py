@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
+from flowlab.tables.encode import Column, Columns, on_grid
 from flowlab.tables.model import MixedFlow, choose
 from flowlab.tables.whole import WholeTable
 
@@ -46,13 +48,8 @@ def read_conditions(table: WholeTable, given: Mapping[Any, Any]) -> Conditions:
     found = Conditions()
     units = [unit.column for unit in table.units]
     for name, wish in given.items():
-        lone = not isinstance(wish, tuple | list | set | frozenset | np.ndarray)
-        low_high = isinstance(wish, tuple)
-        if low_high and len(wish) != 2:
-            raise ValueError(f"column {name!r}: an interval is a pair (low, high), not {wish!r}")
-        listed = [wish] if lone else list(wish)
-        if not listed:
-            raise ValueError(f"column {name!r}: the set of allowed values is empty")
+        listed, low_high = read_wish(name, wish)
+        lone = is_lone(wish)
         place = table.place(name)
         own = range(len(units))[place]
         if low_high:
@@ -76,6 +73,80 @@ def read_conditions(table: WholeTable, given: Mapping[Any, Any]) -> Conditions:
                 first = np.where(np.isnan(first), table.units[own[0]].classes, first)
             found.allowed[own[0]] = [(float(x), float(x)) for x in np.unique(first)]
     return found
+
+
+def is_lone(wish: Any) -> bool:
+    """Whether a condition is one value."""
+    return not isinstance(wish, tuple | list | set | frozenset | np.ndarray)
+
+
+def read_wish(name: Any, wish: Any) -> tuple[list[Any], bool]:
+    """The values that a condition on a column lists, and whether they are the ends of an interval."""
+    low_high = isinstance(wish, tuple)
+    if low_high and len(wish) != 2:
+        raise ValueError(f"column {name!r}: an interval is a pair (low, high), not {wish!r}")
+    listed = [wish] if is_lone(wish) else list(wish)
+    if not listed:
+        raise ValueError(f"column {name!r}: the set of allowed values is empty")
+    return listed, low_high
+
+
+def read_ranges(columns: Columns, given: Mapping[Any, Any]) -> dict[int, list[tuple[float, float]]]:
+    """As `read_conditions`, for complete numbers: the closed intervals that each column may lie in, by its place.
+
+    Raises:
+        ValueError: There is no such column, or it cannot have such a value, or one value of it has no probability.
+    """
+    names, found = [column.name for column in columns.columns], {}
+    for name, wish in given.items():
+        if str(name) not in names:
+            raise ValueError(f"there is no column {name!r}; there are {', '.join(names)}")
+        j = names.index(str(name))
+        listed, low_high = read_wish(name, wish)
+        try:
+            values = [math.nan if value is None else float(value) for value in listed]
+        except (TypeError, ValueError):
+            raise ValueError(f"column {name!r} holds numbers, not {wish!r}") from None
+        if low_high:
+            slack = 1e-6 * columns.columns[j].resolution
+            low, high = (end if math.isnan(value) else value for value, end in zip(values, (-math.inf, math.inf)))
+            if not low <= high:
+                raise ValueError(f"column {name!r}: the interval {wish!r} is empty")
+            found[j] = [(low - slack, high + slack)]
+        else:
+            found[j] = [around(columns.columns[j], value) for value in values]
+    return found
+
+
+def around(column: Column, value: float) -> tuple[float, float]:
+    """The interval that stands for one value of a column of complete numbers, if that has a probability."""
+    if math.isnan(value):
+        raise ValueError(f"column {column.name!r} cannot be missing: every cell of it was there in training")
+    if column.resolution and column.kind != "atoms":
+        near, half, holds = on_grid(np.array(value), column.resolution), column.resolution / 4, "multiples of its step"
+        known = abs(float(near) - value) < half
+    elif column.kind == "constant":
+        half, holds, known = column.tolerance, "one value", abs(value - column.value) <= column.tolerance
+    else:
+        half, holds, known = 0.0, "", value in column.atoms
+        if not known:
+            raise ValueError(
+                f"column {column.name!r} holds numbers that do not repeat, and one of them, {value:g}, has no probability: give an interval "
+                '(low, high), or fit with FlowDensity(members=["mixed"]), which can tell what a value says of the others'
+            )
+    if not known:
+        raise ValueError(
+            f"column {column.name!r} cannot be {value:g}: it holds {holds} {column.resolution or column.value:g}"
+        )
+    return value - half, value + half
+
+
+def inside(rows: NDArray[np.float64], ranges: Mapping[int, list[tuple[float, float]]]) -> NDArray[np.bool_]:
+    """Which rows (n, columns) lie where `read_ranges` says."""
+    kept = np.ones(len(rows), dtype=bool)
+    for j, intervals in ranges.items():
+        kept &= np.any([(rows[:, j] >= low) & (rows[:, j] <= high) for low, high in intervals], axis=0)
+    return kept
 
 
 def interval_ends(table: WholeTable, name: Any, wish: tuple[Any, Any]) -> np.ndarray:

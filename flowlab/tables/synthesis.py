@@ -1,5 +1,6 @@
 """New rows from a fitted `FlowDensity`: as they come, under conditions, and for the cells that are missing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
-from flowlab.tables.conditions import class_probabilities, draw, fill, read_conditions
+from flowlab.tables.conditions import (
+    ConditionError,
+    class_probabilities,
+    draw,
+    fill,
+    inside,
+    read_conditions,
+    read_ranges,
+)
 from flowlab.tables.frame import seed_from
 from flowlab.tables.tabular import kind_of, like, to_pandas
 from flowlab.tables.whole import WholeTable
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
 
 ROUNDS = 100  # of draws before rows count as too improbable
+LEAST = 0.001  # share of draws that are kept, below which nothing more is tried
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -36,8 +46,9 @@ class Synthesis:
         Args:
             n_samples: Number of rows, 1 when None; a table of conditions says it itself.
             random_state: An int makes the draw reproducible; None draws a seed.
-            given: Conditions on whole tables: for each column a value, a pair (low, high) with None for an open end, or a list or set of values; None is a missing
-                cell. Or a table with some of the columns, for one new row per row of it.
+            given: Conditions: for each column a value, a pair (low, high) with None for an open end, or a list or set of values; None is a missing
+                cell. Or a table with some of the columns, for one new row per row of it. Models of complete numbers that are not "mixed" take intervals, and
+                values that repeat, by throwing other rows away.
 
         Returns:
             The rows. Under conditions, `rows.attrs["acceptance"]` of a pandas DataFrame is the share of draws that was kept.
@@ -66,12 +77,13 @@ class Synthesis:
             return like(self._kind, self._sample_rows(given, generator), fresh=True)
         count = 1 if n_samples is None else n_samples
         if not given:
-            rows, _ = self._keep(count, lambda n: (self._draw(n, generator), n))
+            rows, _ = self._keep(count, lambda n: (self._draw(n, generator), n), {})
             return like(self._kind, rows, fresh=True)
-        table = self._whole("conditions")
-        conditions = read_conditions(table, given)
+        conditions = None if self.table_ is None else read_conditions(self.table_, given)
 
         def propose(n: int) -> tuple[NDArray[np.float64], float]:
+            if conditions is None:
+                return self._draw(n, generator), n
             matrix, acceptance = draw(self._mixture, conditions, n, generator)
             return matrix.cpu().numpy(), len(matrix) / acceptance
 
@@ -92,19 +104,20 @@ class Synthesis:
         return self.flow_.sample((count,), generator=generator).cpu().double().numpy()
 
     def _keep(  # type: ignore[misc]
-        self: "FlowDensity", n: int, propose: Any, given: Mapping[Any, Any] | None = None
+        self: "FlowDensity", n: int, propose: Any, given: Mapping[Any, Any]
     ) -> tuple[Any, float]:
         """Rows that are allowed, from a function that proposes a number of them and says how many it tried; and the share kept."""
-        found, accepted, tried = [], 0, 0.0
+        found, accepted, proposed, tried = [], 0, 0, 0.0
         for _ in range(ROUNDS):
-            wanted = min(n - accepted, 4 * CHUNK)
-            if self.table_ is not None and self.table_.rejects:
+            share = max(accepted / proposed, LEAST) if proposed else 1.0
+            wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
+            if proposed or (self.table_ is not None and self.table_.rejects):
                 wanted += 1 + wanted // 50  # a few will be rejected
             matrix, attempts = propose(wanted)
             rows = self._allowed(matrix, given)
             found.append(rows)
-            accepted, tried = accepted + len(rows), tried + attempts
-            if accepted >= n or accepted < tried / 1000:
+            accepted, proposed, tried = accepted + len(rows), proposed + len(matrix), tried + attempts
+            if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
                 break
         if accepted < n:
             why = (
@@ -112,25 +125,29 @@ class Synthesis:
                 if self.table_
                 else f"the columns' types {self._dtypes}: fit to wider integer types, or to floats"
             )
+            if self.table_ is None and given:
+                raise ConditionError(
+                    f"the conditions {given} have next to no probability: {accepted} of {tried:.0f} draws kept them"
+                )
             raise RuntimeError(f"only {accepted} of {n} rows keep {why}" + (f", given {given}" if given else ""))
         if self.table_ is None:
             return self._restore(np.concatenate(found)[:n]), accepted / tried
         rows = pd.concat(found, ignore_index=True).iloc[:n]
         return (rows.to_numpy() if self.table_.array else rows), accepted / tried
 
-    def _allowed(self: "FlowDensity", matrix: NDArray[np.float64], given: Mapping[Any, Any] | None) -> Any:  # type: ignore[misc]
+    def _allowed(self: "FlowDensity", matrix: NDArray[np.float64], given: Mapping[Any, Any]) -> Any:  # type: ignore[misc]
         if self.table_ is None:
             table = self.columns_.decode(matrix)
-            return table[self._storable(table)]
+            return table[self._storable(table) & inside(table, read_ranges(self.columns_, given))]
         rows = self.table_.decode(matrix)
         kept = self.table_.acceptable(rows) if self.table_.rejects else np.ones(len(rows), dtype=bool)
-        for name, wish in (given or {}).items():
+        for name, wish in given.items():
             if isinstance(wish, tuple):  # times are drawn by the day: their ends are sorted out here
                 kept &= within(rows[name], wish)
         return rows if kept.all() else rows[kept]
 
     def _sample_rows(self: "FlowDensity", given: pd.DataFrame, generator: torch.Generator) -> pd.DataFrame:  # type: ignore[misc]
-        table = self._whole("conditions")
+        table = self._whole("rows of conditions")
         x = np.full((len(given), len(table.units)), np.nan)
         known = np.zeros_like(x, dtype=bool)
         for name in given.columns:
@@ -244,8 +261,8 @@ class Synthesis:
         check_is_fitted(self)
         if self.table_ is None:
             raise ValueError(
-                f"{what} need the model of whole tables, and this one was fitted to complete numbers with other densities: "
-                'fit with FlowDensity(members=["mixed"])'
+                f"{what} need a density of any columns given others, which the densities fitted to this table of complete numbers do not "
+                'have: fit with FlowDensity(members=["mixed"])'
             )
         return self.table_
 
