@@ -467,9 +467,7 @@ def test_layers_are_transforms_of_nflows(name: str) -> None:
     jacobian = torch.autograd.functional.jacobian(lambda row: composed(row, context[:1])[0], x[:1])[0, :, 0]
     torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, composed(x[:1], context[:1])[1][0])
     flow = Theirs(composed, distributions.StandardNormal([FEATURES]).double())
-    torch.testing.assert_close(
-        flow.log_prob(x, context), model.log_prob(x, context if needs_context(model) else None)
-    )
+    torch.testing.assert_close(flow.log_prob(x, context), model.log_prob(x, context if needs_context(model) else None))
 
 
 def test_a_flow_is_the_base_of_one_of_nflows() -> None:

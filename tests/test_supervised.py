@@ -4,13 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import integrate, stats
-from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import check_classifiers_train, check_regressors_train, parametrize_with_checks
 
 from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member, datasets
@@ -204,16 +201,6 @@ def test_outliers_by_calibrated_p_values():
     hole = np.column_stack([np.zeros(50), np.linspace(1, 2, 50)])
     forest = IsolationForest(random_state=0, contamination=0.05).fit(curve(2_500))
     assert np.mean(model.predict(hole) == -1) == 1 > np.mean(forest.predict(hole) == -1)
-
-
-def test_pipelines_searches_and_weights():
-    x, y = two_groups(300, np.random.default_rng(0))
-    pipeline = make_pipeline(StandardScaler().set_output(transform="pandas"), FlowClassifier(small(60)))
-    assert cross_val_score(pipeline, x, y, cv=2).mean() > 0.7
-    search = GridSearchCV(FlowClassifier(small(20)), {"density__validation": [0.1, 0.2]}, cv=2).fit(x, y)
-    assert search.best_params_["density__validation"] in (0.1, 0.2)
-    weighted = FlowClassifier(small(60)).fit(x, y, sample_weight=np.where(y, 1.0, 1e-6))
-    assert weighted.predict(x).mean() > clone(weighted).fit(x, y).predict(x).mean()
 
 
 @pytest.mark.parametrize(

@@ -243,4 +243,12 @@ def _context_features(model: nn.Module) -> int:
     return 0
 
 
-__all__ = ["ConversionError", "NflowsDistribution", "NflowsLayer", "NflowsTransform", "convert", "from_nflows", "to_nflows"]
+__all__ = [
+    "ConversionError",
+    "NflowsDistribution",
+    "NflowsLayer",
+    "NflowsTransform",
+    "convert",
+    "from_nflows",
+    "to_nflows",
+]

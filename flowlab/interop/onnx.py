@@ -28,6 +28,7 @@ from flowlab.bases import Uniform
 from flowlab.files import written_whole
 from flowlab.flow import Flow
 from flowlab.interop.onnx_operators import decompositions, translations
+from flowlab.layers import Marginal
 from flowlab.mixture import FlowMixture
 
 if TYPE_CHECKING:
@@ -106,6 +107,40 @@ class _Exported(nn.Module):
         return self.model.log_prob(value, context) if self.what == "log_prob" else self.model.from_noise(value, context)
 
 
+class _Shared(FlowMixture):
+    """A mixture in which members that end in equal marginal maps, as the members of one fold do, run one for all: graphs consist mostly of them."""
+
+    def __init__(self, mixture: FlowMixture) -> None:
+        super().__init__(list(mixture), mixture.weights)
+        maps = [flow.layers[-1] if isinstance(flow, Flow) and len(flow.layers) else None for flow in self]
+        # Of each member the first one with its map, by number: in a trace modules have no identity.
+        self.first = [
+            next(k for k, other in enumerate(maps) if _equal(own, other)) if isinstance(own, Marginal) else None
+            for own in maps
+        ]
+
+    def member_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        done: dict[int, tuple[Tensor, Tensor]] = {}
+        found = []
+        for flow, first in zip(self, self.first, strict=True):
+            if first is None:
+                found.append(flow.log_prob(x, context))
+                continue
+            if first not in done:
+                done[first] = flow.layers[-1].inverse(x)
+            z, log_det = done[first]
+            rest = Flow(flow.base, flow.layers[:-1])
+            found.append(rest.log_prob(z.to(rest.dtype), context) + log_det)
+        return torch.stack(found)
+
+
+def _equal(one: Marginal, other: Any) -> bool:
+    if type(other) is not type(one):
+        return False
+    parts = other.state_dict()
+    return all(torch.equal(value, parts[key]) for key, value in one.state_dict().items())
+
+
 class _Rows(nn.Module):
     """The density of rows with all columns of a table of numbers, in place of those that are modelled."""
 
@@ -152,7 +187,7 @@ def _module(model: Any, what: What) -> tuple[_Exported, str]:
     """What to export, on the CPU and in evaluation, and a description of its inputs."""
     flow: Any
     if isinstance(model, Flow | FlowMixture):
-        flow = copy.deepcopy(model).cpu().eval()
+        flow = _private(model)
         if what == "sample" and isinstance(flow, FlowMixture):
             raise ExportError(
                 'a FlowMixture has no sampler from noise, since it first draws a member: export each of mixture.flows with what="sample", and draw '
@@ -185,7 +220,13 @@ def _table(model: Any, what: What) -> _Rows:
         raise ExportError('a FlowDensity has no sampler from noise: use model.sample, or export what="log_prob"')
     if model.flow_ is None:
         raise ExportError("every column of this table is constant: there is no density to export")
-    return _Rows(copy.deepcopy(model.flow_).cpu().eval(), model.columns_)
+    return _Rows(_private(model.flow_), model.columns_)
+
+
+def _private(flow: Flow | FlowMixture) -> Any:
+    """A copy that can be changed."""
+    flow = copy.deepcopy(flow).cpu().eval()
+    return _Shared(flow).eval() if isinstance(flow, FlowMixture) else flow
 
 
 def _metadata(model: Any, what: What) -> dict[str, str]:

@@ -242,9 +242,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             return self.flow_.log_prob(rows)
         return member_log_prob(self.flow_, rows, ~torch.isnan(rows)).logsumexp(0)
 
-    def score(self, X: ArrayLike, y: Any = None) -> float:
-        """Mean log-density of the rows, nats."""
-        return float(self.score_samples(X).mean())
+    def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
+        """Mean log-density of the rows, nats, weighted where weights (n,) are given."""
+        return float(np.average(self.score_samples(X), weights=sample_weight))
 
     @property
     def members_(self) -> pd.DataFrame:
@@ -317,7 +317,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         from synthetic rows, missing cells, privacy, calibration. Every number stands beside what real rows would reach.
 
         Args:
-            train: The rows that the model was fitted to.
+            train: The rows that the model was fitted to; None if they are not at hand, and then copies of them cannot be found.
             test: Rows that it has not seen; all of this is as honest as they are unseen.
             path: Where to write, an .html file.
             target: Column that models trained on synthetic rows shall predict; chosen when None.
