@@ -1,5 +1,6 @@
 """`FlowGuide`: a flow as the guide of a Pyro model; `PyroFlow`: a flow inside of one. Needs Pyro: pip install pyro-ppl."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,9 @@ class FlowGuide(AutoContinuous):
     """An autoguide with a flow over all continuous latent sites of a Pyro model, each reached through its support.
 
     It works with `pyro.infer.SVI` and `Predictive` like Pyro's own. `fit` trains it by flowlab's recipe instead, and
-    `posterior` gives flowlab's diagnostics of either.
+    `posterior` gives flowlab's diagnostics of either. Under SVI gradients from a single draw leave means a third of a standard deviation off; many
+    draws in each step and a falling rate do better: `Trace_ELBO(num_particles=64, vectorize_particles=True)`, where the model lets draws be a batch, and
+    `ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)})`.
 
     Args:
         model: The Pyro model.
@@ -122,11 +125,12 @@ class FlowGuide(AutoContinuous):
         return fitted
 
     def posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
-        """The guide as it is now, as a `FlowPosterior` of the model with these arguments: diagnostics, summary, resampling."""
+        """A copy of the guide as it is now, in double precision, as a `FlowPosterior` of the model with these arguments: diagnostics, summary, resampling."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         space = self.space()
-        return FlowPosterior(self.flow, space, Target(self.log_joint(*args, **kwargs), space, self.flow.dtype))
+        target = Target(self.log_joint(*args, **kwargs), space, self.flow.dtype)
+        return FlowPosterior(copy.deepcopy(self.flow).double(), space, target).eval()
 
 
 class PyroFlow(FlowDistribution, TorchDistributionMixin):  # type: ignore[override]
