@@ -14,11 +14,13 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
-from synthesizers import ARF, METHODS, OURS, REAL, SDV, SNAPPED, report, scores
+from synthesizers import ARF, METHODS, OURS, REAL, SDV, SNAPPED, SPREAD, report, scores
 from synthesizers.tables import TABLES, snapped, split_of
+from synthesizers.worker import MORE_SEEDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -104,11 +106,21 @@ def evaluate(name: str, method: str, sdv_python: Path) -> dict:
     if method == REAL:
         return write(path, {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)})
     rows = pd.read_parquet(drawn)[: len(train)]
-    used = stored(name, method, "-used.parquet")
-    rows.to_parquet(used)
-    found = {**scores.score(train, test, rows, TABLES[name].target), **quality(name, used, sdv_python)}
-    used.unlink()
+    found = {**scores.score(train, test, rows, TABLES[name].target), **scored_quality(name, rows, sdv_python)}
+    further = [stored(name, method, f"-{seed}.parquet") for seed in MORE_SEEDS]
+    for rows in (pd.read_parquet(other)[: len(train)] for other in further if other.exists()):
+        again = {"tstr": scores.transfer(train, test, rows, TABLES[name].target).ratio}
+        again |= scored_quality(name, rows, sdv_python)
+        for key in SPREAD:
+            found.setdefault("draws", {}).setdefault(key, [found.get(key)]).append(again.get(key))
     return write(path, found)
+
+
+def scored_quality(name: str, rows: pd.DataFrame, python: Path) -> dict:
+    """`quality` of rows that are in no file."""
+    with tempfile.NamedTemporaryFile(suffix=".parquet", dir=CACHE) as used:
+        rows.to_parquet(used.name)
+        return quality(name, Path(used.name), python)
 
 
 def results() -> dict[str, dict[str, dict]]:

@@ -170,21 +170,20 @@ def report(
 ) -> None:
     """Write a page (.html) that says how good a model is on rows that it has not seen.
 
-    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them.
+    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them, and the page cannot say
+    whether the model's rows are copies of those that it was fitted to.
     """
     from flowlab.tables.io import read_table
 
     _check_folder(output)
     fitted = _load(model)
     test = _select(read_table(table), fitted._names(), str(table))
-    if train is not None:
-        shown = _select(read_table(train), fitted._names(), str(train))
-    else:
-        test = test.sample(frac=1, random_state=seed)
-        shown, test = test.iloc[: len(test) // 2], test.iloc[len(test) // 2 :]
+    shown = None if train is None else _select(read_table(train), fitted._names(), str(train))
     fitted.report(shown, test, output, random_state=seed)
     if not quiet:
         console.print(f"written: {output}", highlight=False)
+        if train is None:
+            console.print("whether rows are copies of those that the model was fitted to, a page with --train says")
 
 
 @app.command()

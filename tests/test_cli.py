@@ -89,6 +89,8 @@ def test_chosen_columns(folder, monkeypatch, capsys):
         "b, a",
         "--effort",
         "fast",
+        "--time-limit",
+        1,
         "--quiet",
     )
     assert run(monkeypatch, capsys, *arguments)[:2] == (0, "")
@@ -128,7 +130,7 @@ def test_whole_tables_from_schema_to_report(folder, monkeypatch, capsys):
     assert code == 0
     assert "categorical" in out
     arguments = ("fit", folder / "whole.csv", "-o", folder / "again.flow", "--schema", folder / "schema.json")
-    options = ("--effort", "fast", "--rule", "carat > 0", "--report", folder / "r.html", "--quiet")
+    options = ("--effort", "fast", "--time-limit", 2, "--rule", "carat > 0", "--report", folder / "r.html", "--quiet")
     assert run(monkeypatch, capsys, *arguments, *options)[0] == 0
     assert "<html" in (folder / "r.html").read_text()
     given = ("--given", "cut=Ideal|Good,carat=0.3:0.9", "-n", "30")
@@ -145,9 +147,21 @@ def test_whole_tables_from_schema_to_report(folder, monkeypatch, capsys):
     pd.testing.assert_frame_equal(after.where(before.notna()), before, check_exact=True)
 
 
-def test_debug_shows_the_traceback_and_wrong_usage_is_exit_code_two(folder):
-    done = flowlab_command("info", folder / "none.flow", "--debug")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert flowlab_command("sample", folder / "m.flow").returncode == 2
-    assert flowlab_command("sample", folder / "m.flow", "-o", folder / "x.csv", "-n", -1).returncode == 2
+def test_report_says_so_where_training_rows_are_not_at_hand(folder, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(flowlab.FlowDensity, "report", lambda self, *tables, **options: asked.append(tables))
+    arguments = ("report", folder / "m.flow", folder / "table.csv", "-o", folder / "page.html")
+    for options in ((), ("--train", folder / "table.parquet")):
+        code, out, _ = run(monkeypatch, capsys, *arguments, *options)
+        assert code == 0
+        assert ("copies" in out) == (not options)
+    assert asked[0][0] is None
+    assert all(len(rows) == 300 for rows in (asked[0][1], *asked[1][:2]))
+
+
+def test_debug_shows_the_traceback_and_wrong_usage_is_exit_code_two(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["flowlab", "info", str(folder / "none.flow"), "--debug"])
+    with pytest.raises(FileNotFoundError):
+        main()
+    for more in ((), ("-o", folder / "x.csv", "-n", -1)):
+        assert run(monkeypatch, capsys, "sample", folder / "m.flow", *more)[0] == 2

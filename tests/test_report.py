@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 from scipy import stats
 
 import flowlab
-from flowlab.report import html, likelihood, panels
+from flowlab.report import findings, html, likelihood, panels
 from flowlab.report.columns import align
 from flowlab.report.findings import FAIR, GOOD, POOR, Check, judge, verdict
 from flowlab.tables.whole import WholeTable
 
+RULE = "x < 1.5"  # which some of the rows break
 NASTY = "<script>alert(1)</script>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -49,7 +51,7 @@ class Bootstrap:
 
     def __init__(self, train: pd.DataFrame) -> None:
         self.train, self.columns_ = train, None
-        self.table_ = WholeTable.learn(train, None, None)[0]
+        self.table_ = WholeTable.learn(train, None, [RULE] if RULE[0] in train else None)[0]
         self.schema_ = self.table_.codec.schema
 
     def score_samples(self, rows: pd.DataFrame) -> np.ndarray:
@@ -95,6 +97,14 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_repeats() -> Iterator[None]:
+    """Noise floors from two pairs of real tables, not five: most of a page's time goes into their classifiers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(findings, "REPEATS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
@@ -130,6 +140,7 @@ def test_links_lead_somewhere_and_ids_are_unique(text: str):
         "transfer",
         "missing",
         "validity",
+        "rules",
         "privacy",
         "calibration",
         "members",
@@ -163,6 +174,25 @@ def test_every_check_says_which_way_is_better_and_shows_its_floor(text: str):
 
 def test_copies_are_no_secret(text: str):
     assert "Training rows were remembered." in text
+
+
+def test_rules_are_listed_with_the_rows_that_break_them(text: str):
+    section = text[text.index('id="rules"') : text.index('id="privacy"')]
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", section)
+    at = cells.index("x &lt; 1.5")
+    train, test = ((table(*size)["x"] >= 1.5).mean() for size in ((300, 0), (120, 1)))
+    assert train > 0
+    assert cells[at + 1 : at + 3] == [f"{train:.2%}", f"{test:.2%}"]
+
+
+def test_without_training_rows_nothing_is_said_of_copies(tmp_path: Path):
+    model = Bootstrap(table(60, 0))
+    text = html.write_report(model, None, table(60, 1), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "30 in place of those trained on, 30 held out" in text
+    privacy = text[text.index('id="privacy"') :]
+    assert "were not at hand" in privacy
+    assert "remembered" not in text
+    assert "equal to a training row" not in text
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

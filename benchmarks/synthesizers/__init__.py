@@ -14,3 +14,4 @@ ARF = "ARF"
 PEERS = (*SDV, ARF, SNAPPED)
 METHODS = (*OURS, *PEERS)
 REAL = "real rows"  # what real rows score: the noise floor
+SPREAD = ("quality", "tstr")  # scores whose spread over further draws is measured, too

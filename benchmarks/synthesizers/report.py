@@ -2,6 +2,7 @@
 
 import os
 import platform
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from speed import machine
 
 import flowlab
 
-from . import ARF, FAST, FLOWLAB, METHODS, OURS, PEERS, REAL, SDV
+from . import ARF, FAST, FLOWLAB, METHODS, OURS, PEERS, REAL, SDV, SPREAD
 from .tables import TABLES
 
 Cells = dict[str, dict]
@@ -171,6 +172,25 @@ def bars(found: Results, method: str) -> str:
     return f"{sum(met)} of {len(met)} reached.\n\n{table(['measured, wanted', *found], lines)}"
 
 
+def spread(found: Results) -> str:
+    """How much scores vary over draws from one fit."""
+    lines = []
+    for method in OURS:
+        for key in SPREAD:
+            draws = [cells.get(method, {}).get("draws", {}).get(key, []) for cells in found.values()]
+            lines.append([f"{method}: {metric(key).title}", *map(spread_of, draws)])
+    return table(["", *found], lines)
+
+
+def spread_of(scores: list[float | None]) -> str:
+    """Mean ± standard deviation, from least to most."""
+    known = [x for x in scores if x is not None]
+    if len(known) < 2:
+        return ""
+    mean, deviation = statistics.mean(known), statistics.stdev(known)
+    return f"{mean:.4f} ± {deviation:.4f} ({min(known):.4f} to {max(known):.4f}, {len(known)} draws)"
+
+
 def notes(found: Results) -> list[list[str]]:
     """What failed, and which columns came back with another dtype."""
     lines = []
@@ -240,6 +260,14 @@ Where a bar is about peers, it is the best peer's value on that table (TSTR rati
 ## Bars: `FlowDensity(effort="fast")`
 
 {bars(found, FAST)}
+
+## How much scores vary from draw to draw
+
+Mean ± standard deviation over several draws from one fit, which differ by the seed of the draw alone; the first of them is the one in all \
+other tables. SDMetrics cuts the numbers of real and of synthetic rows into intervals of equal length apart, from least to greatest: where it compares \
+a number with a category, one extreme value more or less moves all of them.
+
+{spread(found)}
 
 ## Tables
 

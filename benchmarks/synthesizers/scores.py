@@ -4,19 +4,20 @@ import numpy as np
 import pandas as pd
 
 from flowlab.report import metrics
+from flowlab.report.metrics import train_on_synthetic as transfer
 
 Scores = dict[str, float | str | list[str]]
 
 
 def score(train: pd.DataFrame, test: pd.DataFrame, rows: pd.DataFrame, target: str) -> Scores:
     """All scores of synthetic rows but SDMetrics' quality."""
-    transfer = metrics.train_on_synthetic(train, test, rows, target)
+    learnt = transfer(train, test, rows, target)
     privacy = metrics.privacy(train, test, rows)
     return {
         **likeness(test, rows),
-        "tstr": transfer.ratio,
-        "tstr_real": transfer.real,
-        "tstr_measure": transfer.measure,
+        "tstr": learnt.ratio,
+        "tstr_real": learnt.real,
+        "tstr_measure": learnt.measure,
         "copies": privacy.copies,
         "copies_held_out": privacy.copies_held_out,
         "dcr": privacy.nearer_to_train,

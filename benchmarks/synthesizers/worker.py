@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
+MORE_SEEDS = (1, 2, 3, 4)  # of further draws from flowlab's fits, for the spread of scores
 CTGAN_EPOCHS = 300
 VERSIONS = {"flowlab": ("flowlab", "torch"), "SDV": ("sdv", "ctgan", "copulas", "rdt", "torch"), "ARF": ("arfpy",)}
 MISSING = "(missing)"
@@ -28,7 +29,7 @@ def flowlab(effort: str) -> Callable:
 
     def fit(train):
         model = FlowDensity(random_state=SEED, effort=effort).fit(train)
-        return lambda n: model.sample(n, random_state=SEED)
+        return lambda n, seed=SEED: model.sample(n, random_state=seed)
 
     return fit
 
@@ -135,6 +136,8 @@ def main(method: str, train_path: str, rows: int, output: str) -> dict:
     clocks.append(clock())
     peak = memory("VmHWM")
     drawn.to_parquet(output)
+    for seed in MORE_SEEDS if family == "flowlab" else ():
+        sample(rows, seed).to_parquet(output.replace(".parquet", f"-{seed}.parquet"))
     steps = list(itertools.pairwise(clocks))
     return {
         **{f"{step}_cpu": end[0] - start[0] for step, (start, end) in zip(("fit", "sample"), steps)},

@@ -22,6 +22,8 @@ from flowlab.report.findings import BASELINE_ROWS, Findings, column_limits, find
 
 MOST_COLUMNS = 60  # that get a picture
 MOST_SYNTHETIC = 10_000  # rows drawn, unless told
+PRIVACY = "Privacy: are the rows new?"
+NOT_JUDGED = "The rows that the model was fitted to were not at hand. Whether synthetic rows are copies of them, or too near to them, was not looked at."
 SCHEMA = ("kind", "dtype", "missing", "lower", "upper", "resolution", "cardinality", "reason")
 
 
@@ -57,7 +59,7 @@ class Section:
 
 def write_report(
     model: Any,
-    train: pd.DataFrame,
+    train: pd.DataFrame | None,
     test: pd.DataFrame,
     path: str | os.PathLike[str],
     *,
@@ -74,7 +76,7 @@ def write_report(
 
     Args:
         model: A fitted `FlowDensity`.
-        train: The rows that it was fitted to.
+        train: The rows that it was fitted to. None if they are not at hand: half of `test` stands for them, and whether rows were copied is not judged.
         test: Rows that it has not seen; at least twenty. Without them no report can be honest.
         path: The .html file.
         synthetic: Rows that the model drew; drawn here if None.
@@ -88,10 +90,16 @@ def write_report(
     Raises:
         ValueError: A table has fewer than twenty rows, or lacks a column.
     """
+    at_hand = train is not None
+    if train is None:
+        test = test.sample(frac=1, random_state=seed)
+        train, test = test.iloc[: len(test) // 2], test.iloc[len(test) // 2 :]
     if synthetic is None:
         synthetic = model.sample(min(len(train), MOST_SYNTHETIC) if n is None else n, random_state=seed)
     found = findings(model, train, test, synthetic, seed, target)
-    facts = _facts(model, train, test, synthetic, seed)
+    if not at_hand:
+        found.checks = [check for check in found.checks if check.anchor != "privacy"]
+    facts = _facts(model, train, test, synthetic, seed, at_hand)
     headline, sentences = verdict(found.checks, found.floor_rows)
     parts = [
         _likelihood(found),
@@ -101,7 +109,8 @@ def write_report(
         _transfer(found),
         _missing(found),
         _validity(found),
-        _privacy(found),
+        _rules(model, found),
+        _privacy(found) if at_hand else Section("privacy", PRIVACY, [NOT_JUDGED]),
         _calibration(model.calibration_),
         _members(model),
         _training(model.history_),
@@ -154,7 +163,7 @@ def _write(path: Path, page: str) -> Path:
 
 
 def _facts(
-    model: Any, train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, seed: int
+    model: Any, train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, seed: int, at_hand: bool
 ) -> list[tuple[str, str]]:
     kinds = pd.Series([kind(train[name]) for name in train.columns]).value_counts()
     several = {"number": "numbers", "category": "categories", "time": "times", "duration": "durations"}
@@ -162,8 +171,11 @@ def _facts(
     return [
         ("Model", f"{type(model).__name__}, {len(model.members_)} member{'s' * (len(model.members_) != 1)}"),
         ("Columns", ", ".join(f"{n} {several[k] if n > 1 else k}" for k, n in kinds.items())),
-        ("Rows", f"{len(train):,} trained on, {len(test):,} held out, {len(synthetic):,} synthetic"),
-        ("Missing cells", f"{missing:.1%} of those trained on"),
+        (
+            "Rows",
+            f"{len(train):,} {'trained on' if at_hand else 'in place of those trained on'}, {len(test):,} held out, {len(synthetic):,} synthetic",
+        ),
+        ("Missing cells", f"{missing:.1%} of {'those trained on' if at_hand else 'the former'}"),
         ("Seed", str(seed)),
         ("Written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by flowlab {flowlab.__version__}"),
     ]
@@ -365,6 +377,22 @@ def _validity(found: Findings) -> Section:
     )
 
 
+def _rules(model: Any, found: Findings) -> Section | None:
+    rules = [] if model.table_ is None else model.table_.rules
+    if not rules:
+        return None
+    tables = found.train, found.test, found.synthetic
+    rows = [[str(rule), *(_share(float(np.mean(rule.broken(table)))) for table in tables)] for rule in rules]
+    return Section(
+        "rules",
+        "Rules between columns",
+        [
+            "Shares of rows that break a rule. Real ones are left out of the fit and have no likelihood; synthetic ones keep all rules."
+        ],
+        [Table(["rule", "training rows", "held-out rows", "synthetic rows"], rows)],
+    )
+
+
 def _share(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2%}"
 
@@ -383,7 +411,7 @@ def _privacy(found: Findings) -> Section:
     ]
     return Section(
         "privacy",
-        "Privacy: are the rows new?",
+        PRIVACY,
         [
             "Were training rows remembered? Distances are Gower's, with ranks: 0 for equal rows, 1 for rows that differ in everything. Tables of few "
             "values have copies by nature, hence the comparison with held-out rows. This is a measurement on these rows, no guarantee: the model "
