@@ -1,13 +1,13 @@
 """Every block of code of docs/interop.md, run as written."""
 
-import re
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 
-PAGE = (Path(__file__).parent.parent / "docs" / "interop.md").read_text()
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+PAGE = "interop.md"
+SECTIONS = pages.sections(PAGE)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -16,12 +16,9 @@ def test_blocks(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for library in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(library, reason="pip install flowlab[onnx]")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", SECTIONS[section], re.DOTALL)
-    assert blocks
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in blocks:
-            exec(compile(block, "interop.md", "exec"), {})
+        pages.run_blocks(SECTIONS[section], PAGE)
 
 
 def test_the_table_says_what_is_refused() -> None:

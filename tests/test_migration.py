@@ -6,12 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import torch
 from torch.distributions import Distribution
 
-PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+PAGE = "migration.md"
+SECTIONS = pages.sections(PAGE)
 ROWS = {"nflows": 35, "zuko": 30, "normflows": 30}  # at least
 
 
@@ -28,19 +29,10 @@ def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     Distribution.set_default_validate_args(validate)
 
 
-def run_blocks(text: str) -> dict[str, Any]:
-    """Runs the blocks of a section; the names of the first one."""
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    spaces: list[dict[str, Any]] = [{} for _ in blocks]
-    for block, names in zip(blocks, spaces, strict=True):
-        exec(compile(block, "migration.md", "exec"), names)
-    return spaces[0]
-
-
 def test_trained_models(capsys: pytest.CaptureFixture[str]) -> None:
     for library in ("nflows", "zuko"):
         pytest.importorskip(library, reason=f"pip install {library}")
-    run_blocks(SECTIONS["A trained model"])
+    pages.run_blocks(SECTIONS["A trained model"], PAGE)
     assert "transform 0 (LeakyReLU) has no counterpart" in capsys.readouterr().out
 
 
@@ -48,7 +40,7 @@ def test_trained_models(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_row(library: str) -> None:
     """The calls in a row's first two cells, the other library's and flowlab's."""
     pytest.importorskip(library, reason=f"pip install {library}")
-    names = run_blocks(SECTIONS[library])
+    names = pages.run_blocks(SECTIONS[library], PAGE)[0]
     lines = re.findall(r"^\| `.*", SECTIONS[library], re.MULTILINE)
     rows = [re.match(r"\| `([^`]+)` \| `([^`]+)` \|", line) for line in lines]
     assert all(rows), "a row is not two calls"
