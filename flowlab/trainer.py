@@ -147,11 +147,12 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, train: Rows, held_out: Rows | None) -> dict[str, float]:
-        """Mean loss of held-out rows under the averaged weights, with its standard error, and of a sample of training rows."""
+        """Mean loss of held-out rows under the averaged weights, with its standard error, and of as many training rows."""
         self.flow.eval()
         current = self.copy()
         self.load(self.average)
-        train_loss, train_error = self._mean_loss(train.take(slice(0, CHUNK)))
+        shown = CHUNK if held_out is None else min(len(held_out.weight), CHUNK)
+        train_loss, train_error = self._mean_loss(train.take(slice(0, shown)))
         loss, error = (train_loss, train_error) if held_out is None else self._mean_loss(held_out)
         self.load(current)
         return {
