@@ -1,5 +1,6 @@
 """Posteriors: targets with known evidence and moments, modes, verdicts, supports, messages and files."""
 
+import json
 import math
 import sys
 
@@ -10,6 +11,7 @@ from torch.distributions import (
     Categorical,
     Dirichlet,
     Gamma,
+    HalfCauchy,
     Independent,
     LKJCholesky,
     LogNormal,
@@ -17,6 +19,7 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     StudentT,
+    Wishart,
     constraints,
 )
 
@@ -234,6 +237,41 @@ def test_the_space_goes_back_and_forth_and_into_json(generator):
     assert space.labels[-4:] == ["L[0,0]", "L[0,1]", "L[1,0]", "L[1,1]"]
 
 
+@pytest.mark.parametrize("constraint", [constraints.lower_cholesky, constraints.positive_definite])
+def test_matrices_have_the_log_determinant_of_their_lower_entries(constraint, generator):
+    space = Space(supports={"S": ((2, 3, 3), constraint)})
+    assert space.features == 12
+    row, column = torch.tril_indices(3, 3)
+    z = torch.randn(12, generator=generator, dtype=torch.float64)
+    jacobian = torch.func.jacrev(lambda z: space.constrain(z)[0]["S"][..., row, column].flatten())(z)
+    value, log_det = space.constrain(z)
+    assert bool(constraint.check(value["S"]).all())
+    assert float(log_det) == pytest.approx(float(torch.linalg.slogdet(jacobian).logabsdet), abs=1e-9)
+    back, again = space.unconstrain(value)
+    assert torch.allclose(back, z, atol=1e-9)
+    assert torch.allclose(again, log_det)
+    assert Space.from_description(space.describe()).labels == space.labels
+    outside = -value["S"]
+    assert bool(torch.isnan(space.unconstrain({"S": outside})[0]).all())
+
+
+def test_a_covariance_has_its_wishart_distribution_and_evidence():
+    truth = Wishart(torch.tensor(7.0).double(), torch.eye(2).double())
+    posterior = fit_posterior(
+        lambda p: truth.log_prob(p["S"]), supports={"S": ((2, 2), constraints.positive_definite)}, steps=100, **QUIET
+    )
+    assert abs(posterior.diagnostics().log_evidence.value) < 0.02
+    assert torch.allclose(posterior.resample(20_000)["S"].mean(0), truth.mean, atol=0.15)
+
+
+def test_bounds_of_each_element_survive_a_file():
+    space = Space(supports={"a": ((2,), constraints.interval(torch.zeros(2), torch.tensor([1.0, 2.0])))})
+    again = Space.from_description(json.loads(json.dumps(space.describe())))
+    z = torch.ones(2, dtype=torch.float64)
+    assert torch.allclose(again.constrain(z)[0]["a"], space.constrain(z)[0]["a"])
+    assert float(again.constrain(z + 50)[0]["a"][1]) == pytest.approx(2.0)
+
+
 def test_a_posterior_survives_a_file(named, tmp_path):
     named.save(tmp_path / "q.flow")
     loaded = flowlab.load(tmp_path / "q.flow")
@@ -372,6 +410,15 @@ def test_a_log_density_that_does_not_fit_is_told_why(function, message):
         ({}, "features=… for"),
         ({"features": 2, "supports": {"a": ((), constraints.real)}}, "features=… for"),
         ({"features": 0}, "positive whole number"),
+        ({"features": True}, "positive whole number"),
+        ({"features": 2, "draws": 0}, "draws must be positive"),
+        ({"features": 2, "learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"features": 2, "dtype": torch.int64}, "floating-point type"),
+        ({"supports": [("a", (), constraints.real)]}, "must be a dict"),
+        ({"supports": {"a": ((-1,), constraints.real)}}, "must be"),
+        ({"supports": {"a": ((0,), constraints.real)}}, "without elements"),
+        ({"supports": {"a": ((1,), constraints.simplex)}}, "single point"),
+        ({"supports": {"a": ((2, 3), constraints.positive_definite)}}, "two equal sizes"),
         ({"supports": {"a": constraints.real}}, "must be"),
         ({"supports": {"a": ((), constraints.boolean)}}, "no bijector"),
         ({"supports": {"a": ((), constraints.simplex)}}, "no bijector"),
@@ -380,6 +427,30 @@ def test_a_log_density_that_does_not_fit_is_told_why(function, message):
 def test_arguments_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fit_posterior(lambda z: -z.square().sum(-1), **options, **QUIET)
+
+
+def test_an_error_of_the_model_says_with_what_it_was_called():
+    with pytest.raises(RuntimeError) as caught:
+        fit_posterior(lambda p: p["a"] + torch.zeros(7), supports={"a": ((), constraints.real)}, **QUIET)
+    assert "batch of 3 draws: a (3,)" in caught.value.__notes__[0]
+
+
+def test_a_density_unbounded_in_a_corner_is_no_crash():
+    """Eight schools, centred: its density grows without limit where tau goes to zero, and curvature there has no Cholesky factor."""
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
+    sd = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
+
+    def log_prob(z: torch.Tensor) -> torch.Tensor:
+        mu, log_tau, theta = z[:, 0], z[:, 1], z[:, 2:]
+        groups = Normal(mu.unsqueeze(1), log_tau.exp().unsqueeze(1)).log_prob(theta).sum(-1)
+        prior = Normal(0.0, 5.0).log_prob(mu) + HalfCauchy(5.0).log_prob(log_tau.exp()) + log_tau
+        return prior + groups + Normal(theta, sd).log_prob(y).sum(-1)
+
+    generator = torch.Generator().manual_seed(0)
+    target = Target(log_prob, Space(10))
+    found = pathfinder.find(target, pathfinder.finite_starts(target, 16, 1.0, generator), generator)
+    assert found
+    assert all(bool(torch.isfinite(g.scale_tril).all()) for g in found)
 
 
 def test_single_precision_models_say_so_by_dtype():
@@ -406,3 +477,5 @@ def test_points_without_a_density_are_counted_and_too_many_are_an_error():
         fit_posterior(hole(1.0), features=2, steps=20, **QUIET)
     with pytest.raises(PosteriorError, match="starting points"):
         fit_posterior(lambda z: z.sum(-1) * math.nan, features=2, **QUIET)
+    with pytest.raises(PosteriorError, match="without a finite gradient"):
+        fit_posterior(lambda z: (0 * z).sqrt().sum(-1) - z.square().sum(-1), features=2, **QUIET)

@@ -37,6 +37,9 @@ class AmortizedPosterior(nn.Module):
     encoder and flow the recognition model; the sum of what its posteriors lack is the amortisation gap (Cremer et al. 2018, "Inference
     suboptimality in variational autoencoders", equation 7), which `diagnostics` shows for each context.
 
+    The encoder is code of yours, from which no file could build it again: keep the `state_dict`, and load it into one built alike. `flow` alone,
+    with its context, is a flow that `flowlab.save` takes, and so is what `at` returns for one context.
+
     Args:
         encoder: From contexts (n, width) to the flow's context (n, context_features); none when None.
         flow: The distribution of the unconstrained vector, with a context. Its sampling direction should be fast; training by
@@ -57,6 +60,11 @@ class AmortizedPosterior(nn.Module):
         >>> q = AmortizedPosterior(encoder, flowlab.presets.iaf(2, context_features=4, layers=2, hidden=(16,)))
         >>> q.sample((10,), torch.zeros(3, 5)).shape
         torch.Size([10, 3, 2])
+        >>> kept = q.state_dict()  # a file: torch.save(kept, path); later torch.load(path, weights_only=True)
+        >>> encoder = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.SiLU(), torch.nn.Linear(16, 4))
+        >>> again = AmortizedPosterior(encoder, flowlab.presets.iaf(2, context_features=4, layers=2, hidden=(16,)))
+        >>> again.load_state_dict(kept)
+        <All keys matched successfully>
     """
 
     def __init__(

@@ -81,6 +81,9 @@ class BayesianModule(nn.Module):
         torch.Size([100, 40, 1])
         >>> bnn.predictive_log_prob(x, y, 100, generator=generator).shape
         torch.Size([40])
+        >>> again = BayesianModule(net, posterior="full")  # as before; the network's code is yours, so that no file can build it
+        >>> again.load_state_dict(bnn.state_dict())
+        <All keys matched successfully>
     """
 
     prior_scale: Tensor

@@ -136,6 +136,11 @@ def fit_posterior(
         torch.Size([5])
     """
     started = time.process_time()
+    for name, number in (("steps", steps), ("draws", draws), ("learning_rate", learning_rate)):
+        if not number > 0:
+            raise ValueError(f"{name} must be positive, not {number}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
     space = Space(features, supports)
     if context is not None:
         options: dict[str, Any] = {"steps": steps, "draws": draws, "learning_rate": learning_rate, "dtype": dtype}

@@ -66,7 +66,7 @@ def finite_starts(target: Target, count: int, spread: float, generator: torch.Ge
     if found:
         return torch.stack(found)
     raise PosteriorError(
-        f"log_prob is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: "
+        f"log_prob, or its gradient, is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: "
         f"{target.shown(tries[:1])}. Check the model there, declare supports=…, or shift and scale the parameters"
     )
 

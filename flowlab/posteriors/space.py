@@ -4,11 +4,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, constraints
+
+from flowlab.posteriors.matrices import bijector
 
 # A point in the user's space: a tensor (*batch, features), or named tensors (*batch, *shape).
 Value = Tensor | dict[str, Tensor]
@@ -38,7 +41,8 @@ class Block:
 class Space:
     """The parameters of a posterior: `features` unconstrained numbers, or names with shapes and supports.
 
-    torch's `biject_to` gives each parameter's bijector from unconstrained numbers: exp for positive ones, stick-breaking for a simplex, …
+    Each parameter is reached from unconstrained numbers by torch's bijector – exp for positive ones, stick-breaking for a simplex, … –, or by one of
+    `matrices`: for Cholesky factors and covariances, whose densities count the entries on and below the diagonal.
 
     Args:
         features: Width of an unconstrained space without names.
@@ -62,11 +66,13 @@ class Space:
             raise ValueError("give features=… for an unconstrained space, or supports={name: (shape, constraint)}")
         self.blocks: list[Block] | None = None
         if supports is None:
-            if not isinstance(features, int) or features < 1:
+            if isinstance(features, bool) or not isinstance(features, Integral) or features < 1:
                 raise ValueError(f"features must be a positive whole number, not {features!r}")
-            self.features: int = features
-            self.labels = [f"z[{i}]" for i in range(features)]
+            self.features: int = int(features)
+            self.labels = [f"z[{i}]" for i in range(self.features)]
             return
+        if not isinstance(supports, Mapping):
+            raise ValueError(f"supports must be a dict {{name: (shape, constraint)}}, not a {type(supports).__name__}")
         if not supports:
             raise ValueError("supports names no parameter")
         self.blocks = []
@@ -74,6 +80,8 @@ class Space:
         for name, entry in supports.items():
             self.blocks.append(_block(name, entry, start))
             start = self.blocks[-1].place.stop
+        if not start:
+            raise ValueError("supports names only parameters without elements")
         self.features = start
         self.labels = [label for block in self.blocks for label in block.labels]
 
@@ -146,6 +154,8 @@ def _block(name: str, entry: Any, start: int) -> Block:
     try:
         shape, constraint = entry
         shape = Size([shape] if isinstance(shape, int) else shape)
+        if any(size < 0 for size in shape):
+            raise ValueError("negative size")
     except (TypeError, ValueError) as error:
         raise ValueError(f"supports[{name!r}] must be (shape, constraint), not {entry!r}") from error
     if not isinstance(constraint, constraints.Constraint):
@@ -153,12 +163,14 @@ def _block(name: str, entry: Any, start: int) -> Block:
             f"supports[{name!r}] needs a constraint of torch.distributions.constraints, not {constraint!r}"
         )
     try:
-        transform = biject_to(constraint)
+        transform = bijector(constraint)
         free_shape = Size(transform.inverse_shape(shape))
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
             f"supports[{name!r}]: {constraint} with shape {tuple(shape)} has no bijector: {error}"
         ) from error
+    if shape.numel() and not free_shape.numel():
+        raise ValueError(f"supports[{name!r}]: {constraint} with shape {tuple(shape)} has a single point: leave it out")
     return Block(name, shape, constraint, transform, free_shape, slice(start, start + free_shape.numel()))
 
 
@@ -172,7 +184,7 @@ def _described(value: Any) -> str:
     return f"a dict with {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
 
 
-# Constraints that files can name: those of torch.distributions that biject_to knows, with their numbers.
+# Constraints that files can name: those of torch.distributions that have a bijector, with their numbers.
 _PLAIN = (
     "real",
     "positive",
@@ -198,7 +210,7 @@ def _describe_constraint(constraint: constraints.Constraint) -> Any:
             return name
     for name, arguments in _WITH_NUMBERS.items():
         if type(constraint) is getattr(constraints, name):
-            return [name, *(float(getattr(constraint, argument)) for argument in arguments)]
+            return [name, *(torch.as_tensor(getattr(constraint, argument)).tolist() for argument in arguments)]
     if isinstance(constraint, constraints.independent):
         return ["independent", _describe_constraint(constraint.base_constraint), constraint.reinterpreted_batch_ndims]
     raise TypeError(f"no file can describe the constraint {constraint}")
@@ -212,5 +224,6 @@ def _build_constraint(description: Any) -> constraints.Constraint:
         if name == "independent":
             return constraints.independent(_build_constraint(numbers[0]), int(numbers[1]))
         if name in _WITH_NUMBERS:
-            return getattr(constraints, name)(*map(float, numbers))
+            bounds = (torch.tensor(x, dtype=torch.float64) if isinstance(x, list) else float(x) for x in numbers)
+            return getattr(constraints, name)(*bounds)
     raise ValueError(f"unknown constraint {description!r}")

@@ -70,7 +70,9 @@ class Target:
         """What the user's function says at z (n, features), for messages."""
         with torch.no_grad(), unvalidated():
             value, _ = self.space.constrain(z.to(self.dtype))
-            return f"at {value} it is {self.function(value).tolist()}"
+            found = self.function(value)
+            gradient = "" if not bool(torch.isfinite(found).all()) else ", without a finite gradient"
+            return f"at {value} it is {found.tolist()}{gradient}"
 
     def check(self, z: Tensor) -> None:
         """Evaluate the user's function at z (n, features), and say plainly what is wrong with what it returns.
@@ -81,7 +83,11 @@ class Target:
         """
         with torch.enable_grad():
             value, _ = self.space.constrain(z.detach().to(self.dtype).requires_grad_())
-            found = self._ask(value)
+            try:
+                found = self._ask(value)
+            except Exception as error:
+                error.add_note(f"flowlab had called log_prob with a batch of {len(z)} draws: {self._shapes(value)}")
+                raise
         n = len(z)
         if not isinstance(found, Tensor) or not found.is_floating_point():
             kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -27,7 +27,8 @@ class VAE(nn.Module):
     & Mohamed 2015, "Variational inference with normalizing flows", equation 15, is the bound.
 
     Rows are (*batch, features), also those of images; an encoder begins with `nn.Unflatten` where it wants another shape.
-    `flowlab.fit(vae, x, objective=vae.objective())` trains, and so does `fit`; `state_dict` keeps the weights.
+    `flowlab.fit(vae, x, objective=vae.objective())` trains, and so does `fit`. Encoder and decoder are code of yours, from which no file could
+    build them again: keep the `state_dict`, and load it into a VAE built alike. `flow` and `prior` alone are flows that `flowlab.save` takes.
 
     Args:
         encoder: From x (n, features) to (n, 2 · latent + context_features): the posterior's means, the logarithms of its scales, then
@@ -61,6 +62,7 @@ class VAE(nn.Module):
         >>> history = vae.fit(x, epochs=10, generator=generator, progress=False)
         >>> vae.elbo(x).shape, vae.log_prob(x, k=50).shape, vae.sample((3,)).shape
         (torch.Size([200]), torch.Size([200]), torch.Size([3, 6]))
+        >>> kept = vae.state_dict()  # a file: torch.save(kept, path); later torch.load(path, weights_only=True)
     """
 
     def __init__(
