@@ -81,14 +81,13 @@ def test_a_curved_posterior_gets_a_flow_and_is_good():
 
 
 def test_one_parameter_with_a_skewed_density():
-    posterior = fit_posterior(
-        lambda p: Gamma(1.2, 1.0).log_prob(p["rate"]), supports={"rate": ((), constraints.positive)}, **QUIET
-    )
+    supports = {"rate": ((), constraints.positive)}
+    posterior = fit_posterior(lambda p: Gamma(1.2, 1.0).log_prob(p["rate"]), supports=supports, steps=300, **QUIET)
     found = posterior.diagnostics()
     assert found.verdict == "good"
     assert abs(found.log_evidence.value) < 0.05
     grid = torch.linspace(0.05, 6, 50, dtype=torch.float64)
-    assert float((posterior.log_prob({"rate": grid}) - Gamma(1.2, 1.0).log_prob(grid)).abs().max()) < 0.4
+    assert float((posterior.log_prob({"rate": grid}).detach() - Gamma(1.2, 1.0).log_prob(grid)).abs().max()) < 0.4
 
 
 def test_heavy_tails_are_weighted_by_the_defensive_base():
@@ -213,7 +212,7 @@ def test_densities_are_those_of_the_users_space(named):
     """One number against quadrature: the marginal of a posterior over one bounded number integrates to one."""
     x, log_q = named.rsample_and_log_prob((200,), torch.Generator().manual_seed(0))
     assert torch.allclose(named.log_prob(x), log_q, atol=1e-8)
-    assert float((log_q - log_prior(x)).std()) < 0.5
+    assert float((log_q - log_prior(x)).detach().std()) < 0.5
     outside = {name: value.detach().clone() for name, value in x.items()}
     outside["tau"][0] = -1.0
     assert float(named.log_prob(outside)[0].detach()) == -math.inf
@@ -258,7 +257,7 @@ def test_matrices_have_the_log_determinant_of_their_lower_entries(constraint, ge
 def test_a_covariance_has_its_wishart_distribution_and_evidence():
     truth = Wishart(torch.tensor(7.0).double(), torch.eye(2).double())
     posterior = fit_posterior(
-        lambda p: truth.log_prob(p["S"]), supports={"S": ((2, 2), constraints.positive_definite)}, steps=100, **QUIET
+        lambda p: truth.log_prob(p["S"]), supports={"S": ((2, 2), constraints.positive_definite)}, steps=30, **QUIET
     )
     assert abs(posterior.diagnostics().log_evidence.value) < 0.02
     assert torch.allclose(posterior.resample(20_000)["S"].mean(0), truth.mean, atol=0.15)

@@ -69,7 +69,7 @@ class Space:
             if isinstance(features, bool) or not isinstance(features, Integral) or features < 1:
                 raise ValueError(f"features must be a positive whole number, not {features!r}")
             self.features: int = int(features)
-            self.labels = [f"z[{i}]" for i in range(self.features)]
+            self.labels: list[str] = [f"z[{i}]" for i in range(self.features)]
             return
         if not isinstance(supports, Mapping):
             raise ValueError(f"supports must be a dict {{name: (shape, constraint)}}, not a {type(supports).__name__}")
