@@ -100,7 +100,7 @@ def test_a_missing_feature_is_integrated_out(classifier):
 
 
 def test_classes_from_a_real_table_with_levels_and_unseen_ones():
-    table = datasets.load("diamonds").sample(1_000, random_state=0).reset_index(drop=True)
+    table = datasets.load("diamonds").sample(2_700, random_state=0).reset_index(drop=True)
     x, y = table[["carat", "price", "cut", "color"]], table["clarity"].isin(["IF", "VVS1", "VVS2"])
     train, test, y_train, y_test = train_test_split(x, y, random_state=0)
     model = FlowClassifier(FlowDensity(effort="fast", random_state=0)).fit(train, y_train)
@@ -177,7 +177,7 @@ def test_integers_as_targets_have_probabilities():
 
 
 def test_on_a_real_table_it_predicts_better_than_a_line_and_covers_what_it_says():
-    table = datasets.load("diamonds").sample(1_500, random_state=1).reset_index(drop=True)
+    table = datasets.load("diamonds").sample(2_700, random_state=1).reset_index(drop=True)
     x, y = table[["carat", "cut", "color", "clarity", "depth"]], table["price"]
     train, test, y_train, y_test = train_test_split(x, y, random_state=0)
     model = FlowRegressor(FlowDensity(effort="fast", random_state=0)).fit(train, y_train)
