@@ -244,7 +244,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean log-density of the rows, nats, weighted where weights (n,) are given."""
-        return float(np.average(self.score_samples(X), weights=sample_weight))
+        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        return float(np.average(self.score_samples(X), weights=weights))
 
     @property
     def members_(self) -> pd.DataFrame:
