@@ -25,7 +25,7 @@ from flowlab.training import fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
-AFFINE = {"steps": 150, "draws": 64, "learning_rate": 2e-2}
+AFFINE = {"steps": 150, "draws": 100, "learning_rate": 2e-2}
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 FLOW_ESS = 0.985  # and a flow
