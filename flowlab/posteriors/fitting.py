@@ -25,7 +25,11 @@ from flowlab.training import fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
-AFFINE = {"steps": 150, "draws": 100, "learning_rate": 2e-2}
+AFFINE = {"steps": 150, "draws": 100}
+AFFINE_RATE, WIDE = (
+    2e-2,
+    100,
+)  # above that many features the rate falls as one over their number: a step adds up over a row of the matrix
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 FLOW_ESS = 0.985  # and a flow
@@ -170,7 +174,7 @@ def fit_posterior(
         if smooth(weigh(start, target, LOOK // 4, generator)[1]).ess > EXACT:
             return start
         trained = _whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
-        train(trained, "affine", **AFFINE)
+        train(trained, "affine", learning_rate=AFFINE_RATE * min(1.0, WIDE / space.features), **AFFINE)
         return _merged(trained)
 
     found = pathfinder.find(target, pathfinder.finite_starts(target, STARTS, SPREAD, generator), generator)
