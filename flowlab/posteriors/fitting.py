@@ -25,11 +25,9 @@ from flowlab.training import fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
-AFFINE = {"steps": 150, "draws": 100}
-AFFINE_RATE, WIDE = (
-    2e-2,
-    100,
-)  # above that many features the rate falls as one over their number: a step adds up over a row of the matrix
+AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 100, 2e-2
+WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
+NEAR, NEAR_STEPS = 0.3, 100  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 FLOW_ESS = 0.985  # and a flow
@@ -93,7 +91,7 @@ def fit_posterior(
     """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
-    150 steps of sticking the landing; then a search for modes not yet covered. Where importance weights say that this
+    150 steps of sticking the landing, or 100 where it is near already; then a search for modes not yet covered. Where importance weights say that this
     is good (k-hat below 0.5, 95 % effective draws) it ends there; else a flow of affine couplings is trained in the
     coordinates that the affine map whitens. Several modes become a mixture of such flows, weighted by their evidence.
 
@@ -171,10 +169,13 @@ def fit_posterior(
     def affine(at: pathfinder.Gaussian) -> Flow:
         """The Gaussian that an affine map trained from this one ends at."""
         start = _whitened([], at.mean, at.scale_tril)
-        if smooth(weigh(start, target, LOOK // 4, generator)[1]).ess > EXACT:
+        ess = smooth(weigh(start, target, LOOK // 4, generator)[1]).ess
+        if ess > EXACT:
             return start
         trained = _whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
-        train(trained, "affine", learning_rate=AFFINE_RATE * min(1.0, WIDE / space.features), **AFFINE)
+        steps = NEAR_STEPS if ess > NEAR else AFFINE_STEPS
+        rate = AFFINE_RATE * min(1.0, WIDE / space.features)
+        train(trained, "affine", steps=steps, draws=AFFINE_DRAWS, learning_rate=rate)
         return _merged(trained)
 
     found = pathfinder.find(target, pathfinder.finite_starts(target, STARTS, SPREAD, generator), generator)
