@@ -26,7 +26,7 @@ demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows
 
 test: $(READY) lint  ## lint, types, tests and doctests
 	@echo "== tests"
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-matrix:  ## the tests under further Pythons and torches, where they are at hand; ARGS="--help" says more
 	$(PYTHON) .ci/matrix.py $(ARGS)
