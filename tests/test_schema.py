@@ -34,11 +34,31 @@ def test_kinds_of_a_real_table(weather):
     assert kinds["temp"] == "continuous"
     assert kinds["time_hour"] == "datetime"
     assert schema["wind_dir"].resolution == 10
-    assert (schema["pressure"].lower, schema["pressure"].upper) == (0, None)
+    assert (schema["wind_speed"].lower, schema["wind_speed"].upper) == (0, None)
+    assert schema["pressure"].lower is None  # far from zero
     assert schema["pressure"].missing == pytest.approx(weather["pressure"].isna().mean())
     assert schema["time_hour"].resolution == 3600
     assert schema["time_hour"].parts == ["day", "time"]
     assert schema["dewp"].lower is None
+
+
+@pytest.mark.parametrize(
+    ("draw", "lower"),
+    [
+        (lambda rng: rng.normal(10, 2.5, 1000), None),  # none negative, by chance
+        (lambda rng: rng.uniform(5, 6, 1000), None),
+        (lambda rng: rng.uniform(0, 6, 1000), 0),
+        (lambda rng: rng.exponential(3, 50), 0),
+        (lambda rng: rng.lognormal(5, 1, 1000), 0),
+        (lambda rng: rng.poisson(4, 1000), 0),
+        (lambda rng: rng.beta(0.5, 0.5, 1000), 0),
+    ],
+    ids=["normal", "far", "uniform", "exponential", "log-normal", "counts", "shares"],
+)
+def test_a_support_ends_at_zero_only_where_values_do(draw, lower):
+    x = draw(np.random.default_rng(1))
+    assert x.min() >= 0
+    assert Schema.infer(pd.DataFrame({"x": x}))["x"].lower == lower
 
 
 def test_ordered_levels_keep_their_order():

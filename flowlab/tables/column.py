@@ -275,13 +275,17 @@ def learn_support(column: ColumnSchema, x: Array) -> None:
     """Bounds that the values, or their dtype, suggest."""
     low, high = float(x.min()), float(x.max())
     why = []
-    if low >= 0:
+    # Shares come near both their ends; other small numbers just happen to be below 1.
+    if (
+        column.kind in NUMERIC
+        and 0 <= low <= high <= 1
+        and (high == 1 or (high >= 0.95 and low <= 0.05 and len(x) >= 20))
+    ):
+        column.lower, column.upper = 0.0, 1.0
+        why.append("within [0, 1]")
+    elif low >= 0 and ends_at_zero(x, column.resolution):
         column.lower = 0.0
         why.append("none negative")
-        # Shares come near both their ends; other small numbers just happen to be below 1.
-        if column.kind in NUMERIC and high <= 1 and (high == 1 or (high >= 0.95 and low <= 0.05 and len(x) >= 20)):
-            column.upper = 1.0
-            why = ["within [0, 1]"]
     bottom, top = limits(column.dtype)
     if top is not None:
         column.lower = bottom if column.lower is None else column.lower
@@ -289,6 +293,15 @@ def learn_support(column: ColumnSchema, x: Array) -> None:
         why.append(f"within {column.dtype}")
     if why:
         column.reason += f"; {', '.join(why)}"
+
+
+def ends_at_zero(x: Array, resolution: float) -> bool:
+    """Whether values, none of them negative, look as if none could be: rows beyond a support have no probability at all.
+
+    Either they come as near to zero as the next value might, or their lower tail is far shorter than the upper one.
+    """
+    low, middle, high = np.quantile(x, [0, 0.5, 1])
+    return bool(low <= max(3 * (high - low) / len(x), resolution) or middle - low <= (high - middle) / 2)
 
 
 def limits(name: str) -> tuple[float | None, float | None]:
