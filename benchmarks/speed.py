@@ -27,11 +27,14 @@ MEMORY_FRAMEWORKS = ("flowlab", "zuko")
 # Where bars are missed, and why.
 PROFILED = (
     ("real_nvp", 63, "train"),
+    ("nsf", 21, "train"),
+    ("maf", 6, "train"),
     ("maf", 21, "train"),
     ("maf", 63, "train"),
+    ("real_nvp", 63, "log_prob"),
+    ("maf", 21, "log_prob"),
     ("real_nvp", 63, "rsample"),
     ("maf", 63, "rsample"),
-    ("planar", 63, "rsample"),
 )
 PROFILED_FRAMEWORKS, PROFILED_STEPS = ("flowlab", "normflows", "freia", "pyro", "bound"), 50
 
