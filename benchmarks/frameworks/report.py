@@ -188,7 +188,7 @@ def markdown(results: dict, name: str) -> str:
     if results.get("profiles"):
         note = (
             "Time without the profiler, divided by its shares. What is left besides matrix products, which all have to do, is some forty small "
-            "torch operations a layer and their dispatch. Other programs may have run beside: read the shares rather than the times."
+            "torch operations a layer and their dispatch. log_prob is of 512 rows here. Other programs may have run beside: read the shares rather than the times."
         )
         lines += ["", "## Profiles of what misses its bar, milliseconds", "", note, "", *profile_table(results)]
     if results["memory"]:
