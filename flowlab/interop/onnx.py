@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 What = Literal["log_prob", "sample"]
 INPUTS = {"log_prob": "x", "sample": "noise"}
 OUTPUTS = {"log_prob": "log_prob", "sample": "x"}
-SMALL = (
-    1500  # nodes up to which a graph is optimized here: that takes their square in time, and ONNX Runtime does it too
-)
+SMALL = 1500  # nodes up to which a graph is optimized here: it takes their square in time, and ONNX Runtime does it too
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-8}  # how far a file may be from the flow, as a share of 1 + |value|
 
 
