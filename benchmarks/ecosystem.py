@@ -198,7 +198,8 @@ def rounding(
 ) -> dict[str, float]:
     """How far single precision is from the other library's model in double precision: root mean square and maximum, of theirs, of ours.
 
-    And what no program can do without: how much the exact log_prob moves, if each number of a row moves up to the next one in single precision.
+    And what no program can do without: how much the exact log_prob moves, if each number of a row moves up to the next one in single precision; and how far
+    the other library's log_prob of all rows at once is from its own of the same rows one at a time.
     """
     double, given = copy.deepcopy(model).double(), None if context is None else context.double()
     exact = peer.log_prob(double, x.double(), given)
@@ -207,7 +208,11 @@ def rounding(
     for key, value in (("theirs", theirs), ("ours", ours), ("moved", moved)):
         apart = (value - exact).abs()
         found |= {f"{key}_rms": apart.square().mean().sqrt().item(), f"{key}_max": apart.max().item()}
-    return found
+    single = [
+        peer.log_prob(model, x[i : i + 1], None if context is None else context[i : i + 1]) for i in range(len(x))
+    ]
+    apart = (theirs - torch.cat(single)).abs()
+    return found | {"alone": apart.max().item(), "alone_relative": (apart / (1 + theirs.abs())).max().item()}
 
 
 def measure_conversion() -> dict[str, Any]:
@@ -254,21 +259,25 @@ def write_rounding(errors: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     smaller = [name for name, e in singles.items() if e["theirs_rms"] > 1.1 * e["ours_rms"]]
     lines = [
         "Where single precision differs by more, both round: the same rows and weights, against the other library's own model in double precision, root mean square and, in brackets, maximum over "
-        "the rows, in nats. The last column moves each number of a row up to the next one in single precision, and says by how much the exact `log_prob` moves.",
+        "the rows, in nats. Then each number of a row is moved up to the next one in single precision: by how much the exact `log_prob` moves. The last column is the other library alone: the largest "
+        "difference between its `log_prob` of all rows at once and of the same rows one at a time, in single precision, in brackets as a share of 1 + |log_prob|.",
         "",
-        "| flow | its float32 error | flowlab's float32 error | flowlab's / its (root mean squares) | rows moved by one rounding |",
-        "|---|---:|---:|---:|---:|",
+        "| flow | its float32 error | flowlab's float32 error | flowlab's / its (root mean squares) | rows moved by one rounding | its rows one at a time |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, e in singles.items():
         cells = [f"{e[f'{key}_rms']:.1e} ({e[f'{key}_max']:.1e})" for key in ("theirs", "ours", "moved")]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {e['ours_rms'] / e['theirs_rms']:.2f} | {cells[2]} |")
+        cells.append(f"{e['alone']:.1e} ({e['alone_relative']:.1e})")
+        lines.append(
+            f"| {name} | {cells[0]} | {cells[1]} | {e['ours_rms'] / e['theirs_rms']:.2f} | {cells[2]} | {cells[3]} |"
+        )
     told = f"flowlab's error is more than a tenth larger in {len(larger)} of {len(singles)} flows, and more than a tenth smaller in {len(smaller)}."
     return [*lines, "", told]
 
 
 # ONNX ------------------------------------------------------------------------------------------------------------------
 
-SIZES = (1, 7, 100)
+SIZES = (1, 7, 1000)
 DIRECTIONS = ("log_prob", "sample")
 PRESETS: dict[str, Callable[..., flowlab.Flow]] = {
     **{
@@ -301,7 +310,7 @@ def trained(name: str, context_features: int) -> flowlab.Flow:
 
 @torch.no_grad()
 def in_runtime(flow: flowlab.Flow, what: str) -> dict[str, Any]:
-    """Of a flow's file in ONNX Runtime: the largest difference to torch, also as a share of 1 + |value|; or why there is none."""
+    """Of a flow's file in ONNX Runtime: the largest difference to torch, also as a share of 1 + |value|, and what `inexactness` finds; or why there is none."""
     import onnxruntime
 
     from flowlab.interop.onnx import ExportError, export
@@ -313,22 +322,51 @@ def in_runtime(flow: flowlab.Flow, what: str) -> dict[str, Any]:
         except ExportError as error:
             return {"refused": str(error)}
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        largest, relative = 0.0, 0.0
-        for rows in SIZES:
-            generator = torch.Generator().manual_seed(rows)
-            context = torch.empty(rows, flow.context_features, dtype=flow.dtype).normal_(generator=generator)
-            given = (context,) if flow.context_features else ()
-            z = flow.base.sample((rows,), generator)
-            value = z if what == "sample" else flow.from_noise(z, *given)
-            expected = flow.from_noise(value, *given) if what == "sample" else flow.log_prob(value, *given)
-            found = session.run(None, dict(zip(names, (part.numpy() for part in (value, *given)), strict=True)))[0]
-            apart = (torch.from_numpy(found) - expected).abs().double()
-            if what == "sample" and isinstance(flow.base, flowlab.bases.Uniform):
-                apart = torch.minimum(apart, 2 * math.pi - apart).abs()
-            largest = max(largest, float(apart.max()))
-            relative = max(relative, float((apart / (1 + expected.abs())).max()))
-    return {"largest": largest, "relative": relative}
+    names = [given.name for given in session.get_inputs()]
+    found: dict[str, Any] = {"largest": 0.0, "relative": 0.0}
+    for rows in SIZES:
+        generator = torch.Generator().manual_seed(rows)
+        context = torch.empty(rows, flow.context_features, dtype=flow.dtype).normal_(generator=generator)
+        given = (context,) if flow.context_features else ()
+        z = flow.base.sample((rows,), generator)
+        value = z if what == "sample" else flow.from_noise(z, *given)
+        inputs = dict(zip(names, (part.numpy() for part in (value, *given)), strict=True))
+        outputs, expected = torch.from_numpy(session.run(None, inputs)[0]), run(flow, what, value, *given)
+        apart = distance(flow, what, outputs, expected)
+        found["largest"] = max(found["largest"], float(apart.max()))
+        found["relative"] = max(found["relative"], float((apart / (1 + expected.abs())).max()))
+    return found | inexactness(flow, what, (value, *given), expected, outputs)
+
+
+def run(flow: flowlab.Flow, what: str, *arguments: Tensor) -> Tensor:
+    return flow.from_noise(*arguments) if what == "sample" else flow.log_prob(*arguments)
+
+
+def distance(flow: flowlab.Flow, what: str, one: Tensor, other: Tensor) -> Tensor:
+    apart = (one.double() - other.double()).abs()
+    circular = what == "sample" and isinstance(flow.base, flowlab.bases.Uniform)
+    return torch.minimum(apart, 2 * math.pi - apart).abs() if circular else apart
+
+
+def inexactness(
+    flow: flowlab.Flow, what: str, arguments: tuple[Tensor, ...], eager: Tensor, runtime: Tensor
+) -> dict[str, float]:
+    """In single precision, how far torch and ONNX Runtime are from the same flow in double precision: root mean square and maximum.
+
+    And in both, how much torch's result in double precision moves, if each number of a row moves up to the next one in the flow's precision.
+    """
+    double = copy.deepcopy(flow).double()
+    value, *given = (part.double() for part in arguments)
+    upwards = torch.nextafter(arguments[0], torch.full_like(arguments[0], torch.inf)).double()
+    exact = run(double, what, value, *given)
+    results = {"moved": run(double, what, upwards, *given)}
+    if flow.dtype == torch.float32:
+        results |= {"eager": eager, "runtime": runtime}
+    found = {}
+    for key, result in results.items():
+        apart = distance(flow, what, result, exact)
+        found |= {f"{key}_rms": apart.square().mean().sqrt().item(), f"{key}_max": apart.max().item()}
+    return found
 
 
 def measure_preset(name: str) -> dict[str, Any]:
@@ -358,7 +396,7 @@ def write_onnx(found: dict[str, Any]) -> str:
     lines = [
         f"{found['setting']}.",
         "",
-        f"`flowlab.interop.onnx.export` of every preset ({FEATURES} features, 2 layers, {STEPS} steps of training), run in ONNX Runtime with {', '.join(map(str, SIZES))} "
+        f"`flowlab.interop.onnx.export` of every preset ({FEATURES} features, 2 layers, {STEPS} steps of training), run in ONNX Runtime with {', '.join(f'{rows:,}' for rows in SIZES)} "
         "rows: the largest difference to torch in the same precision, in nats for `log_prob` and in units of the data for samples from the same noise, in brackets as a share of 1 + |value|.",
         "",
         "| preset | context | " + " | ".join(f"{what}, {key}" for what, key in kinds) + " |",
@@ -376,7 +414,28 @@ def write_onnx(found: dict[str, Any]) -> str:
                 else:
                     cells.append(f"{result['largest']:.1e} ({result['relative']:.1e})")
             lines.append(f"| {name} | {'yes' if context_features else 'no'} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Refused: " + ("; ".join(refused) if refused else "none") + "."])
+    lines += ["", "Refused: " + ("; ".join(refused) if refused else "none") + ".", ""]
+    return "\n".join([*lines, *write_inexactness(found["presets"])])
+
+
+def write_inexactness(presets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    lines = [
+        f"Both round: over the {SIZES[-1]:,} rows, errors in single precision against torch in double precision with the same weights, root mean square and, in brackets, maximum. Then each number "
+        'of a row is moved up to the next one in the precision of the column ("moved"): by how much the result in double precision moves, in the same way. Where that is large, the flow is steep, and no program can be nearer.',
+        "",
+        "| preset | context | direction | torch, float32 | ONNX Runtime, float32 | moved, float32 | moved, float64 |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for name, results in presets.items():
+        for context_features in (0, CONTEXT):
+            for what in DIRECTIONS:
+                single, double = (results[f"{context_features} {what} {key}"] for key in DTYPES)
+                if "refused" in single or "refused" in double:
+                    continue
+                pairs = [(single, "eager"), (single, "runtime"), (single, "moved"), (double, "moved")]
+                cells = [f"{of[f'{key}_rms']:.1e} ({of[f'{key}_max']:.1e})" for of, key in pairs]
+                lines.append(f"| {name} | {'yes' if context_features else 'no'} | {what} | " + " | ".join(cells) + " |")
+    return lines
 
 
 # All sections ----------------------------------------------------------------------------------------------------------

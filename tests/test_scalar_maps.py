@@ -28,6 +28,7 @@ SCALARS: dict[str, ScalarMap] = {
     "additive": Additive(),
     "affine": Affine(),
     "affine, tight": Affine(bound=0.5),
+    "affine, wide": Affine(bound=30.0),
     "spline": RationalQuadraticSpline(),
     "spline, one bin": RationalQuadraticSpline(bins=1, bound=2.0),
     "spline, many bins": RationalQuadraticSpline(bins=16, slope=1e-2),
@@ -173,6 +174,18 @@ def test_affine_log_scale_is_bounded(bound: float, dtype: torch.dtype) -> None:
         mapped, log_slope = function(value, params)
         assert torch.isfinite(mapped).all()
         torch.testing.assert_close(log_slope.abs(), torch.full_like(value, bound))
+
+
+@pytest.mark.parametrize("bound", [0.5, 3.0, 6.9, 30.0])
+def test_affine_log_scale_is_exact_to_rounding(bound: float) -> None:
+    """Small log-scales keep their digits in single precision, however wide the bound."""
+    raw = torch.linspace(-2, 2, 4001)
+    value, params = torch.ones_like(raw), torch.stack([torch.zeros_like(raw), raw])
+    for function in (Affine(bound).forward, Affine(bound).inverse):
+        mapped, log_slope = function(value, params)
+        exact = function(value.double(), params.double())
+        assert (log_slope - exact[1]).abs().max() < 1e-6
+        assert ((mapped - exact[0]) / exact[0]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
