@@ -4,7 +4,7 @@
     python benchmarks/synthesis.py --tables credit --methods flowlab --again
 
 Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of its own on
-one core, draws 5,000 rows, and the first of them, as many as there are training rows, are scored. Rows, times and scores are kept
+one core, draws 5,000 rows five times, and of each draw the first rows, as many as there are training rows, are scored. Rows, times and scores are kept
 in benchmarks/cache/synthesis/; scores are made anew when the rows or the metrics' source are newer. Tables and picture are
 written to benchmarks/results/synthesis.md and .png. Peers live in environments of their own (`make bench-synthesis` makes them);
 those that are not there are left out, with a word.
@@ -12,6 +12,7 @@ those that are not there are left out, with a word.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,6 @@ from pathlib import Path
 import pandas as pd
 from synthesizers import ARF, METHODS, OURS, REAL, SDV, SNAPPED, SPREAD, report, scores
 from synthesizers.tables import TABLES, snapped, split_of
-from synthesizers.worker import MORE_SEEDS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -30,12 +30,17 @@ METRICS = (
     *(WORKERS / f"{name}.py" for name in ("scores", "quality", "tables")),
     *(ROOT / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "columns")),
 )
-DRAWN = 5000
+DRAWN, DRAWS = 5000, 5
 LIMIT = 3600.0  # seconds for one method on one table
 
 
 def stored(name: str, what: str, suffix: str = ".parquet") -> Path:
     return CACHE / f"{name}-{what.replace(' ', '_')}{suffix}"
+
+
+def draws_of(name: str, method: str) -> list[Path]:
+    """The files of all draws."""
+    return [stored(name, method, f"{f'-{k}' if k else ''}.parquet") for k in range(DRAWS)]
 
 
 def fresh(path: Path, *sources: Path) -> bool:
@@ -79,15 +84,16 @@ def prepare(name: str) -> None:
 
 def draw(name: str, method: str, python: Path, again: bool) -> dict:
     """A method's times on a table, or its error; its rows lie in the cache."""
-    facts, rows, train = stored(name, method, ".json"), stored(name, method), stored(name, "train")
+    facts, rows, train = stored(name, method, ".json"), draws_of(name, method), stored(name, "train")
     if method == SNAPPED:
         found = draw(name, ARF, python, again=False)
-        if "error" not in found and (again or not fresh(rows, stored(name, ARF), train)):
-            snapped(pd.read_parquet(stored(name, ARF)), pd.read_parquet(train)).to_parquet(rows)
+        for path, source in zip(rows, draws_of(name, ARF)) if "error" not in found else ():
+            if again or not fresh(path, source, train):
+                snapped(pd.read_parquet(source), pd.read_parquet(train)).to_parquet(path)
         return write(facts, found)
     if fresh(facts, train) and not again:
         return json.loads(facts.read_text())
-    return write(facts, answer([python, WORKERS / "worker.py", method, train, DRAWN, rows]))
+    return write(facts, answer([python, WORKERS / "worker.py", method, train, DRAWN, *rows]))
 
 
 def quality(name: str, rows: Path, python: Path) -> dict:
@@ -97,22 +103,26 @@ def quality(name: str, rows: Path, python: Path) -> dict:
 
 
 def evaluate(name: str, method: str, sdv_python: Path) -> dict:
-    """Scores of a method's rows, from the cache where they are up to date; `REAL` is the noise floor."""
-    path, drawn = stored(name, method, "-scores.json"), stored(name, method)
-    sources = (drawn, *METRICS) if method != REAL else METRICS
+    """Scores of a method's rows, from the cache where they are up to date; `REAL` is the noise floor.
+
+    Those that vary most, `SPREAD`, are means over all draws; the others are the first draw's.
+    """
+    path, drawn = stored(name, method, "-scores.json"), draws_of(name, method)
+    sources = (*drawn, *METRICS) if method != REAL else METRICS
     if fresh(path, stored(name, "train"), *sources):
         return json.loads(path.read_text())
     train, test = split(name)
     if method == REAL:
         return write(path, {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)})
-    rows = pd.read_parquet(drawn)[: len(train)]
-    found = {**scores.score(train, test, rows, TABLES[name].target), **scored_quality(name, rows, sdv_python)}
-    further = [stored(name, method, f"-{seed}.parquet") for seed in MORE_SEEDS]
-    for rows in (pd.read_parquet(other)[: len(train)] for other in further if other.exists()):
-        again = {"tstr": scores.transfer(train, test, rows, TABLES[name].target).ratio}
-        again |= scored_quality(name, rows, sdv_python)
-        for key in SPREAD:
-            found.setdefault("draws", {}).setdefault(key, [found.get(key)]).append(again.get(key))
+    tables = [pd.read_parquet(file)[: len(train)] for file in drawn]
+    target = TABLES[name].target
+    found = {**scores.score(train, test, tables[0], target), **scored_quality(name, tables[0], sdv_python)}
+    further = [
+        {"tstr": scores.transfer(train, test, rows, target).ratio, **scored_quality(name, rows, sdv_python)}
+        for rows in tables[1:]
+    ]
+    found["draws"] = {key: [cell[key] for cell in (found, *further) if key in cell] for key in SPREAD}
+    found |= {key: statistics.fmean(values) for key, values in found["draws"].items() if values}
     return write(path, found)
 
 

@@ -14,6 +14,12 @@ settings.register_profile("flowlab", deadline=None, derandomize=True, database=N
 settings.load_profile("flowlab")
 
 
+@pytest.fixture(autouse=True)
+def global_generator() -> None:
+    """Tests that use torch's global generator (any `nn.Linear` does) are the same whatever ran before them."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

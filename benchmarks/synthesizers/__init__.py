@@ -14,4 +14,4 @@ ARF = "ARF"
 PEERS = (*SDV, ARF, SNAPPED)
 METHODS = (*OURS, *PEERS)
 REAL = "real rows"  # what real rows score: the noise floor
-SPREAD = ("quality", "tstr")  # scores whose spread over further draws is measured, too
+SPREAD = ("quality", "tstr")  # scores that vary most from draw to draw: means over all of them, with their spread

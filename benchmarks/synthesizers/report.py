@@ -175,10 +175,10 @@ def bars(found: Results, method: str) -> str:
 def spread(found: Results) -> str:
     """How much scores vary over draws from one fit."""
     lines = []
-    for method in OURS:
-        for key in SPREAD:
+    for key in SPREAD:
+        for method in METHODS:
             draws = [cells.get(method, {}).get("draws", {}).get(key, []) for cells in found.values()]
-            lines.append([f"{method}: {metric(key).title}", *map(spread_of, draws)])
+            lines.append([f"{metric(key).title}: {method}", *map(spread_of, draws)])
     return table(["", *found], lines)
 
 
@@ -245,8 +245,9 @@ def markdown(found: Results) -> str:
 
 Peers are used as documented, with their defaults: SDV with its own detection of metadata, text (as objects) declared categorical and no keys; \
 CTGAN and TVAE for 300 epochs; arfpy with missing numbers as medians beside a column that says so, and once more with each number and \
-time moved to the nearest one of its column (ARF snapped; its times are ARF's). Each method draws 5,000 rows; as many as there are \
-training rows are scored. Real rows: training rows taken for synthetic ones where test rows are the measure, and test rows \
+time moved to the nearest one of its column (ARF snapped; its times are ARF's). Each method draws 5,000 rows five times from one fit; of each \
+draw as many as there are training rows are scored. SDMetrics' quality and the TSTR ratio, which vary most from draw to draw, are means over the five \
+draws, whosever they are; all else is of the first one. Real rows: training rows taken for synthetic ones where test rows are the measure, and test rows \
 where training rows are.
 
 ![Three metrics](synthesis.png)
@@ -263,8 +264,7 @@ Where a bar is about peers, it is the best peer's value on that table (TSTR rati
 
 ## How much scores vary from draw to draw
 
-Mean ± standard deviation over several draws from one fit, which differ by the seed of the draw alone; the first of them is the one in all \
-other tables. SDMetrics cuts the numbers of real and of synthetic rows into intervals of equal length apart, from least to greatest: where it compares \
+Mean ± standard deviation over the five draws from one fit. SDMetrics cuts the numbers of real and of synthetic rows into intervals of equal length apart, from least to greatest: where it compares \
 a number with a category, one extreme value more or less moves all of them.
 
 {spread(found)}

@@ -1,8 +1,8 @@
-"""One synthesizer in a process of its own, on one core: `python worker.py METHOD TRAIN ROWS OUTPUT`.
+"""One synthesizer in a process of its own, on one core: `python worker.py METHOD TRAIN ROWS OUTPUT...`.
 
-Fits the method to the parquet file TRAIN, draws ROWS rows, writes them to the parquet file OUTPUT and answers with one line of
-JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and `sample`, the peak memory of the process and what it
-had taken before `fit`, in bytes, and versions. Runs with the interpreter of the method's environment.
+Fits the method to the parquet file TRAIN, draws ROWS rows for each of the parquet files OUTPUT, and answers with one line of
+JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and of the first `sample`, the peak memory of the process until
+then and what it had taken before `fit`, in bytes, and versions. Runs with the interpreter of the method's environment.
 """
 
 import itertools
@@ -16,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
-MORE_SEEDS = (1, 2, 3, 4)  # of further draws from flowlab's fits, for the spread of scores
 CTGAN_EPOCHS = 300
 VERSIONS = {"flowlab": ("flowlab", "torch"), "SDV": ("sdv", "ctgan", "copulas", "rdt", "torch"), "ARF": ("arfpy",)}
 MISSING = "(missing)"
@@ -29,7 +28,7 @@ def flowlab(effort: str) -> Callable:
 
     def fit(train):
         model = FlowDensity(random_state=SEED, effort=effort).fit(train)
-        return lambda n, seed=SEED: model.sample(n, random_state=seed)
+        return lambda n, draw: model.sample(n, random_state=SEED + draw)
 
     return fit
 
@@ -60,7 +59,7 @@ def sdv(synthesizer: str, **options) -> Callable:
                 metadata.update_column(name, sdtype="numerical")
         model = getattr(single_table, synthesizer)(metadata, **options)
         model.fit({"rows": train})
-        return lambda n: model.sample(n)["rows"].astype(categories)
+        return lambda n, draw: model.sample(n)["rows"].astype(categories)  # its generators go on
 
     return fit
 
@@ -74,7 +73,7 @@ def arf() -> Callable:
         np.random.seed(SEED)
         model = library.arf(x=encoded(train), verbose=False, random_state=SEED)
         model.forde()
-        return lambda n: decoded(model.forge(n), train)
+        return lambda n, draw: decoded(model.forge(n), train)  # numpy's global generator goes on
 
     return fit
 
@@ -122,7 +121,7 @@ METHODS = {
 }
 
 
-def main(method: str, train_path: str, rows: int, output: str) -> dict:
+def main(method: str, train_path: str, rows: int, outputs: list[str]) -> dict:
     import pandas as pd
 
     family = "flowlab" if method.startswith("flowlab") else "ARF" if method == "ARF" else "SDV"
@@ -132,12 +131,12 @@ def main(method: str, train_path: str, rows: int, output: str) -> dict:
     clocks = [clock()]
     sample = fit(train)
     clocks.append(clock())
-    drawn = sample(rows)
+    drawn = sample(rows, 0)
     clocks.append(clock())
     peak = memory("VmHWM")
-    drawn.to_parquet(output)
-    for seed in MORE_SEEDS if family == "flowlab" else ():
-        sample(rows, seed).to_parquet(output.replace(".parquet", f"-{seed}.parquet"))
+    drawn.to_parquet(outputs[0])
+    for draw, output in enumerate(outputs[1:], start=1):
+        sample(rows, draw).to_parquet(output)
     steps = list(itertools.pairwise(clocks))
     return {
         **{f"{step}_cpu": end[0] - start[0] for step, (start, end) in zip(("fit", "sample"), steps)},
@@ -167,7 +166,7 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     try:
-        answer = main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        answer = main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), file=answers, flush=True)

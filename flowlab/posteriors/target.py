@@ -108,7 +108,7 @@ class Target:
         try:
             return self.function(value)
         except RuntimeError as error:
-            if "dtype" in str(error) or "same type" in str(error):
+            if any(words in str(error) for words in ("dtype", "same type", "scalar type")):
                 raise ValueError(
                     f"log_prob failed on arguments of {self.dtype}: {error}. Convert the model's tensors to {self.dtype}, or pass dtype=…"
                 ) from error
