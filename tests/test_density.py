@@ -385,11 +385,22 @@ def test_processes_do_not_change_the_result():
 
 def test_a_time_limit_is_kept():
     started = time.perf_counter()
-    members = [Member("autoregressive", steps=100_000)] * 2
+    members = [Member("autoregressive", steps=100_000), Member("autoregressive", steps=100_000), "copula"]
     model = FlowDensity(members=members, time_limit=6.0, n_jobs=1, random_state=0).fit(bananas(3000))
     assert time.perf_counter() - started < 12
     assert not model.converged_
     assert "time limit" in model.summary()
+    # The second network had no time: it is named, and no part of the mixture.
+    assert model.summary().count("no time was left for it") == 1
+    assert model.members_["weight"].tolist()[-1] == 0
+    assert model.members_["weight"].sum() == pytest.approx(1)
+
+
+def test_a_long_time_limit_leaves_no_member_out():
+    members = [Member("autoregressive", steps=20, hidden=(8,))] * 3 + ["copula"]
+    model = FlowDensity(members=members, time_limit=500.0, n_jobs=1, random_state=0).fit(bananas(2500))
+    assert "no time" not in model.summary()
+    assert model.members_["score"].notna().all()
 
 
 @pytest.mark.parametrize(

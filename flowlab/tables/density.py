@@ -60,7 +60,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         members: What to mix, in place of what the effort says: names of kinds, or `Member` objects.
         preprocessing: For members that leave it open: "auto" is what a short race on held-out rows finds best; or "none", "marginal" (each
             column made Gaussian), "marginal-whitening", "whitening-marginal".
-        time_limit: Seconds that fitting may take, about. Results then depend on the machine.
+        time_limit: Seconds that fitting may take, about: as many networks as can be trained in it, one at least. Results then depend on the machine.
         validation: Share of rows held out, from 2,000 rows on; 0 holds out none, and weighs members equally.
         schema: What columns are, where that is not to be guessed: a `Schema`, or for columns' names a kind ("integer", "categorical", "excluded", …) or a
             dict of fields ({"lower": 0, "upper": 1}).

@@ -1,5 +1,6 @@
 """How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they were not trained on."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from flowlab.training import History, progress_bar
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
 CLOSE = 0.3  # nats per row that a preprocessing may be behind in the race to be worth a member of its own
 NEGLIGIBLE = 0.003  # members of less weight are dropped
+RACE_TIME, TRAINING_TIME = 0.2, 0.8  # of what is left of a time limit; scoring and mixing take time, too
 SPREAD_WORK = 20_000  # values in training (rows × columns × folds) from which processes are worth their start
 
 
@@ -108,7 +110,8 @@ def fit_ensemble(
         rng: Source of everything random.
         validation: Share of rows held out where there are no folds; 0 trains on all rows and weighs the members equally.
         folds: Their number.
-        time_limit: Seconds that all of it may take, about; what networks get depends on the machine then. None for no limit.
+        time_limit: Seconds that all of it may take, about: networks are trained in turn until none would be finished; what they get depends on the
+            machine then. None for no limit.
         n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
         device: Where networks train.
         progress: Show a bar.
@@ -129,13 +132,9 @@ def fit_ensemble(
     else:
         prepared = [TableRanks(fold.train, fold.weight, units) for fold in parts]
     members = [member.sized(len(parts[0].train), features) for member in members]
-    networks = sum(member.trained for member in members) * len(parts)
+    ends = None if time_limit is None else started + time_limit
 
-    def task(member: Member, k: int, place: int) -> _Task:
-        seconds = None
-        if time_limit is not None:
-            left = time_limit - (time.perf_counter() - started)
-            seconds = max(0.8 * left * min(jobs, networks) / max(networks, 1), 0.0)
+    def task(member: Member, k: int, place: int, seconds: float | None = None) -> _Task:
         own = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
         return _Task(member, parts[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown, units)
@@ -143,7 +142,8 @@ def fit_ensemble(
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
     if undecided and features > 1 and len(parts[0].held_out):
-        short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0)) for name in RACE]
+        seconds = None if ends is None else RACE_TIME * (ends - time.perf_counter()) * min(jobs, len(RACE)) / len(RACE)
+        short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
         list(starting)
         found = _run_all(short, jobs, progress)
         race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
@@ -153,15 +153,46 @@ def fit_ensemble(
         replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
         for m in members
     ]
-    tasks = [task(m, k, i) for i, m in enumerate(members) for k in range(len(parts))]
     list(starting)
-    results = _run_all(tasks, jobs, progress)
-    grid = [results[i : i + len(parts)] for i in range(0, len(results), len(parts))]
-    return _mix(members, grid, parts, race, seed)
+
+    def run(places: Sequence[int], seconds: float | None = None) -> None:
+        tasks = [task(members[i], k, i, seconds) for i in places for k in range(len(parts))]
+        results = iter(_run_all(tasks, jobs, progress))
+        grid.update({i: [next(results) for _ in parts] for i in places})
+
+    grid: dict[int, list[_Result]] = {}
+    if ends is None:
+        run(range(len(members)))
+    else:  # as many networks as there is time for: fewer that are trained to their end beat many that are not
+        run([i for i, member in enumerate(members) if not member.trained])
+        for places, seconds in _turns(
+            [i for i, member in enumerate(members) if member.trained], len(parts), jobs, ends
+        ):
+            run(places, seconds)
+    left_out = [member for i, member in enumerate(members) if i not in grid]
+    return _mix([members[i] for i in sorted(grid)], [grid[i] for i in sorted(grid)], left_out, parts, race, seed)
+
+
+def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tuple[list[int], float]]:
+    """Members to train together, and seconds that each of their tasks may take, until no further ones can be done like the last."""
+    together = max(jobs // folds, 1)
+    took = 0.0
+    for first in range(0, len(places), together):
+        chosen, now = places[first : first + together], time.perf_counter()
+        if first and ends - now < took:
+            return
+        rounds = -(-len(chosen) * folds // jobs)
+        yield chosen, max(TRAINING_TIME * (ends - now) / rounds, 0.0)
+        took = time.perf_counter() - now
 
 
 def _mix(
-    members: list[Member], grid: list[list[_Result]], folds: list[Fold], race: dict[str, float], seed: int
+    members: list[Member],
+    grid: list[list[_Result]],
+    left_out: list[Member],
+    folds: list[Fold],
+    race: dict[str, float],
+    seed: int,
 ) -> Fitted:
     held_weight = torch.cat([fold.held_weight for fold in folds])
     log_probs = torch.stack([torch.cat([r.log_prob for r in own]) for own in grid])
@@ -187,6 +218,7 @@ def _mix(
         )
         for member, own, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
     ]
+    reports += [Report(member, math.nan, 0.0, 0.0, "no time was left for it", False) for member in left_out]
     used = [i for i, share in enumerate(shares.tolist()) if share > 0]
     generator = torch.Generator().manual_seed(seed)
     noise = []
