@@ -187,7 +187,6 @@ def _leading(values: Sequence[Any], present: bool) -> tuple[Any, Sequence[Any]]:
 def conditioner_inputs(features: Tensor, given: Tensor | None, periodic: bool) -> Tensor:
     """What a conditioner sees of features (d, n): the context, then the features (angles as cosine and sine), outliers tamed."""
     if periodic:
-        features = features.contiguous()  # older torch.export asks else how its strides compare
         features = torch.stack([features.cos(), features.sin()], 1).flatten(0, 1)
     return tame(features if given is None else torch.cat([given, features]))
 
