@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
 import flowlab
+from flowlab import FlowDensity, Member
 from flowlab.mixture import FlowMixture
 from flowlab.tables.conditions import ConditionError, Conditions, draw
 from flowlab.tables.heads import Cells, Histogram, HistogramAndLogistics, Logistics, quantile
@@ -268,3 +270,19 @@ def test_counts_far_beyond_the_data_are_improbable_not_impossible():
             far.low[None], far.width[None], quantile(far.low)[None], quantile(high)[None], far.log_slope[None]
         )
         assert torch.isfinite(head.log_prob(params, cells)).all(), (head, flow)
+
+
+def test_samples_span_what_held_out_rows_span_too():
+    """A tenth of the rows is held out, among them, more often than not, some of the extremes."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {f"n{j}": rng.normal(50, 5, 2500).round(1) for j in range(6)} | {"k": rng.choice(["a", "b"], 2500)}
+    )
+    model = FlowDensity(members=[Member("mixed", "none", steps=20)], n_jobs=1, random_state=0).fit(frame)
+    wanted = frame.drop(columns="k").agg(["min", "max"]).to_numpy().T
+    for ranks, ends in zip(model.flow_.flows[0].ranks, torch.from_numpy(wanted), strict=True):
+        cell = ranks.cell(ends)
+        assert ranks.seen.tolist() == pytest.approx([float(cell.low[0]), float(cell.low[1] + cell.width[1])], abs=1e-15)
+    drawn = model.sample(20_000, random_state=0).drop(columns="k")
+    assert (drawn.min().to_numpy() >= wanted[:, 0]).all()
+    assert (drawn.max().to_numpy() <= wanted[:, 1]).all()

@@ -59,7 +59,7 @@ class Bar:
 
     key: str
     title: str
-    limit: float | dict[str, float] | Callable[[dict], float] | None = None
+    limit: float | dict[str, float] | Callable[[Cells, str], float] | None = None
     margin: float | None = None
     methods: tuple[str, ...] = OURS
 
@@ -67,7 +67,7 @@ class Bar:
         better = metric(self.key).better
         limit = self.limit.get(name) if isinstance(self.limit, dict) else self.limit
         if callable(limit):
-            limit = limit(cells[method])
+            limit = limit(cells, method)
         peers = [value(cells[peer], self.key) for peer in PEERS if value(cells.get(peer), self.key) is not None]
         best = (
             None
@@ -80,12 +80,21 @@ class Bar:
         return None if not given else max(given) if better > 0 else min(given)
 
 
+def for_size(seconds: float) -> Callable[[Cells, str], float]:
+    """A limit that is set for 5,000 rows of 11 columns, in proportion for a table of more cells."""
+    return lambda cells, method: seconds * max(cells["rows"]["train"] * cells["rows"]["columns"] / 55_000, 1)
+
+
 BARS = (
     Bar("c2st", "C2ST at most", {"diamonds": 0.62, "flights": 0.65, "weather": 0.72, "credit": 0.63}, 0),
     Bar("pair_tv", "Pair-TV at least", margin=0),
     Bar("quality", "SDMetrics quality at least", margin=0),
     Bar("tstr", "TSTR ratio at least", {"diamonds": 0.985, "weather": 0.985, "flights": 0.955, "credit": 0.98}, 0.01),
-    Bar("copies", "copied rows, at most as many as among test rows", lambda cell: cell["copies_held_out"]),
+    Bar(
+        "copies",
+        "copied rows, at most as many as among test rows",
+        lambda cells, method: cells[method]["copies_held_out"],
+    ),
     Bar("dcr", "DCR share at most", 0.55),
     Bar("unknown_categories", "invalid categories", 0),
     Bar("fractions", "fractional integers", 0),
@@ -93,8 +102,8 @@ BARS = (
     Bar("dtypes", "columns with another dtype", 0),
     Bar("missing_rate", "missing rates off by at most", 0.01),
     Bar("missing_pattern", "missing-pattern distance at most", 0.015),
-    Bar("fit_cpu", "fit, CPU-seconds at most (effort fast)", 25, methods=(FAST,)),
-    Bar("fit_cpu", "fit, CPU-seconds at most", 180, methods=(FLOWLAB,)),
+    Bar("fit_cpu", "fit, CPU-seconds at most (effort fast)", for_size(25), methods=(FAST,)),
+    Bar("fit_cpu", "fit, CPU-seconds at most", for_size(180), methods=(FLOWLAB,)),
     Bar("sample_cpu", "5,000 rows, CPU-seconds at most", 1),
     Bar("peak", "peak memory at most, MB", 600),
 )
@@ -254,7 +263,8 @@ where training rows are.
 
 ## Bars: `FlowDensity()`
 
-Where a bar is about peers, it is the best peer's value on that table (TSTR ratio: less 0.01), or the fixed limit where that is tighter.
+Where a bar is about peers, it is the best peer's value on that table (TSTR ratio: less 0.01), or the fixed limit where that is tighter. \
+Limits of fitting times are for 5,000 rows of 11 columns, in proportion for more cells (churn).
 
 {bars(found, FLOWLAB)}
 

@@ -130,7 +130,7 @@ def fit_ensemble(
         prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
         prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
     else:
-        prepared = [TableRanks(fold.train, fold.weight, units) for fold in parts]
+        prepared = [TableRanks(fold.train, fold.weight, units, rows) for fold in parts]
     members = [member.sized(len(parts[0].train), features) for member in members]
     ends = None if time_limit is None else started + time_limit
 

@@ -209,11 +209,12 @@ class TableRanks:
         rows: Training rows (n, units).
         weight: Their weights.
         units: The variables.
+        spanning: Rows (m, units) whose range is that of samples: also held-out ones, from which nothing else is learnt.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor, units: Sequence[Unit]) -> None:
+    def __init__(self, rows: Tensor, weight: Tensor, units: Sequence[Unit], spanning: Tensor) -> None:
         self.ranks = []
-        for unit, x in zip(units, rows.T, strict=True):
+        for unit, x, whole in zip(units, rows.T, spanning.T, strict=True):
             if not unit.classes:
                 there = ~torch.isnan(x)
                 lower, upper = (end if math.isfinite(end) else None for end in (unit.lower, unit.upper))
@@ -225,6 +226,7 @@ class TableRanks:
                         lower=lower,
                         upper=upper,
                         weight=weight[there],
+                        spanning=whole[~torch.isnan(whole)],
                     )
                 )
 

@@ -88,7 +88,7 @@ class Ranks(nn.Module):
         self.register_buffer("smooth", torch.ones((), dtype=torch.float64))
         self.register_buffer("cut", torch.tensor([-math.inf, math.inf], dtype=torch.float64))  # quantiles of the ends
         self.register_buffer("starts", torch.zeros(atoms, dtype=torch.float64))  # ranks where the atoms' jumps begin
-        self.register_buffer("seen", torch.tensor([0.0, 1.0], dtype=torch.float64))  # ranks that training rows span
+        self.register_buffer("seen", torch.tensor([0.0, 1.0], dtype=torch.float64))  # ranks that the rows given to `fit` span
 
     def cell(self, x: Tensor) -> Cell:
         """The cells of values x (n,)."""
@@ -195,6 +195,7 @@ def learn_ranks(
     lower: float | None = None,
     upper: float | None = None,
     weight: Tensor | None = None,
+    spanning: Tensor | None = None,
 ) -> Ranks:
     """The ranks of a column from its values x (n,), double precision.
 
@@ -205,6 +206,7 @@ def learn_ranks(
         lower: Lower end of the support, None for none.
         upper: Upper end of the support, None for none.
         weight: Weight of each value; equal when None.
+        spanning: Values (m,) whose range samples have, `x` among them; x when None.
     """
     weight = torch.ones_like(x) if weight is None else weight
     values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
@@ -231,7 +233,8 @@ def learn_ranks(
     ranks.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
     ranks.smooth.fill_(smooth if len(kept) else 1.0)
     ranks.prepare()
-    if len(x):
-        ends = ranks.cell(torch.stack([x.min(), x.max()]))
+    spanning = x if spanning is None else spanning
+    if len(spanning):
+        ends = ranks.cell(torch.stack([spanning.min(), spanning.max()]))
         ranks.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))
     return ranks
