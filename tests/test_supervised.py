@@ -176,6 +176,29 @@ def test_integers_as_targets_have_probabilities():
     assert (model.predict_quantiles(new) % 1 == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["Int64", "UInt8", "int64[pyarrow]"])
+def test_nullable_integers_as_targets_are_integers(kind):
+    """scikit-learn makes floats of them."""
+    y, x = np.random.default_rng(0).poisson(3, size=60), np.random.default_rng(1).normal(size=(60, 1))
+    plain, nullable = (
+        FlowRegressor(small(2, validation=0.0)).fit(x, target) for target in (y, pd.Series(y, dtype=kind))
+    )
+    np.testing.assert_array_equal(nullable.log_prob(x, y), plain.log_prob(x, y))
+    assert nullable.density_.table_.codec.schema["target"].kind == "integer"
+
+
+@pytest.mark.parametrize("kind", ["boolean", "bool[pyarrow]", "Int64", "category"])
+def test_classes_of_nullable_types_keep_their_kind(kind):
+    x = np.random.default_rng(1).normal(size=(60, 1))
+    y = x[:, 0] > 0
+    target = pd.Series(y.astype(int) if kind == "Int64" else y).astype(kind)
+    model = FlowClassifier(small(2, validation=0.0)).fit(x, target)
+    assert model.classes_.tolist() == ([0, 1] if kind == "Int64" else [False, True])
+    assert model.classes_.dtype.kind != "f"
+    with pytest.raises(ValueError, match=r"NaN|missing|NA"):
+        FlowClassifier(small(2)).fit(x, target.where(target.index > 0))
+
+
 def test_on_a_real_table_it_predicts_better_than_a_line_and_covers_what_it_says():
     table = datasets.load("diamonds").sample(2_700, random_state=1).reset_index(drop=True)
     x, y = table[["carat", "cut", "color", "clarity", "depth"]], table["price"]

@@ -101,6 +101,15 @@ class _Supervised(BaseEstimator):
         return tags
 
 
+def _native(y: Any) -> Any:
+    """Targets in which pandas' nullable integers and booleans, and categories of them, are numpy's if none is missing: scikit-learn makes floats of them."""
+    if isinstance(y, pd.Series) and pd.api.types.is_extension_array_dtype(y.dtype) and not y.isna().any():
+        values = y.cat.categories.dtype if isinstance(y.dtype, pd.CategoricalDtype) else y.dtype
+        kind = {"b": np.bool_, "i": np.int64, "u": np.uint64}.get(values.kind)
+        return y if kind is None else y.to_numpy(dtype=kind)
+    return y
+
+
 class FlowClassifier(ClassifierMixin, _Supervised):
     """A classifier by the exact posterior of a joint density: p(class | row) = p(row, class) / p(row).
 
@@ -131,7 +140,7 @@ class FlowClassifier(ClassifierMixin, _Supervised):
         Raises:
             ValueError: X and y do not fit, or there is one class only.
         """
-        frame = self._frame(X, reset=True)
+        frame, y = self._frame(X, reset=True), _native(y)
         check_classification_targets(y)
         encoder = LabelEncoder().fit(column_or_1d(y, warn=True))
         self.classes_ = encoder.classes_
@@ -196,6 +205,7 @@ class FlowRegressor(RegressorMixin, _Supervised):
             ValueError: X and y do not fit, or y holds what is no finite number.
         """
         frame = self._frame(X, reset=True)
+        y = _native(y)
         target = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y", estimator=self)
         kind = "integer" if target.dtype.kind in "iu" else "continuous"
         target = target if kind == "integer" else target.astype(float)
