@@ -1,4 +1,4 @@
-"""Every layer in every meaningful variant: the table that drives test_layers.py, and helpers that build test inputs."""
+"""Every layer in every meaningful variant: the table that drives test_layers.py, and helpers that build test inputs and compare results."""
 
 import math
 from collections.abc import Callable
@@ -241,3 +241,22 @@ def preset(name: str, features: int, *, perturbed: bool = True, **options: Any) 
 
 def rows(*shape: int) -> Tensor:
     return torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(4))
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(seed))
+
+
+def flat(results: Any) -> Tensor:
+    """All results in one vector."""
+    return torch.cat([r.reshape(-1) for r in ([results] if isinstance(results, Tensor) else results)])
+
+
+def weighted(results: Any) -> Tensor:
+    """A scalar with another weight for each result, and curved in all of them."""
+    x = flat(results)
+    return (x + x.square() / 2) @ torch.linspace(0.5, 2, len(x), dtype=x.dtype)
+
+
+def assert_close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
