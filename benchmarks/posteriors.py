@@ -9,7 +9,9 @@ standard deviations. Writes benchmarks/results/posteriors.md.
 """
 
 import argparse
+import datetime
 import math
+import os
 import platform
 import sys
 import time
@@ -30,6 +32,7 @@ RESULT = HERE / "results" / "posteriors.md"
 DRAWS = 10_000
 PEERS = ("AutoNormal", "AutoMultivariateNormal", "AutoIAFNormal")
 PARTICLES = 64
+PEERS_TITLE = "Pyro's guides on the real ones, 320,000 evaluations of the log-density each"
 
 LogProb = Callable[[Tensor], Tensor]
 
@@ -188,6 +191,28 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def processor() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def circumstances() -> str:
+    """Of a run that ends now: when, on what, with which torch, beside how much other work."""
+    load = f"load {os.getloadavg()[1]:.1f} in the last five minutes on {os.cpu_count()} processors"
+    return f"{datetime.date.today()}, one thread on {processor()}, torch {torch.__version__}, {load} (its own one included; more than one inflates times)"
+
+
+def earlier(title: str) -> str | None:
+    """The section of that title of the page as it is."""
+    if not RESULT.exists():
+        return None
+    return next((s for s in RESULT.read_text().split("\n## ")[1:] if s.startswith(title)), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=Path, default=HERE.parent.parent / "shared" / "posteriordb")
@@ -205,13 +230,15 @@ def main() -> None:
     else:
         print(f"real posteriors skipped: no targets.py in {options.targets}")
     parts["Constructed posteriors, defaults"] = constructed(options.seeds)
+    kept_peers = None
     if options.peers and "Real posteriors, defaults" in parts:
-        parts["Pyro's guides on the real ones, 320,000 evaluations of the log-density each"] = peers(targets)
+        parts[PEERS_TITLE] = peers(targets)
+    else:
+        kept_peers = earlier(PEERS_TITLE)
 
     text = [
         "# Variational posteriors\n",
-        f"`python benchmarks/posteriors.py`, one core of {platform.machine()}, torch {torch.__version__}. Nats; k-hat with the defensive base, ESS as "
-        "a share of plain draws; KL is log-evidence less ELBO (for constructed targets the ELBO alone, the evidence being one).\n",
+        "`python benchmarks/posteriors.py`. Nats; k-hat with the defensive base, ESS as a share of plain draws; KL is log-evidence less ELBO (for constructed targets the ELBO alone, the evidence being one).\n",
         "Bars, real: errors < 0.1, KL < 0.05, k-hat < 0.7 or ESS > 0.98, prefit <= 3 and fit <= 20 CPU seconds. Constructed: log-evidence within 0.05 "
         "or the verdict \"do not trust\"; KL < 0.05 and < 0.5 for the Gaussians.\n",
     ]  # fmt: skip
@@ -223,9 +250,9 @@ def main() -> None:
             kept.append(record)
         if kept and "met" in kept[0]:
             text += [f"Met: {sum(record['met'] for record in kept)} of {len(kept)}.\n"]
-        text += [table(kept) + "\n"]
+        text += [f"Run: {circumstances()}.\n", table(kept) + "\n"]
         RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text("\n".join(text))
+        RESULT.write_text("\n".join([*text, *([f"## {kept_peers.strip()}\n"] if kept_peers else [])]))
 
 
 if __name__ == "__main__":

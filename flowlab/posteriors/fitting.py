@@ -16,7 +16,7 @@ from flowlab.mixture import FlowMixture
 from flowlab.objectives import StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
-from flowlab.posteriors.diagnostics import defended, missed, weigh
+from flowlab.posteriors.diagnostics import ESS, KHAT, defended, missed, weigh
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
@@ -30,8 +30,8 @@ WIDE = 100  # features above which the rate falls as one over their number: a st
 NEAR, NEAR_STEPS = 0.3, 100  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
-FLOW_ESS = 0.985  # and a flow
 NEARLY_ALL = 0.99
+FLOW_KL = 0.0075  # nats at which a flow is enough: 98.5 % effective draws, where all weights are near one
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 ROUNDS = (0.4, 0.8, 1.2)  # of `steps`: the flow is looked at after each, and trained on only where it is not good yet
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
@@ -204,7 +204,7 @@ def fit_posterior(
             train(q, "flow", steps=max(round(share * steps), 1), draws=draws, learning_rate=learning_rate)
             if isinstance(q, FlowMixture):
                 q, _ = _combined(list(q), target, generator)
-            if _is_good(q, target, generator, FLOW_ESS):
+            if _is_close(q, target, generator):
                 break
         q = q.double()
     _check_finite(q, target, generator)
@@ -268,12 +268,25 @@ def _combined(
     return mixture, smooth(weigh(mixture, target, LOOK, generator)[1]).log_mean
 
 
-def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator, ess: float = DONE_ESS) -> bool:
-    """Whether k-hat is below 0.5 and that share of the draws effective, or nearly all are, which is better than any k-hat."""
+def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
+    """Whether k-hat is below 0.5 and 95 % of the draws effective, or nearly all are, which is better than any k-hat."""
     plain = smooth(weigh(q, target, LOOK, generator)[1])
-    if plain.ess > NEARLY_ALL or plain.ess <= ess:
-        return plain.ess > ess
+    if plain.ess > NEARLY_ALL or plain.ess <= DONE_ESS:
+        return plain.ess > DONE_ESS
     return smooth(weigh(defended(q), target, LOOK, generator)[1]).khat < DONE_KHAT
+
+
+def _is_close(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
+    """Whether a trained flow is near enough to the posterior, in nats, with weights that can be relied on.
+
+    Nats, since a single heavy weight takes effective draws away, but hardly any nats: it lies far out in a tail, which further
+    training reaches no better.
+    """
+    log_w = weigh(q, target, LOOK, generator)[1]
+    plain = smooth(log_w)
+    if plain.log_mean - float(log_w[torch.isfinite(log_w)].mean()) > FLOW_KL:
+        return False
+    return plain.ess > ESS or smooth(weigh(defended(q), target, LOOK, generator)[1]).khat < KHAT
 
 
 def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:
