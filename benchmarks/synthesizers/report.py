@@ -264,7 +264,7 @@ where training rows are.
 ## Bars: `FlowDensity()`
 
 Where a bar is about peers, it is the best peer's value on that table (TSTR ratio: less 0.01), or the fixed limit where that is tighter. \
-Limits of fitting times are for 5,000 rows of 11 columns, in proportion for more cells (churn).
+Limits of fitting times are for 5,000 rows of 11 columns, in proportion for tables of more cells.
 
 {bars(found, FLOWLAB)}
 
