@@ -109,6 +109,16 @@ def test_slope_is_that_of_autograd(scalar: ScalarMap, drawn: tuple[Tensor, int, 
         torch.testing.assert_close(slope[usual].log(), log_slope[usual].detach(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("bins", [1, 3])
+def test_the_end_of_the_circle_has_a_slope(bins: int) -> None:
+    scalar = CircularSpline(bins)
+    for function in (scalar.forward, scalar.inverse):
+        value = torch.tensor([-math.pi, math.pi], dtype=torch.float64, requires_grad=True)
+        mapped, _ = function(value, start(scalar, 2))
+        (slope,) = torch.autograd.grad(mapped.sum(), value)
+        torch.testing.assert_close(slope, torch.ones_like(slope))
+
+
 @EVERY
 @pytest.mark.parametrize("name", ["forward", "inverse"])
 def test_increasing_with_the_slope_of_finite_differences(scalar: ScalarMap, name: str) -> None:

@@ -111,7 +111,10 @@ def plain(
     else:
         one = torch.ones_like(params[:1])
         slopes = torch.cat([one, slopes, one])
-    mapped, log_slope = rational_quadratic(value.clamp(-bound, bound), knots_x, knots_y, slopes, inverse)
+    inner = value.clamp(-bound, bound)
+    if periodic:  # from torch 2.14 on the gradient of clamp is zero on its bounds, and -π is an angle like any other
+        inner = value + (inner - value).detach()
+    mapped, log_slope = rational_quadratic(inner, knots_x, knots_y, slopes, inverse)
     return (mapped, log_slope) if periodic else within(bound, value, mapped, log_slope)
 
 
