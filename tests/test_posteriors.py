@@ -301,6 +301,34 @@ def test_a_posterior_survives_a_file(named, tmp_path):
 # ---- correction and reports -------------------------------------------------------------------------------------
 
 
+def test_constant_parts_of_a_parameter_leave_the_verdict_alone():
+    """The first row of a correlation matrix's factor is (1, 0): weighted, its standard deviation is of rounding errors alone."""
+    prior = torch.distributions.LKJCholesky(2, torch.tensor(2.0).double())
+
+    def log_prob(p):
+        return prior.log_prob(p["L"]) + Normal(1.5 * p["L"][:, 1, 0], 1.0).log_prob(p["z"])
+
+    posterior = fit_posterior(
+        log_prob, supports={"L": ((2, 2), constraints.corr_cholesky), "z": ((), constraints.real)}, **QUIET
+    )
+    found = posterior.diagnostics()
+    assert found.shift < 0.1
+    assert found.verdict == "good"
+
+
+def test_a_far_tail_of_a_parameter_is_no_reason_to_mistrust_good_weights():
+    """A log-normal with a kurtosis of thousands, fitted well: the standard deviations of two sets of draws differ by chance."""
+    posterior = fit_posterior(
+        lambda p: torch.distributions.LogNormal(0.0, 1.5).log_prob(p["x"]),
+        supports={"x": ((), constraints.positive)},
+        **QUIET,
+    )
+    for seed in range(5):
+        found = posterior.diagnostics(random_state=seed)
+        assert found.ess > 0.99
+        assert found.verdict == "good"
+
+
 def test_resampling_corrects_a_fit_that_is_too_narrow(named):
     posterior = fit_posterior(Independent(Normal(torch.zeros(2).double(), 0.8), 1).log_prob, features=2, **QUIET)
     posterior.attach(Independent(Normal(torch.zeros(2).double(), 1.0), 1).log_prob)

@@ -20,6 +20,7 @@ KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
 ESS = 0.98  # or where this share of the draws is effective, whatever the tail looks like
 CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
+CONSTANT = 1e-9  # standard deviation, as a share of the mean, of what is constant but for rounding, such as a correlation matrix's diagonal
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
 UNDER = math.log(20.0)
 SCAN = 2_000  # points at which a search for modes looks before it climbs
@@ -239,9 +240,11 @@ def _shift(target: Target, z: Tensor, wide: Tensor, weights: Smoothed) -> float:
     mean, own = (share * weighted).sum(0), plain.mean(0)
     sd = (share * (weighted - mean).square()).sum(0).sqrt()
     error = 2 * math.sqrt((1 + 1 / max(weights.ess, 1e-9)) / len(wide))
-    known = (sd > 0) & torch.isfinite(sd) & torch.isfinite(own)
+    known = (sd > CONSTANT * mean.abs()) & torch.isfinite(sd) & torch.isfinite(own)
     moved = ((mean - own).abs() / sd)[known] - error
-    widened = (plain.std(0) / sd).log().abs()[known] - error
+    # A standard deviation's own error grows with the kurtosis: that of a few far draws is hardly known.
+    kurtosis = (share * ((weighted - mean) / sd).square().square()).sum(0)[known]
+    widened = (plain.std(0) / sd).log().abs()[known] - error * ((kurtosis - 1) / 4).sqrt().clamp(min=1)
     return max(0.0, float(torch.cat([moved, widened]).max())) if bool(known.any()) else math.inf
 
 
