@@ -88,7 +88,7 @@ class Ranks(nn.Module):
         self.register_buffer("smooth", torch.ones((), dtype=torch.float64))
         self.register_buffer("cut", torch.tensor([-math.inf, math.inf], dtype=torch.float64))  # quantiles of the ends
         self.register_buffer("starts", torch.zeros(atoms, dtype=torch.float64))  # ranks where the atoms' jumps begin
-        self.register_buffer("seen", torch.tensor([0.0, 1.0], dtype=torch.float64))  # ranks that the rows given to `fit` span
+        self.register_buffer("seen", torch.tensor([0.0, 1.0], dtype=torch.float64))  # ranks that all rows span
 
     def cell(self, x: Tensor) -> Cell:
         """The cells of values x (n,)."""
