@@ -14,11 +14,6 @@ settings.register_profile("flowlab", deadline=None, derandomize=True, database=N
 settings.load_profile("flowlab")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, so that no process is left with it at the end."""
-    items.sort(key=lambda item: item.name != "test_every_snippet_runs")
-
-
 @pytest.fixture(autouse=True)
 def global_generator() -> None:
     """Tests that use torch's global generator (any `nn.Linear` does) are the same whatever ran before them."""
