@@ -198,7 +198,7 @@ def rounding(
 ) -> dict[str, float]:
     """How far single precision is from the other library's model in double precision: root mean square and maximum, of theirs, of ours.
 
-    And what no program can do without: how much the exact log_prob moves, if each number of a row moves up to the next one in single precision; and, where
+    And how steep the flow is: how much the exact log_prob moves, if each number of a row moves up to the next one in single precision; and, where
     flowlab's differs by more than is wanted, how far the other library's log_prob of all rows at once is from its own of the same rows one at a time.
     """
     double, given = copy.deepcopy(model).double(), None if context is None else context.double()
@@ -454,7 +454,7 @@ def write_inexactness(presets: dict[str, dict[str, dict[str, Any]]]) -> list[str
         return []
     return [
         f"Both round: over the {SIZES[-1]:,} rows, errors in single precision against torch in double precision with the same weights, root mean square and, in brackets, maximum. Then each number "
-        'of a row is moved up to the next one in the precision of the column ("moved"): by how much the result in double precision moves, in the same way. Where that is large, the flow is steep, and no program can be nearer.',
+        'of a row is moved up to the next one in the precision of the column ("moved"): by how much the result in double precision moves, in the same way. Where that is large, the flow is steep, and roundings inside of it count as much.',
         "",
         "| preset | context | direction | torch, float32 | ONNX Runtime, float32 | moved, float32 | moved, float64 |",
         "|---|---|---|---:|---:|---:|---:|",

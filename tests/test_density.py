@@ -396,9 +396,11 @@ def test_a_time_limit_is_kept():
     assert model.members_["weight"].sum() == pytest.approx(1)
 
 
-def test_a_long_time_limit_leaves_no_member_out():
-    members = [Member("autoregressive", steps=20, hidden=(8,))] * 3 + ["copula"]
-    model = FlowDensity(members=members, time_limit=500.0, n_jobs=1, random_state=0).fit(bananas(2500))
+@pytest.mark.parametrize(("jobs", "others"), [(1, ["copula"]), (2, [])])
+def test_a_long_time_limit_leaves_no_member_out(jobs, others):
+    members = [Member("autoregressive", steps=20, hidden=(8,))] * 3 + others
+    model = FlowDensity(members=members, time_limit=500.0, n_jobs=jobs, random_state=0).fit(bananas(2500))
+    assert len(model.members_) == len(members)
     assert "no time" not in model.summary()
     assert model.members_["score"].notna().all()
 
