@@ -28,6 +28,7 @@ from flowlab.layers import (
     Radial,
     RationalQuadraticSpline,
     ScalarMap,
+    SinhArcsinh,
     Sylvester,
     Whitening,
 )
@@ -38,6 +39,7 @@ SCALARS: dict[str, ScalarMap] = {
     "spline": RationalQuadraticSpline(bins=4),
     "circular": CircularSpline(bins=4),
     "mixture": MixtureCDF(components=3),
+    "sinh-arcsinh": SinhArcsinh(),
 }
 NARROW = {"hidden": (8,)}
 

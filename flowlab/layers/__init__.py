@@ -13,6 +13,7 @@ from flowlab.layers.scalar import (
     MixtureCDF,
     RationalQuadraticSpline,
     ScalarMap,
+    SinhArcsinh,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Radial",
     "RationalQuadraticSpline",
     "ScalarMap",
+    "SinhArcsinh",
     "Sylvester",
     "Whitening",
 ]

@@ -170,7 +170,7 @@ class AmortizedPosterior(nn.Module):
         *,
         steps: int = 1000,
         draws: int = 256,
-        learning_rate: float = 5e-3,
+        learning_rate: float = 1e-2,
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> History:

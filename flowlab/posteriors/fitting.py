@@ -10,30 +10,34 @@ from torch import Tensor, nn
 
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow
-from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, Whitening
+from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh, Whitening
 from flowlab.layers.coupling import alternating_mask
 from flowlab.mixture import FlowMixture
-from flowlab.objectives import StickingTheLanding
+from flowlab.objectives import Objective, StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
-from flowlab.posteriors.diagnostics import ESS, KHAT, defended, missed, weigh
+from flowlab.posteriors.diagnostics import defended, missed, weigh
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
-from flowlab.training import fit
+from flowlab.training import History, fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
-AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 100, 2e-2
+AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
 NEAR, NEAR_STEPS = 0.3, 100  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 NEARLY_ALL = 0.99
-FLOW_KL = 0.0075  # nats at which a flow is enough: 98.5 % effective draws, where all weights are near one
+LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
-ROUNDS = (0.4, 0.8, 1.2)  # of `steps`: the flow is looked at after each, and trained on only where it is not good yet
+# Training goes in rounds, of so many times `steps` and `draws`; none follows where so many nats are left, .0075 being 98.5 % effective
+# draws where all weights are near one. A later round costs more, and must be worth it.
+ROUNDS = ((0.4, 0.5, 0.0075), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
+TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
+TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
 
@@ -48,7 +52,7 @@ def fit_posterior(
     flow: Flow | None = None,
     steps: int = 1000,
     draws: int = 256,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 1e-2,
     dtype: torch.dtype = torch.float64,
     random_state: int = 0,
     progress: bool = True,
@@ -66,7 +70,7 @@ def fit_posterior(
     flow: Flow | None = None,
     steps: int = 1000,
     draws: int = 256,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 1e-2,
     dtype: torch.dtype = torch.float64,
     random_state: int = 0,
     progress: bool = True,
@@ -83,7 +87,7 @@ def fit_posterior(
     flow: Flow | None = None,
     steps: int = 1000,
     draws: int = 256,
-    learning_rate: float = 5e-3,
+    learning_rate: float = 1e-2,
     dtype: torch.dtype = torch.float64,
     random_state: int = 0,
     progress: bool = True,
@@ -159,11 +163,9 @@ def fit_posterior(
     target.check(torch.empty(3, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator))
     history: list[dict[str, Any]] = []
 
-    def train(q: Flow | FlowMixture, stage: str, **options: Any) -> None:
+    def train(q: Flow | FlowMixture, stage: str, *, draws: int, **options: Any) -> None:
         """Train in place by sticking the landing."""
-        objective = StickingTheLanding(target, options.pop("draws"))
-        fixed = {"schedule": "cosine", "warmup": 10, "weight_decay": 0.0, "clip": math.inf, "ema": 0.0}
-        found = fit(q, objective=objective, generator=generator, progress=progress, **fixed, **options)  # type: ignore[arg-type]
+        found = _fit(q, StickingTheLanding(target, draws), generator, progress=progress, **options)
         history.extend({"stage": stage, "step": r["step"], "elbo": -r["train"]} for r in found.records)
 
     def affine(at: pathfinder.Gaussian) -> Flow:
@@ -195,17 +197,15 @@ def fit_posterior(
     enough = flow is None and _is_good(q, target, generator)
     prefit_seconds = time.process_time() - started
     if not enough:
-        grown = [
-            _grown(member, flow if i == 0 else None, generator)
-            for i, member in enumerate(q if isinstance(q, FlowMixture) else [q])
-        ]
-        q = FlowMixture(grown, q.weights) if isinstance(q, FlowMixture) else grown[0]
-        for share in ROUNDS:
-            train(q, "flow", steps=max(round(share * steps), 1), draws=draws, learning_rate=learning_rate)
+        q = _grown(q, flow, target, generator)
+        for length, width, nats in ROUNDS:
+            options = {"steps": max(round(length * steps), 1), "draws": max(round(width * draws), 1)}
+            train(q, "flow", learning_rate=learning_rate, **options)
             if isinstance(q, FlowMixture):
                 q, _ = _combined(list(q), target, generator)
-            if _is_close(q, target, generator):
+            if _divergence(q, target, generator) <= nats:
                 break
+        _cover_tails(q, target, generator, progress)
         q = q.double()
     _check_finite(q, target, generator)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
@@ -231,8 +231,27 @@ def _merged(flow: Flow) -> Flow:
     return _whitened([], images[0], pathfinder.triangular((images[1:] - images[0]).T))
 
 
-def _grown(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
-    """A flow in the coordinates in which a Gaussian is standard; at first it is that Gaussian."""
+def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: torch.Generator) -> Flow | FlowMixture:
+    """What is trained in place of Gaussians: flows in the coordinates in which they are standard, at first the same Gaussians.
+
+    Gaussians that belong to one mode, such as the pieces of a funnel, make one flow; a mode of hardly any mass makes none.
+    """
+    if isinstance(q, Flow):
+        return _flow_around(q, flow, generator)
+    united = [_united([list(q)[i] for i in group], q.weights[group]) for group in _modes(list(q), target, generator)]
+    q, _ = _combined(united, target, generator)
+    if isinstance(q, Flow):
+        return _flow_around(q, flow, generator)
+    heaviest = int(q.weights.argmax())
+    grown = [
+        member if weight < LIGHT else _flow_around(member, flow if i == heaviest else None, generator)
+        for i, (member, weight) in enumerate(zip(q, q.weights.tolist(), strict=True))
+    ]
+    return FlowMixture(grown, q.weights)
+
+
+def _flow_around(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
+    """A Gaussian's whitening behind a flow that is the identity at first."""
     whitening = list(member)[-1]
     if flow is not None:
         return Flow(flow.base, [*flow, whitening])
@@ -243,7 +262,43 @@ def _grown(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
         masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(4)]
         options: dict[str, Any] = {"hidden": (64, 64), "activation": "silu", "generator": generator}
         layers = [Coupling(features, Affine(2.0), mask, **options) for mask in masks]
-    return Flow(member.base, [*(layer.double() for layer in [*layers, LULinear(features)]), whitening])
+        layers.insert(2, LULinear(features))
+    tails = Coupling(features, SinhArcsinh(), [True] * features, hidden=())  # each feature by itself
+    return Flow(member.base, [*(layer.double() for layer in [*layers, LULinear(features), tails]), whitening])
+
+
+def _modes(members: Sequence[Flow], target: Target, generator: torch.Generator) -> list[list[int]]:
+    """The members' numbers, grouped by the mode that they belong to."""
+    groups: list[list[int]] = []
+    for i, member in enumerate(members):
+        near = [group for group in groups if any(_one_mode(members[j], member, target, generator) for j in group)]
+        groups = [group for group in groups if group not in near] + [[*(j for group in near for j in group), i]]
+    return groups
+
+
+@torch.no_grad()
+def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, steps: int = 5, draws: int = 500) -> bool:
+    """Whether Gaussians between these two fit no worse than the worse of them: the evidence bound has no valley.
+
+    A density may well have one, as the neck of a funnel has a mode of its own, but hardly any mass.
+    """
+    first, last = (list(member)[-1] for member in (a, b))
+    noise = torch.empty(draws, a.features, dtype=torch.float64).normal_(generator=generator)
+    bounds = []
+    for t in torch.linspace(0, 1, steps).tolist():
+        mean, scale_tril = (torch.lerp(getattr(first, n), getattr(last, n), t) for n in ("mean", "scale_tril"))
+        bounds.append(float(target(mean + noise @ scale_tril.T).mean() + scale_tril.diagonal().log().sum()))
+    return min(bounds[1:-1]) > min(bounds[0], bounds[-1])
+
+
+@torch.no_grad()
+def _united(members: Sequence[Flow], weights: Tensor) -> Flow:
+    """The Gaussian with the moments of a mixture of Gaussians."""
+    means, scales = (torch.stack([getattr(list(m)[-1], n) for m in members]) for n in ("mean", "scale_tril"))
+    root = (weights / weights.sum()).sqrt()
+    mean = (root.square().unsqueeze(1) * means).sum(0)
+    parts = torch.cat([scales, (means - mean).unsqueeze(2)], 2) * root.view(-1, 1, 1)
+    return _whitened([], mean, pathfinder.triangular(torch.cat(list(parts), 1)))
 
 
 def _combined(
@@ -276,17 +331,37 @@ def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator) 
     return smooth(weigh(defended(q), target, LOOK, generator)[1]).khat < DONE_KHAT
 
 
-def _is_close(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
-    """Whether a trained flow is near enough to the posterior, in nats, with weights that can be relied on.
+def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> float:
+    """Nats between the log-evidence and its bound.
 
-    Nats, since a single heavy weight takes effective draws away, but hardly any nats: it lies far out in a tail, which further
-    training reaches no better.
+    They say when to stop, rather than effective draws, since a single heavy weight takes many of those, but hardly any nats: it lies
+    far out in a tail, which further training reaches no better.
     """
     log_w = weigh(q, target, LOOK, generator)[1]
-    plain = smooth(log_w)
-    if plain.log_mean - float(log_w[torch.isfinite(log_w)].mean()) > FLOW_KL:
-        return False
-    return plain.ess > ESS or smooth(weigh(defended(q), target, LOOK, generator)[1]).khat < KHAT
+    return smooth(log_w).log_mean - float(log_w[torch.isfinite(log_w)].mean())
+
+
+def _cover_tails(q: Flow | FlowMixture, target: Target, generator: torch.Generator, progress: bool) -> None:
+    """Where k-hat finds tails too light, train in place on weighted draws, as data, for a few steps.
+
+    Sticking the landing minimises KL(q, p), to which tails of the posterior hardly count; the likelihood of its draws is KL(p, q).
+    The draws are those of the defensive base, which reach farther.
+    """
+    z, log_w = weigh(defended(q), target, TAILS_POOL, generator)
+    found = smooth(log_w)
+    if found.khat < TAILS_KHAT or found.ess < TAILS_ESS:
+        return
+    rows = z[torch.multinomial(found.log_weights.exp(), TAILS_POOL, replacement=True, generator=generator)]
+
+    def likelihood(flow: Flow, x: None, context: None) -> Tensor:
+        return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
+
+    _fit(q, likelihood, generator, steps=TAILS_STEPS, learning_rate=TAILS_RATE, progress=progress)
+
+
+def _fit(q: Flow | FlowMixture, objective: Objective, generator: torch.Generator, **options: Any) -> History:
+    fixed = {"schedule": "cosine", "warmup": 10, "weight_decay": 0.0, "clip": math.inf, "ema": 0.0}
+    return fit(q, objective=objective, generator=generator, **fixed, **options)  # type: ignore[arg-type]
 
 
 def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:
