@@ -10,6 +10,7 @@ standard deviations. Writes benchmarks/results/posteriors.md.
 
 import argparse
 import datetime
+import functools
 import math
 import os
 import platform
@@ -22,7 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, StudentT
+from torch.distributions import (
+    Categorical,
+    HalfCauchy,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 
 from flowlab.posteriors import fit_posterior
 from flowlab.posteriors.psis import smooth
@@ -69,11 +78,43 @@ def mixture(
     return MixtureSameFamily(Categorical(shares.double()), Independent(Normal(where, scale), 1)).log_prob
 
 
+SCHOOLS = torch.tensor([[28.0, 8, -3, 7, -1, 1, 18, 12], [15, 10, 16, 11, 9, 11, 10, 18]], dtype=torch.float64)
+
+
+def schools(z: Tensor) -> Tensor:
+    """Eight schools in the centred form, a funnel, over mu, log tau and theta; normalised by quadrature over log tau."""
+    y, s = SCHOOLS
+    mu, tau = z[:, :1], z[:, 1:2].exp()
+    likelihood = Normal(z[:, 2:], s).log_prob(y).sum(-1)
+    return (
+        likelihood + Normal(mu, tau).log_prob(z[:, 2:]).sum(-1) + schools_prior(mu, tau).squeeze(1) - schools_evidence()
+    )
+
+
+def schools_prior(mu: Tensor, tau: Tensor) -> Tensor:
+    """N(0, 5) for mu, and for log tau what a half-Cauchy of scale 5 makes of it."""
+    return Normal(0.0, 5.0).log_prob(mu) + HalfCauchy(torch.tensor(5.0, dtype=torch.float64)).log_prob(tau) + tau.log()
+
+
+@functools.cache
+def schools_evidence() -> float:
+    """Given mu and tau, y is normal with variance s² + tau²; given tau and y, so is mu."""
+    y, s = SCHOOLS
+    log_tau = torch.linspace(-15, 8, 8001, dtype=torch.float64).unsqueeze(1)
+    variance = s.square() + (2 * log_tau).exp()
+    precision = 1 / 25 + (1 / variance).sum(1, keepdim=True)
+    mu = (y / variance).sum(1, keepdim=True) / precision
+    log_p = Normal(mu, variance.sqrt()).log_prob(y).sum(1, keepdim=True) + schools_prior(mu, log_tau.exp())
+    log_p = log_p + (2 * math.pi / precision).log() / 2
+    return float(log_p.logsumexp(0)) + math.log(float(log_tau[1] - log_tau[0]))
+
+
 # Name: features, log-density with evidence one, and the bar on KL where there is one.
 CONSTRUCTED: dict[str, tuple[int, LogProb, float]] = {
     "correlated Gaussian, 50": (50, correlated(50), 0.05),
     "correlated Gaussian, 500": (500, correlated(500), 0.5),
     "funnel, 10": (10, funnel, math.nan),
+    "eight schools, centred, 10": (10, schools, math.nan),
     "banana, 2": (2, banana, math.nan),
     "Student-t, df 5, 5": (5, student(5.0), math.nan),
     "Student-t, df 3, 10": (10, student(3.0), math.nan),

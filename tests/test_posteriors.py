@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 
 import flowlab
-from flowlab.posteriors import FlowPosterior, PosteriorError, fit_posterior, fitting, pathfinder
+from flowlab.posteriors import FlowPosterior, PosteriorError, fit_posterior, pathfinder
 from flowlab.posteriors.diagnostics import Defensive, missed
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space
@@ -91,27 +91,10 @@ def test_one_parameter_with_a_skewed_density():
 
 def test_heavy_tails_are_weighted_by_the_defensive_base():
     tails = StudentT(torch.tensor(5.0, dtype=torch.float64))
-    posterior = fit_posterior(lambda z: tails.log_prob(z).sum(-1), features=2, steps=200, **QUIET)
+    posterior = fit_posterior(lambda z: tails.log_prob(z).sum(-1), features=2, **QUIET)
     found = posterior.diagnostics()
     assert found.khat < 0.7 or found.ess > 0.98
     assert abs(found.log_evidence.value) < 0.05
-
-
-@pytest.mark.parametrize(
-    ("bulk", "tail", "close"), [(1.0, 0.0, True), (1.0, 0.003, True), (0.85, 0.003, False), (1.0, 0.1, False)]
-)
-def test_a_trained_flow_is_judged_by_nats(bulk, tail, close):
-    """A few draws far out, of a share of the mass three times as wide, are no reason to train on; a wrong width is."""
-
-    def log_prob(z: torch.Tensor) -> torch.Tensor:
-        wide = torch.log(torch.tensor(tail).double()) + Normal(0.0, 3.0).log_prob(z[:, 0])
-        return torch.logaddexp(math.log1p(-tail) + Normal(0.0, bulk).log_prob(z[:, 0]), wide)
-
-    exact = fit_posterior(lambda z: Normal(0.0, 1.0).log_prob(z[:, 0]), features=1, **QUIET)
-    target = Target(log_prob, Space(1))
-    for seed in range(10):
-        found = fitting._divergence(exact.flow, target, torch.Generator().manual_seed(seed))
-        assert (found < 0.0075) is close
 
 
 MODES = {

@@ -33,9 +33,9 @@ DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 NEARLY_ALL = 0.99
 LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
-# Training goes in rounds, of so many times `steps` and `draws`; none follows where so many nats are left, .0075 being 98.5 % effective
-# draws where all weights are near one. A later round costs more, and must be worth it.
-ROUNDS = ((0.4, 0.5, 0.0075), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
+# Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
+# where all weights are near one. A later round costs more, and must be worth it.
+ROUNDS = ((0.4, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
 TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
 TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
@@ -282,13 +282,21 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
 
     A density may well have one, as the neck of a funnel has a mode of its own, but hardly any mass.
     """
-    first, last = (list(member)[-1] for member in (a, b))
+    (first, first_width, first_factor), (last, last_width, last_factor) = _parts(a), _parts(b)
     noise = torch.empty(draws, a.features, dtype=torch.float64).normal_(generator=generator)
     bounds = []
     for t in torch.linspace(0, 1, steps).tolist():
-        mean, scale_tril = (torch.lerp(getattr(first, n), getattr(last, n), t) for n in ("mean", "scale_tril"))
+        mean, factor = first.lerp(last, t), torch.nn.functional.normalize(first_factor.lerp(last_factor, t), dim=1)
+        scale_tril = first_width.log().lerp(last_width.log(), t).exp().unsqueeze(1) * factor
         bounds.append(float(target(mean + noise @ scale_tril.T).mean() + scale_tril.diagonal().log().sum()))
     return min(bounds[1:-1]) > min(bounds[0], bounds[-1])
+
+
+def _parts(member: Flow) -> tuple[Tensor, Tensor, Tensor]:
+    """A Gaussian's mean, standard deviations, and Cholesky factor of the correlations."""
+    whitening: Any = list(member)[-1]
+    width = whitening.scale_tril.norm(dim=1)
+    return whitening.mean, width, whitening.scale_tril / width.unsqueeze(1)
 
 
 @torch.no_grad()

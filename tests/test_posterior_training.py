@@ -1,0 +1,113 @@
+"""What trains the last stage of `fit_posterior`: when it stops, what counts as one mode, and what is done for tails."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from flowlab.flow import Flow
+from flowlab.mixture import FlowMixture
+from flowlab.posteriors import fitting
+from flowlab.posteriors.space import Space
+from flowlab.posteriors.target import Target
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(*mean: float, scale: float = 1.0) -> Flow:
+    return fitting._whitened([], torch.tensor(mean).double(), scale * torch.eye(len(mean)).double())
+
+
+def with_a_tail(bulk: float, tail: float) -> Target:
+    """A normal, a share of whose mass is three times as wide."""
+
+    def log_prob(z: Tensor) -> Tensor:
+        wide = math.log(tail) + Normal(0.0, 3.0).log_prob(z).sum(-1) if tail else torch.tensor(-math.inf)
+        return torch.logaddexp(math.log1p(-tail) + Normal(0.0, bulk).log_prob(z).sum(-1), wide)
+
+    return Target(log_prob, Space(1))
+
+
+@pytest.mark.parametrize(("bulk", "tail", "close"), [(1.0, 0.0, True), (1.0, 0.003, True), (0.85, 0.003, False)])
+def test_training_stops_by_nats(bulk, tail, close):
+    """A few draws far out, of a tail of hardly any mass, are no reason to train on; a wrong width is."""
+    for seed in range(10):
+        assert (fitting._divergence(gaussian(0.0), with_a_tail(bulk, tail), seeded(seed)) < 0.01) is close
+
+
+def two(apart: float, d: int = 2) -> Target:
+    def log_prob(z: Tensor) -> Tensor:
+        left, right = (Normal(side * apart / 2, 1.0).log_prob(z[:, 0]) for side in (-1, 1))
+        return torch.logaddexp(left, right) - math.log(2) + Normal(0.0, 1.0).log_prob(z[:, 1:]).sum(-1)
+
+    return Target(log_prob, Space(d))
+
+
+def funnel(z: Tensor) -> Tensor:
+    return Normal(0.0, 1.0).log_prob(z[:, 0]) + Normal(0.0, z[:, :1].exp()).log_prob(z[:, 1:]).sum(-1)
+
+
+@pytest.mark.parametrize(("apart", "one"), [(0.5, True), (1.5, True), (5.0, False), (12.0, False)])
+def test_two_gaussians_are_one_mode_where_their_sum_has_one(apart, one):
+    members = [gaussian(-apart / 2, 0.0), gaussian(apart / 2, 0.0)]
+    groups = fitting._modes(members, two(apart), seeded(0))
+    assert sorted(map(sorted, groups)) == ([[0, 1]] if one else [[0], [1]])
+
+
+def test_pieces_of_a_funnel_make_one_flow():
+    """Neck and mouth as Gaussians, whose own density has a valley between them."""
+    neck, mouth = (
+        fitting._whitened([], torch.tensor([m, 0.0]).double(), torch.tensor([0.4, math.exp(m)]).double().diag())
+        for m in (-1.0, 1.0)
+    )
+    target = Target(funnel, Space(2))
+    assert fitting._modes([neck, mouth], target, seeded(0)) == [[0, 1]]
+    grown = fitting._grown(FlowMixture([neck, mouth], [0.5, 0.5]), None, target, seeded(0))
+    assert isinstance(grown, Flow)
+    draws = grown.sample((20_000,), generator=seeded(1))
+    torch.testing.assert_close(draws.mean(0), torch.zeros(2).double(), rtol=0, atol=0.05)
+    moments = torch.tensor([0.4**2 + 1.0, (math.exp(-2) + math.exp(2)) / 2]).double()
+    torch.testing.assert_close(draws.var(0), moments, rtol=0.05, atol=0)
+
+
+def test_united_gaussians_have_the_moments_of_their_mixture():
+    factors = [torch.tensor([[1.0, 0.0], [0.8, 0.5]]).double(), torch.tensor([[2.0, 0.0], [-1.0, 0.3]]).double()]
+    members = [
+        fitting._whitened([], torch.tensor(m).double(), f)
+        for m, f in zip(([0.0, 1.0], [3.0, -2.0]), factors, strict=True)
+    ]
+    weights = torch.tensor([0.2, 0.6]).double()  # as in a part of a larger mixture
+    draws = FlowMixture(members, weights).sample((400_000,), generator=seeded(0))
+    united = list(fitting._united(members, weights))[-1]
+    torch.testing.assert_close(united.mean, draws.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(united.scale_tril @ united.scale_tril.T, draws.T.cov(), rtol=0.02, atol=0.02)
+
+
+def test_a_mode_of_hardly_any_mass_keeps_its_gaussian():
+    def log_prob(z: Tensor) -> Tensor:
+        parts = [
+            math.log(w) + Normal(m, 1.0).log_prob(z).sum(-1) for w, m in ((0.6, -10.0), (0.396, 10.0), (0.004, 30.0))
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+    members = [gaussian(m, m) for m in (-10.0, 10.0, 30.0)]
+    grown = fitting._grown(FlowMixture(members), None, Target(log_prob, Space(2)), seeded(0))
+    assert isinstance(grown, FlowMixture)
+    trained = [any(p.requires_grad for p in member.parameters()) for member in grown]
+    assert trained == [True, True, False]
+    torch.testing.assert_close(grown.weights, torch.tensor([0.6, 0.396, 0.004]).double(), rtol=0, atol=0.01)
+
+
+def test_tails_are_trained_where_weights_are_heavy_and_only_there():
+    z = torch.empty(50_000, 1, dtype=torch.float64).normal_(generator=seeded(3))
+    for tail in (0.05, 0.0):
+        target, flow = with_a_tail(1.0, tail), fitting._flow_around(gaussian(0.0), None, seeded(0))
+        truth = z * torch.where(torch.arange(len(z)) < tail * len(z), 3.0, 1.0).unsqueeze(1)
+        before = flow.log_prob(truth).mean().item()
+        fitting._cover_tails(flow, target, seeded(2), progress=False)
+        gain = flow.log_prob(truth).mean().item() - before
+        assert gain > 0.02 if tail else gain == 0.0
