@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow
@@ -96,8 +97,9 @@ def fit_posterior(
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
     150 steps of sticking the landing, or 100 where it is near already; then a search for modes not yet covered. Where importance weights say that this
-    is good (k-hat below 0.5, 95 % effective draws) it ends there; else a flow of affine couplings is trained in the
-    coordinates that the affine map whitens. Several modes become a mixture of such flows, weighted by their evidence.
+    is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
+    coordinates that the affine map whitens, in up to three rounds, each longer than the last, until hardly anything is left to
+    gain; where k-hat still finds tails too light, it is then trained on weighted draws for a few steps. Several modes become a mixture of such flows, weighted by their evidence.
 
     With `context`, many data sets of one kind, a single flow with a context learns the posterior of each, and of new ones: see
     `AmortizedPosterior`. It is trained in the coordinates that whiten the posteriors of 16 of them, taken together.
@@ -113,8 +115,8 @@ def fit_posterior(
         encoder: What a context is turned into before the flow sees it, (n, width) to (n, flow.context_features); trained along. When None,
             contexts are standardised.
         flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
-        steps: Steps of the last stage.
-        draws: Draws in each of its steps; with `context` shared out among 64 contexts.
+        steps: Steps of the last stage: 0.4 times as many in the first round, 0.6 in the second, 1 in the third.
+        draws: Draws in each of its steps, half as many in the first round, twice as many in the third; with `context` shared out among 64 contexts.
         learning_rate: Its peak learning rate, which falls to zero by a cosine.
         dtype: Floating-point type of the draws that `log_prob` gets.
         random_state: Seed of everything.
@@ -205,7 +207,8 @@ def fit_posterior(
                 q, _ = _combined(list(q), target, generator)
             if _divergence(q, target, generator) <= nats:
                 break
-        _cover_tails(q, target, generator, progress)
+        if flow is None:  # one of the user's own may have no quick density
+            _cover_tails(q, target, generator, progress)
         q = q.double()
     _check_finite(q, target, generator)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
@@ -286,7 +289,7 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
     noise = torch.empty(draws, a.features, dtype=torch.float64).normal_(generator=generator)
     bounds = []
     for t in torch.linspace(0, 1, steps).tolist():
-        mean, factor = first.lerp(last, t), torch.nn.functional.normalize(first_factor.lerp(last_factor, t), dim=1)
+        mean, factor = first.lerp(last, t), F.normalize(first_factor.lerp(last_factor, t), dim=1)
         scale_tril = first_width.log().lerp(last_width.log(), t).exp().unsqueeze(1) * factor
         bounds.append(float(target(mean + noise @ scale_tril.T).mean() + scale_tril.diagonal().log().sum()))
     return min(bounds[1:-1]) > min(bounds[0], bounds[-1])
