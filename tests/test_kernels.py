@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import flowlab
 from flowlab.kernels import network, permute, tame
-from flowlab.layers import Affine, MixtureCDF, RationalQuadraticSpline
+from flowlab.layers import Affine, MixtureCDF, RationalQuadraticSpline, SinhArcsinh
 from flowlab.layers.conditioned import Places, conditioned
 from flowlab.layers.scalar.spline import knot_positions, plain, spline
 from flowlab.layers.scalar.spline_kernel import SplineKernel
@@ -120,6 +120,14 @@ KERNELS |= {
     f"affine{', inverse' * i}": Kernel(
         lambda v, p, i=i: Affine().forward(v, p) if not i else Affine().inverse(v, p),
         lambda v, p, i=i: plain_affine(v, p, i),
+        ((3,), (2, 3)),
+    )
+    for i in (False, True)
+}
+KERNELS |= {
+    f"sinh-arcsinh{', inverse' * i}": Kernel(
+        lambda v, p, i=i: SinhArcsinh().inverse(v, p) if i else SinhArcsinh().forward(v, p),
+        lambda v, p, i=i: SinhArcsinh().kernel(i).plain(v, p),
         ((3,), (2, 3)),
     )
     for i in (False, True)
