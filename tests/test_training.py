@@ -39,7 +39,7 @@ def test_a_linear_flow_recovers_mean_and_covariance():
 def test_the_weights_kept_are_those_that_did_best_on_validation_rows(schedule, epochs, earlier):
     x, _ = correlated(600, seeded())
     held_out, _ = correlated(300, seeded(1))
-    flow = flowlab.presets.real_nvp(3, layers=4, hidden=(64,), generator=seeded())
+    flow = flowlab.presets.real_nvp(3, layers=2, hidden=(32,), generator=seeded())
     options = {"validation": held_out, "patience": 12, "progress": False, "generator": seeded()}
     history = flowlab.fit(flow, x, schedule=schedule, epochs=epochs, **options)
     with torch.no_grad():
