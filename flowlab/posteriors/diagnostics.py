@@ -179,7 +179,7 @@ def missed(
     with torch.no_grad():
         promising = (target(seen) - flow.log_prob(seen)).topk(8).indices
     starts = torch.cat([draws[:4], starts, raw, seen[promising]])
-    ends, heights = pathfinder.ascend(target, starts, mean, scale_tril, steps=60, tolerance=1e-3)
+    ends, heights = pathfinder.ascend(target, starts, mean, scale_tril, steps=40, tolerance=1e-2)
     anchors = ends[:4]  # the modes that the fit's own draws belong to
     with torch.no_grad():
         excess = heights - flow.log_prob(ends) - log_evidence

@@ -28,7 +28,7 @@ STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
 AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
-NEAR, NEAR_STEPS = 0.3, 100  # share of effective draws from which on a Gaussian needs fewer steps
+NEAR, NEAR_STEPS = 0.3, 80  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 NEARLY_ALL = 0.99
@@ -96,7 +96,7 @@ def fit_posterior(
     """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
-    150 steps of sticking the landing, or 100 where it is near already; then a search for modes not yet covered. Where importance weights say that this
+    150 steps of sticking the landing, or 80 where it is near already; then a search for modes not yet covered. Where importance weights say that this
     is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
     coordinates that the affine map whitens, in up to three rounds, each longer than the last, until hardly anything is left to
     gain; where k-hat still finds tails too light, it is then trained on weighted draws for a few steps. Several modes become a mixture of such flows, weighted by their evidence.
