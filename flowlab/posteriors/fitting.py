@@ -36,9 +36,9 @@ LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 # Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
 # where all weights are near one. A later round costs more, and must be worth it.
-ROUNDS = ((0.4, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
+ROUNDS = ((0.35, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
 TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
-TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
+TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 50, 256, 5e-4
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
 
@@ -115,7 +115,7 @@ def fit_posterior(
         encoder: What a context is turned into before the flow sees it, (n, width) to (n, flow.context_features); trained along. When None,
             contexts are standardised.
         flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
-        steps: Steps of the last stage: 0.4 times as many in the first round, 0.6 in the second, 1 in the third.
+        steps: Steps of the last stage: 0.35 times as many in the first round, 0.6 in the second, 1 in the third.
         draws: Draws in each of its steps, half as many in the first round, twice as many in the third; with `context` shared out among 64 contexts.
         learning_rate: Its peak learning rate, which falls to zero by a cosine.
         dtype: Floating-point type of the draws that `log_prob` gets.
