@@ -108,6 +108,7 @@ def test_tails_are_trained_where_weights_are_heavy_and_only_there():
         target, flow = with_a_tail(1.0, tail), fitting._flow_around(gaussian(0.0), None, seeded(0))
         truth = z * torch.where(torch.arange(len(z)) < tail * len(z), 3.0, 1.0).unsqueeze(1)
         before = flow.log_prob(truth).mean().item()
+        lacking = target(truth).mean().item() - before  # KL(posterior, flow): a few steps gain a part of it
         fitting._cover_tails(flow, target, seeded(2), progress=False)
         gain = flow.log_prob(truth).mean().item() - before
-        assert gain > 0.02 if tail else gain == 0.0
+        assert gain > 0.1 * lacking if tail else gain == 0.0
