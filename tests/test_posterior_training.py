@@ -9,7 +9,7 @@ from torch.distributions import Normal
 
 from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
-from flowlab.posteriors import fitting
+from flowlab.posteriors import fit_posterior, fitting
 from flowlab.posteriors.space import Space
 from flowlab.posteriors.target import Target
 
@@ -36,7 +36,15 @@ def with_a_tail(bulk: float, tail: float) -> Target:
 def test_training_stops_by_nats(bulk, tail, close):
     """A few draws far out, of a tail of hardly any mass, are no reason to train on; a wrong width is."""
     for seed in range(10):
-        assert (fitting._divergence(gaussian(0.0), with_a_tail(bulk, tail), seeded(seed)) < 0.01) is close
+        found = fitting._divergence(gaussian(0.0), with_a_tail(bulk, tail), seeded(seed))
+        assert found < 0.0075 if close else found > fitting.ROUNDS[1][2]
+
+
+def test_a_tenth_of_the_mass_three_times_as_wide_is_not_left_out():
+    found = fit_posterior(with_a_tail(1.0, 0.1), features=1, progress=False).diagnostics()
+    assert found.verdict == "good"
+    assert found.khat < 0.7 or found.ess > 0.98
+    assert found.divergence < 0.0075
 
 
 def two(apart: float, d: int = 2) -> Target:
@@ -95,11 +103,11 @@ def test_a_mode_of_hardly_any_mass_keeps_its_gaussian():
         return torch.stack(parts).logsumexp(0)
 
     members = [gaussian(m, m) for m in (-10.0, 10.0, 30.0)]
-    grown = fitting._grown(FlowMixture(members), None, Target(log_prob, Space(2)), seeded(0))
+    grown = fitting._grown(FlowMixture(members, [0.6, 0.396, 0.004]), None, Target(log_prob, Space(2)), seeded(0))
     assert isinstance(grown, FlowMixture)
     trained = [any(p.requires_grad for p in member.parameters()) for member in grown]
     assert trained == [True, True, False]
-    torch.testing.assert_close(grown.weights, torch.tensor([0.6, 0.396, 0.004]).double(), rtol=0, atol=0.01)
+    torch.testing.assert_close(grown.weights, torch.tensor([0.6, 0.396, 0.004]).double())
 
 
 def test_tails_are_trained_where_weights_are_heavy_and_only_there():
@@ -111,4 +119,4 @@ def test_tails_are_trained_where_weights_are_heavy_and_only_there():
         lacking = target(truth).mean().item() - before  # KL(posterior, flow): a few steps gain a part of it
         fitting._cover_tails(flow, target, seeded(2), progress=False)
         gain = flow.log_prob(truth).mean().item() - before
-        assert gain > 0.1 * lacking if tail else gain == 0.0
+        assert gain > 0.2 * lacking if tail else gain == 0.0

@@ -91,7 +91,7 @@ def test_one_parameter_with_a_skewed_density():
 
 def test_heavy_tails_are_weighted_by_the_defensive_base():
     tails = StudentT(torch.tensor(5.0, dtype=torch.float64))
-    posterior = fit_posterior(lambda z: tails.log_prob(z).sum(-1), features=2, **QUIET)
+    posterior = fit_posterior(lambda z: tails.log_prob(z).sum(-1), features=2, steps=200, **QUIET)
     found = posterior.diagnostics()
     assert found.khat < 0.7 or found.ess > 0.98
     assert abs(found.log_evidence.value) < 0.05

@@ -19,7 +19,7 @@ def params(left: float, right: float, heaviest: float = 3.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("weight", [0.4, 0.8, 1.0, 1.7, 2.9])
 def test_equal_weights_are_the_published_density(weight):
-    """Jones & Pewsey 2009, equation 2, with ε = 0 and δ the reciprocal of the tail weight."""
+    """Jones & Pewsey 2009, with ε = 0 and δ the reciprocal of the tail weight."""
     x, delta = torch.linspace(-8, 8, 401, dtype=torch.float64), 1 / weight
     s, c = (delta * x.asinh()).sinh(), (delta * x.asinh()).cosh()
     log_density = (delta * c).log() - s.square() / 2 - (2 * math.pi * (1 + x.square())).log() / 2

@@ -38,7 +38,7 @@ EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone m
 # where all weights are near one. A later round costs more, and must be worth it.
 ROUNDS = ((0.35, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
 TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
-TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 50, 256, 5e-4
+TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
 
@@ -98,8 +98,9 @@ def fit_posterior(
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
     150 steps of sticking the landing, or 80 where it is near already; then a search for modes not yet covered. Where importance weights say that this
     is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
-    coordinates that the affine map whitens, in up to three rounds, each longer than the last, until hardly anything is left to
-    gain; where k-hat still finds tails too light, it is then trained on weighted draws for a few steps. Several modes become a mixture of such flows, weighted by their evidence.
+    coordinates that the affine map whitens, in up to three rounds: a second follows where more than 0.01 nats are left after the first,
+    a third where more than 0.02 are. Where k-hat then finds tails too light, a hundred steps on weighted draws follow. Several modes become a mixture
+    of such flows, weighted by their evidence.
 
     With `context`, many data sets of one kind, a single flow with a context learns the posterior of each, and of new ones: see
     `AmortizedPosterior`. It is trained in the coordinates that whiten the posteriors of 16 of them, taken together.
@@ -115,9 +116,9 @@ def fit_posterior(
         encoder: What a context is turned into before the flow sees it, (n, width) to (n, flow.context_features); trained along. When None,
             contexts are standardised.
         flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
-        steps: Steps of the last stage: 0.35 times as many in the first round, 0.6 in the second, 1 in the third.
-        draws: Draws in each of its steps, half as many in the first round, twice as many in the third; with `context` shared out among 64 contexts.
-        learning_rate: Its peak learning rate, which falls to zero by a cosine.
+        steps: Steps of the last stage: 0.35 times as many in the first round, 0.6 in the second, 1 in the third. With `context` there is one round of as many.
+        draws: Draws in each of its steps, half as many in the first round, twice as many in the third; with `context` as many, shared out among 64 contexts.
+        learning_rate: Its peak learning rate, which falls to zero by a cosine in each round.
         dtype: Floating-point type of the draws that `log_prob` gets.
         random_state: Seed of everything.
         progress: Show progress bars in terminals and notebooks.
@@ -225,6 +226,13 @@ def _whitened(layers: Sequence[Layer], mean: Tensor, scale_tril: Tensor) -> Flow
     return Flow(Gaussian(features).double(), [*layers, whitening])
 
 
+def _whitening(member: Flow) -> Whitening:
+    """The last layer of a Gaussian, or of a flow around one."""
+    layer = list(member)[-1]
+    assert isinstance(layer, Whitening)
+    return layer
+
+
 @torch.no_grad()
 def _merged(flow: Flow) -> Flow:
     """A chain of a linear layer and a whitening as one whitening."""
@@ -241,21 +249,20 @@ def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: 
     """
     if isinstance(q, Flow):
         return _flow_around(q, flow, generator)
-    united = [_united([list(q)[i] for i in group], q.weights[group]) for group in _modes(list(q), target, generator)]
-    q, _ = _combined(united, target, generator)
-    if isinstance(q, Flow):
-        return _flow_around(q, flow, generator)
-    heaviest = int(q.weights.argmax())
-    grown = [
-        member if weight < LIGHT else _flow_around(member, flow if i == heaviest else None, generator)
-        for i, (member, weight) in enumerate(zip(q, q.weights.tolist(), strict=True))
-    ]
-    return FlowMixture(grown, q.weights)
+    members, groups = list(q), _modes(list(q), target, generator)
+    weights = [float(q.weights[group].sum()) for group in groups]
+    heaviest = weights.index(max(weights))
+    grown = []
+    for i, group in enumerate(groups):
+        member = _united([members[j] for j in group], q.weights[group])
+        own = flow if i == heaviest else None
+        grown.append(member if weights[i] < LIGHT else _flow_around(member, own, generator))
+    return FlowMixture(grown, weights) if len(grown) > 1 else grown[0]
 
 
 def _flow_around(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
     """A Gaussian's whitening behind a flow that is the identity at first."""
-    whitening = list(member)[-1]
+    whitening = _whitening(member)
     if flow is not None:
         return Flow(flow.base, [*flow, whitening])
     features = member.features
@@ -297,7 +304,7 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
 
 def _parts(member: Flow) -> tuple[Tensor, Tensor, Tensor]:
     """A Gaussian's mean, standard deviations, and Cholesky factor of the correlations."""
-    whitening: Any = list(member)[-1]
+    whitening = _whitening(member)
     width = whitening.scale_tril.norm(dim=1)
     return whitening.mean, width, whitening.scale_tril / width.unsqueeze(1)
 
@@ -305,7 +312,8 @@ def _parts(member: Flow) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def _united(members: Sequence[Flow], weights: Tensor) -> Flow:
     """The Gaussian with the moments of a mixture of Gaussians."""
-    means, scales = (torch.stack([getattr(list(m)[-1], n) for m in members]) for n in ("mean", "scale_tril"))
+    means = torch.stack([_whitening(member).mean for member in members])
+    scales = torch.stack([_whitening(member).scale_tril for member in members])
     root = (weights / weights.sum()).sqrt()
     mean = (root.square().unsqueeze(1) * means).sum(0)
     parts = torch.cat([scales, (means - mean).unsqueeze(2)], 2) * root.view(-1, 1, 1)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowlab.kernels import scalar_map
+from flowlab.layers.scalar.scalar_map import Explicit
 
 WIDE = 4.0  # bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales
 
@@ -28,7 +28,7 @@ class Additive:
 
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(Explicit):
     """x = z · exp(s) + shift, with the log-scale s = bound · tanh(a / bound).
 
     Dinh et al. 2017, "Density estimation using Real NVP", equation 7. The soft clamp has slope one at
@@ -40,15 +40,7 @@ class Affine:
 
     bound: float = 3.0
 
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
     count: ClassVar[int] = 2
-
-    def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return scalar_map(z, params, self.kernel(inverse=False))
-
-    def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return scalar_map(x, params, self.kernel(inverse=True))
 
     def kernel(self, inverse: bool) -> "AffineKernel":
         return AffineKernel(self.bound, inverse)

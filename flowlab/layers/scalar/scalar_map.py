@@ -4,6 +4,8 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from flowlab.kernels import Kernel, scalar_map
+
 
 class ScalarMap(Protocol):
     """A monotone map of single numbers, with `count` parameters each.
@@ -32,3 +34,19 @@ class ScalarMap(Protocol):
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Explicit:
+    """A scalar map on the whole line both of whose directions are formulas, each with a kernel."""
+
+    periodic: ClassVar[bool] = False
+    box: ClassVar[None] = None
+
+    def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return scalar_map(z, params, self.kernel(inverse=False))
+
+    def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return scalar_map(x, params, self.kernel(inverse=True))
+
+    def kernel(self, inverse: bool) -> Kernel:
+        raise NotImplementedError

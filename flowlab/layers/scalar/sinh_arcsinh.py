@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowlab.kernels import scalar_map
+from flowlab.layers.scalar.scalar_map import Explicit
 
 FAR = 12.0  # |arcsinh z| beyond which, at |z| = 81,000, x is proportional to z: nothing overflows
 
 
 @dataclass(frozen=True)
-class SinhArcsinh:
+class SinhArcsinh(Explicit):
     """x = sinh(a(arcsinh z)), where a bends at zero from one slope, the tail weight on the left, to another, that on the right.
 
-    Jones & Pewsey 2009, "Sinh-arcsinh distributions", equation 2, with two slopes in place of one and a shift:
+    Jones & Pewsey 2009, "Sinh-arcsinh distributions", with two slopes in place of one and a shift:
     a(u) = (r + l)/2 · u + (r − l)/2 · (√(u² + 1) − 1). Under normal noise a tail weight of 1 leaves a tail normal, 2 makes it
     exponential, more makes it heavier still, and less makes it lighter. Both directions are formulas.
 
@@ -35,15 +35,7 @@ class SinhArcsinh:
 
     heaviest: float = 3.0
 
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
     count: ClassVar[int] = 2
-
-    def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return scalar_map(z, params, self.kernel(inverse=False))
-
-    def inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return scalar_map(x, params, self.kernel(inverse=True))
 
     def kernel(self, inverse: bool) -> "SinhArcsinhKernel":
         return SinhArcsinhKernel(math.log(self.heaviest), inverse)
