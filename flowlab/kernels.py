@@ -7,11 +7,12 @@ matrices (features, n) whose rows are long, so that kernels run along the batch.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.nn import functional as F
 
 _functorch_stack = torch._C._functorch.peek_interpreter_stack
 
@@ -90,11 +91,32 @@ def affine_product(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
 
 # ---- networks ---------------------------------------------------------------------------------------------------
 
-# Activations whose gradient needs their result alone: they may overwrite their argument.
-IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu_, "tanh": torch.tanh_}
-_PULL_IN_PLACE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # overwrite the gradient
-    "relu": lambda grad, y: torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad),
-    "tanh": lambda grad, y: torch.ops.aten.tanh_backward.grad_input(grad, y, grad_input=grad),
+
+class Activation(NamedTuple):
+    """An activation and its gradient."""
+
+    plain: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor], Tensor]  # the same; may overwrite its argument
+    pull: Callable[[Tensor, Tensor], Tensor]  # overwrites the gradient by that in the argument
+    of_result: bool  # whether `pull` is given the result, which then is all that has to be kept, or the argument
+
+
+_aten = torch.ops.aten
+ACTIVATIONS = {
+    "relu": Activation(
+        torch.relu,
+        torch.relu_,
+        lambda grad, y: _aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad),
+        True,
+    ),
+    "tanh": Activation(
+        torch.tanh, torch.tanh_, lambda grad, y: _aten.tanh_backward.grad_input(grad, y, grad_input=grad), True
+    ),
+    "silu": Activation(F.silu, F.silu, lambda grad, x: _aten.silu_backward.grad_input(grad, x, grad_input=grad), False),
+    "gelu": Activation(F.gelu, F.gelu, lambda grad, x: _aten.gelu_backward.grad_input(grad, x, grad_input=grad), False),
+    "elu": Activation(
+        F.elu, F.elu, lambda grad, x: _aten.elu_backward.grad_input(grad, 1, 1, 1, False, x, grad_input=grad), False
+    ),
 }
 Masks = Sequence[Tensor | None]
 
@@ -105,22 +127,28 @@ def plain_network(x: Tensor, *weights: Tensor, activation: str, masks: Masks) ->
         weight = weights[2 * i] if mask is None else weights[2 * i] * mask
         x = torch.addmm(weights[2 * i + 1].unsqueeze(-1), weight, x)
         if i + 1 < len(masks):
-            x = torch.relu(x) if activation == "relu" else torch.tanh(x)
+            x = ACTIVATIONS[activation].plain(x)
     return x
 
 
 def run_network(
     x: Tensor, activation: str, masks: Masks, weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The output, without a gradient, and what `pull_network` needs: the input of each linear layer, and its masked weight."""
-    act, values, matrices = IN_PLACE[activation], [x], []
+    """The output, without a gradient, and what `pull_network` needs.
+
+    That are the input of each linear layer, followed by the activations' arguments where their gradient needs these, and masked weights.
+    """
+    act, values, arguments, matrices = ACTIVATIONS[activation], [x], [], []
     for i, mask in enumerate(masks):
         matrix = weights[2 * i] if mask is None else weights[2 * i] * mask
         matrices.append(matrix)
         x = affine_product(matrix, x, weights[2 * i + 1])
         if i + 1 < len(masks):
-            values.append(act(x))
-    return x, values, matrices
+            if not act.of_result:
+                arguments.append(x)
+            values.append(act.run(x))
+            x = values[-1]
+    return x, values + arguments, matrices
 
 
 def pull_network(
@@ -132,7 +160,7 @@ def pull_network(
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients in the input and in the weights, given the output's; `needed` says which, the input first."""
-    pull = _PULL_IN_PLACE[activation]
+    act, arguments = ACTIVATIONS[activation], values[len(masks) :]
     grads: list[Tensor | None] = [None] * (2 * len(masks))
     for i in reversed(range(len(masks))):
         x = values[i]
@@ -145,7 +173,7 @@ def pull_network(
             grads[2 * i + 1] = grad.sum(1)
         if i:
             grad = product(matrices[i].T, grad)
-            pull(grad, x)
+            act.pull(grad, x if act.of_result else arguments[i - 1])
     return product(matrices[0].T, grad) if needed[0] else None, grads
 
 
@@ -153,7 +181,7 @@ class _Network(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str, masks: Masks, *weights: Tensor) -> Tensor:
         output, values, matrices = run_network(x, activation, masks, weights)
-        ctx.save_for_backward(*values, *matrices, *weights)
+        ctx.save_for_backward(*matrices, *weights, *values)
         ctx.options = activation, masks
         return output
 
@@ -161,7 +189,7 @@ class _Network(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         activation, masks = ctx.options
         n, saved = len(masks), ctx.saved_tensors
-        values, matrices, weights = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        matrices, weights, values = saved[:n], saved[n : 3 * n], saved[3 * n :]
         if plain_backward(grad):
             plain = functools.partial(plain_network, activation=activation, masks=masks)
             by_x, *grads = differentiable_backward(plain, (values[0], *weights), (grad,))
@@ -176,7 +204,7 @@ def network(x: Tensor, activation: str, masks: Masks, weights: Sequence[Tensor])
 
     Args:
         x: The input.
-        activation: One of `IN_PLACE`.
+        activation: One of `ACTIVATIONS`.
         masks: One for each linear layer, None for none.
         weights: The weight and the bias of each linear layer in turn.
     """

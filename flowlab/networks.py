@@ -13,15 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlab.kernels import IN_PLACE, columns, network
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "elu": F.elu,
-    "tanh": torch.tanh,
-}
+from flowlab.kernels import ACTIVATIONS, columns, network
 
 
 class Linear(nn.Module):
@@ -154,7 +146,7 @@ class MLP(nn.Module):
     @property
     def plain(self) -> bool:
         """Whether this is a chain of linear layers and activations that `flowlab.kernels.network` can run."""
-        return not self.residual and self.activation in IN_PLACE
+        return not self.residual
 
     @property
     def masks(self) -> list[Tensor | None]:
@@ -174,15 +166,14 @@ class MLP(nn.Module):
             return network(x, self.activation, self.masks, self.weights)
         drop: Callable[[Tensor], Tensor] = self.drop if dropout else nn.Identity()
         activation = ACTIVATIONS[self.activation]
-        in_place = IN_PLACE.get(self.activation, activation)
         if self.residual:
             first, *inner = self.linears[:-1]
             x = first(x)
             for one, two in zip(inner[::2], inner[1::2], strict=True):
-                x = x + two(drop(in_place(one(activation(x)))))
+                x = x + two(drop(activation.run(one(activation.plain(x)))))
         else:
             for linear in self.linears[:-1]:
-                x = drop(in_place(linear(x)))
+                x = drop(activation.run(linear(x)))
         return self.last(x)
 
     def forward(self, x: Tensor) -> Tensor:

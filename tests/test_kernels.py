@@ -11,6 +11,7 @@ import pytest
 import torch
 from constructors import PRESETS, assert_close, flat, normal, perturb, preset, seeded, weighted
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -78,7 +79,7 @@ class Given(NamedTuple):
 def plain_network(x: Tensor, activation: str, masks: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
     for i, mask in enumerate(masks):
         w, b = weights[2 * i : 2 * i + 2]
-        x = (w if mask is None else w * mask) @ (getattr(torch, activation)(x) if i else x) + b[:, None]
+        x = (w if mask is None else w * mask) @ (getattr(F, activation)(x) if i else x) + b[:, None]
     return x
 
 
@@ -152,7 +153,7 @@ KERNELS |= {
         ((4,), (5, 4), (5,), (3, 5), (3,)),
         1,
     )
-    for activation in ("relu", "tanh")
+    for activation in ("relu", "tanh", "silu", "gelu", "elu")
     for masked, masks in ((False, [None, None]), (True, [MASK, None]))
 }
 KERNELS |= {

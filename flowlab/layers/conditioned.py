@@ -132,7 +132,7 @@ class _Conditioned(Function):
         if places is not None:
             mapped[places.kept] = kept
             _put(mapped, places.changed, out)
-        ctx.save_for_backward(x, given, untamed, changed, params, *saved, *values, *matrices, *weights)
+        ctx.save_for_backward(x, given, untamed, changed, params, *saved, *matrices, *weights, *values)
         ctx.options = activation, masks, kernel, count, places, len(saved)
         return mapped, log_slope.sum(0)
 
@@ -140,8 +140,8 @@ class _Conditioned(Function):
     def backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         activation, masks, kernel, count, places, first = ctx.options
         x, given, untamed, changed, params, *rest = ctx.saved_tensors
-        second, third = first + len(masks), first + 2 * len(masks)
-        saved, values, matrices, weights = rest[:first], rest[first:second], rest[second:third], rest[third:]
+        second, third = first + len(masks), first + 3 * len(masks)
+        saved, matrices, weights, values = rest[:first], rest[first:second], rest[second:third], rest[third:]
         if plain_backward(grad, grad_log_det):
 
             def plain(x: Tensor, *given_and_weights: Tensor) -> tuple[Tensor, Tensor]:

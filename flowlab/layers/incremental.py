@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlab.kernels import columns, product
+from flowlab.kernels import ACTIVATIONS, columns, product
 from flowlab.layers.conditioned import by_parameter, conditioner_inputs
 from flowlab.layers.scalar import ScalarMap
-from flowlab.networks import ACTIVATIONS, Linear, MaskedMLP
+from flowlab.networks import Linear, MaskedMLP
 
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -36,7 +36,7 @@ class Sweep:
     def __init__(self, network: MaskedMLP, scalar: ScalarMap, context: Tensor | None) -> None:
         self.network, self.scalar = network, scalar
         self.context = None if context is None else columns(context)
-        self.activation = ACTIVATIONS[network.activation]
+        self.activation = ACTIVATIONS[network.activation].plain
         linears: list[Linear] = list(network.linears)  # type: ignore[arg-type]
         *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
         self.masks: list[Tensor] = [linear.mask for linear in linears]  # type: ignore[misc]
