@@ -28,7 +28,7 @@ STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
 AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
-NEAR, NEAR_STEPS = 0.3, 80  # share of effective draws from which on a Gaussian needs fewer steps
+NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
 NEARLY_ALL = 0.99
@@ -36,7 +36,7 @@ LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 # Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
 # where all weights are near one. A later round costs more, and must be worth it.
-ROUNDS = ((0.35, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
+ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
 TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
 TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
@@ -96,7 +96,7 @@ def fit_posterior(
     """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
-    150 steps of sticking the landing, or 80 where it is near already; then a search for modes not yet covered. Where importance weights say that this
+    150 steps of sticking the landing, or 50 where it is near already; then a search for modes not yet covered. Where importance weights say that this
     is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
     coordinates that the affine map whitens, in up to three rounds: a second follows where more than 0.01 nats are left after the first,
     a third where more than 0.02 are. Where k-hat then finds tails too light, a hundred steps on weighted draws follow. Several modes become a mixture
@@ -116,7 +116,7 @@ def fit_posterior(
         encoder: What a context is turned into before the flow sees it, (n, width) to (n, flow.context_features); trained along. When None,
             contexts are standardised.
         flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
-        steps: Steps of the last stage: 0.35 times as many in the first round, 0.6 in the second, 1 in the third. With `context` there is one round of as many.
+        steps: Steps of the last stage: 0.25 times as many in the first round, 0.6 in the second, 1 in the third. With `context` there is one round of as many.
         draws: Draws in each of its steps, half as many in the first round, twice as many in the third; with `context` as many, shared out among 64 contexts.
         learning_rate: Its peak learning rate, which falls to zero by a cosine in each round.
         dtype: Floating-point type of the draws that `log_prob` gets.
