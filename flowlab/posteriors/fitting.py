@@ -1,5 +1,6 @@
 """`fit_posterior`: from a log-density to a posterior that can be trusted, or says that it cannot."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +37,9 @@ LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 # Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
 # where all weights are near one. A later round costs more, and must be worth it.
-ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.02), (1.0, 2.0, math.inf))
+ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.03), (1.0, 2.0, math.inf))
 TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
+TAILS_NATS = 0.05  # what they may cost
 TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
@@ -99,7 +101,7 @@ def fit_posterior(
     150 steps of sticking the landing, or 50 where it is near already; then a search for modes not yet covered. Where importance weights say that this
     is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
     coordinates that the affine map whitens, in up to three rounds: a second follows where more than 0.01 nats are left after the first,
-    a third where more than 0.02 are. Where k-hat then finds tails too light, a hundred steps on weighted draws follow. Several modes become a mixture
+    a third where more than 0.03 are. Where k-hat then finds tails too light, a hundred steps on weighted draws follow. Several modes become a mixture
     of such flows, weighted by their evidence.
 
     With `context`, many data sets of one kind, a single flow with a context learns the posterior of each, and of new ones: see
@@ -206,10 +208,11 @@ def fit_posterior(
             train(q, "flow", learning_rate=learning_rate, **options)
             if isinstance(q, FlowMixture):
                 q, _ = _combined(list(q), target, generator)
-            if _divergence(q, target, generator) <= nats:
+            left = _divergence(q, target, generator)
+            if left <= nats:
                 break
         if flow is None:  # one of the user's own may have no quick density
-            _cover_tails(q, target, generator, progress)
+            q = _tails_covered(q, left, target, generator, progress)
         q = q.double()
     _check_finite(q, target, generator)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
@@ -360,22 +363,27 @@ def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generato
     return smooth(log_w).log_mean - float(log_w[torch.isfinite(log_w)].mean())
 
 
-def _cover_tails(q: Flow | FlowMixture, target: Target, generator: torch.Generator, progress: bool) -> None:
-    """Where k-hat finds tails too light, train in place on weighted draws, as data, for a few steps.
+def _tails_covered(
+    q: Flow | FlowMixture, divergence: float, target: Target, generator: torch.Generator, progress: bool
+) -> Flow | FlowMixture:
+    """Where k-hat finds tails too light: the same, trained on weighted draws, as data, for a few steps.
 
     Sticking the landing minimises KL(q, p), to which tails of the posterior hardly count; the likelihood of its draws is KL(p, q).
-    The draws are those of the defensive base, which reach farther.
+    The draws are those of the defensive base, which reach farther. Few of them may be heavy: what learns these by heart, and so
+    raises the divergence, is dropped.
     """
     z, log_w = weigh(defended(q), target, TAILS_POOL, generator)
     found = smooth(log_w)
     if found.khat < TAILS_KHAT or found.ess < TAILS_ESS:
-        return
+        return q
+    before = copy.deepcopy(q)
     rows = z[torch.multinomial(found.log_weights.exp(), TAILS_POOL, replacement=True, generator=generator)]
 
     def likelihood(flow: Flow, x: None, context: None) -> Tensor:
         return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
 
     _fit(q, likelihood, generator, steps=TAILS_STEPS, learning_rate=TAILS_RATE, progress=progress)
+    return q if _divergence(q, target, generator) < divergence + TAILS_NATS else before
 
 
 def _fit(q: Flow | FlowMixture, objective: Objective, generator: torch.Generator, **options: Any) -> History:
