@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
-def test_by_default_it_beats_a_gaussian_and_a_mixture_on_real_data():
+def test_a_fast_fit_beats_a_gaussian_and_a_mixture_on_real_data():
     frame = datasets.load("wine").drop(columns="quality").drop_duplicates()
     rng = np.random.default_rng(1)
     columns = flowlab.tables.encode.Columns.learn(frame.to_numpy(), list(frame.columns))
@@ -78,6 +79,17 @@ def test_by_default_it_beats_a_gaussian_and_a_mixture_on_real_data():
         peer = GaussianMixture(components, reg_covar=1e-2, random_state=0).fit(train / scale)
         gain = ours - (peer.score_samples(test / scale) - np.log(scale).sum())
         assert gain.mean() > 2 * gain.std() / np.sqrt(len(gain))
+
+
+def test_by_default_flows_of_two_kinds_are_weighed_with_simpler_densities():
+    rows = datasets.load("wine")[["fixed_acidity", "ph", "alcohol"]].sample(600, random_state=0)
+    train, test = rows[:150], rows[150:]
+    model = FlowDensity(random_state=0, n_jobs=1).fit(train)
+    for member in ("autoregressive", "spline", "mixture", "copula", "kernel"):
+        assert re.search(rf"\d% +{member} ", model.summary()), member
+    gaussian = GaussianMixture(1, reg_covar=1e-6, random_state=0).fit(train)
+    gain = model.score_samples(test) - gaussian.score_samples(test)
+    assert gain.mean() > 2 * gain.std() / np.sqrt(len(gain))
 
 
 def test_pipeline_grid_search_clone_and_parameters(x):
