@@ -394,7 +394,7 @@ def test_flows_after_use(name: str, tmp_path: Path) -> None:
 @FLOWS
 def test_threads(name: str, width: int) -> None:
     """The same bits from run to run with two threads."""
-    flow = perturb(PRESETS[name][0](20, hidden=(width,), layers=2, generator=seeded()), scale=0.05)
+    flow = perturb(PRESETS[name][0](8, hidden=(width,), layers=2, generator=seeded()), scale=0.05)
     try:
         torch.set_num_threads(2)
         assert_close(everything(flow, 500), everything(flow, 500), 0)
