@@ -40,8 +40,14 @@ def test_a_log_density_that_does_not_fit_is_told_why(function, message):
         ({"features": 2, "supports": {"a": ((), constraints.real)}}, "features=… for"),
         ({"features": 0}, "positive whole number"),
         ({"features": True}, "positive whole number"),
-        ({"features": 2, "draws": 0}, "draws must be positive"),
-        ({"features": 2, "learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"features": 2, "draws": 0}, "draws must be positive and whole, not 0"),
+        ({"features": 2, "draws": 2.5}, "draws must be positive and whole, not 2.5"),
+        ({"features": 2, "steps": math.inf}, "steps must be positive and whole, not inf"),
+        ({"features": 2, "steps": "many"}, "steps must be positive and whole, not 'many'"),
+        ({"features": 2, "learning_rate": -1.0}, "learning_rate must be positive and finite"),
+        ({"features": 2, "learning_rate": math.nan}, "learning_rate must be positive and finite"),
+        ({"features": 2, "random_state": None}, "random_state must be a whole number, not None"),
+        ({"features": 2, "flow": "nsf"}, "flow must be a flowlab.Flow, not a str"),
         ({"features": 2, "dtype": torch.int64}, "floating-point type"),
         ({"supports": [("a", (), constraints.real)]}, "must be a dict"),
         ({"supports": {"a": ((-1,), constraints.real)}}, "must be"),
@@ -56,6 +62,34 @@ def test_a_log_density_that_does_not_fit_is_told_why(function, message):
 def test_arguments_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fit_posterior(lambda z: -z.square().sum(-1), **options, **QUIET)
+
+
+@pytest.mark.parametrize("features", [2, 3, 6])
+def test_a_function_of_a_single_draw_is_noticed(features):
+    with pytest.raises(ValueError, match="wrap a function of a single draw"):
+        fit_posterior(lambda z: -((z[0] - 1) ** 2) - z[1] ** 2, features=features, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda z: Normal(0, 1).log_prob(z).sum(-1) + torch.where(z[:, 0] > 0, 0.0, math.nan), "within ±1 of zero"),
+        (lambda z: torch.where(z[:, 0] > 2, -math.inf, z.sum(-1)), "within ±3 of zero"),
+        (lambda z: z.square().sum(-1), "Has log_prob a bound"),
+    ],
+)
+def test_a_log_density_that_cannot_be_fitted_is_told_why(function, message):
+    with pytest.raises(PosteriorError, match=message):
+        fit_posterior(function, features=2, **QUIET)
+
+
+def test_improper_densities_are_refused_or_not_trusted():
+    with pytest.raises(PosteriorError, match="proper"):
+        fit_posterior(lambda p: -p["s"].log(), supports={"s": ((), constraints.positive)}, **QUIET)
+    for function in (lambda z: z.sum(-1), lambda z: z.square().sum(-1)):
+        found = fit_posterior(function, features=1, steps=100, **QUIET).diagnostics()
+        assert found.verdict == "do not trust"
+    assert any("improper" in reason for reason in found.reasons)
 
 
 def test_an_error_of_the_model_says_with_what_it_was_called():

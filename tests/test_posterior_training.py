@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Laplace, Normal
 
 from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
@@ -129,3 +129,30 @@ def test_tails_that_cost_too_much_are_given_back():
     impossible = -1.0  # nats before: whatever comes after has more
     flow = fitting._tails_covered(flow, impossible, target, seeded(2), progress=False)
     torch.testing.assert_close(flow.log_prob(x), before)
+
+
+def test_densities_with_kinks_whose_curvature_says_nothing():
+    """A Laplace distribution has its own evidence, and a median regression that of a grid."""
+    found = fit_posterior(lambda z: -z.abs().sum(-1), features=1, progress=False).diagnostics()
+    assert found.verdict == "good"
+    assert found.log_evidence.value == pytest.approx(math.log(2), abs=0.01)
+
+    x = torch.linspace(-2, 2, 25, dtype=torch.float64)
+    y = 1 + 2 * x + torch.empty(25, dtype=torch.float64).normal_(generator=seeded(0))
+
+    def log_prob(z: Tensor) -> Tensor:
+        return Laplace(z[:, :1] + z[:, 1:] * x, 0.8).log_prob(y).sum(-1)
+
+    axes = torch.linspace(-1, 3, 801, dtype=torch.float64), torch.linspace(0, 4, 801, dtype=torch.float64)
+    points = torch.cartesian_prod(*axes)
+    values = torch.cat([log_prob(some) for some in points.split(20_000)])
+    weights = values.softmax(0).unsqueeze(1)
+    mean = (weights * points).sum(0)
+    sd = (weights * (points - mean).square()).sum(0).sqrt()
+    posterior = fit_posterior(log_prob, features=2, progress=False)
+    found = posterior.diagnostics()
+    assert found.verdict == "good"
+    assert found.log_evidence.value == pytest.approx(float(values.logsumexp(0)) + 2 * math.log(4 / 800), abs=0.02)
+    draws = posterior.sample((20_000,), seeded(1))
+    torch.testing.assert_close(draws.mean(0), mean, rtol=0, atol=0.05 * float(sd.min()))
+    torch.testing.assert_close(draws.std(0), sd, rtol=0.05, atol=0)

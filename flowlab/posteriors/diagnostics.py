@@ -259,6 +259,8 @@ def _judge(found: Diagnostics) -> None:
         broken.append(f"two estimates of the log-evidence differ by {found.evidence_gap} nats")
     if found.non_finite > WORST_SHARE:
         broken.append(f"the log-density is not finite at {found.non_finite:.1%} of the draws")
+    if math.isinf(found.shift):
+        broken.append("draws have no spread beside their size, as where log_prob has no bound (an improper prior?)")
     if broken or not math.isfinite(found.log_evidence.value):
         found.verdict, found.reasons = "do not trust", broken
         return

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Any, overload
 
 import torch
@@ -23,7 +24,7 @@ from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
-from flowlab.training import History, fit
+from flowlab.training import History, TrainingError, fit
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
@@ -117,7 +118,8 @@ def fit_posterior(
             features), or a dict of tensors (draws, n, *shape), and contexts (n, width), and returns (draws, n).
         encoder: What a context is turned into before the flow sees it, (n, width) to (n, flow.context_features); trained along. When None,
             contexts are standardised.
-        flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place. One is made when None.
+        flow: A flow of your own for the last stage, over the whitened coordinates; it is trained in place, and becomes double precision: a
+            second fit with it changes the first posterior. One is made when None.
         steps: Steps of the last stage: 0.25 times as many in the first round, 0.6 in the second, 1 in the third. With `context` there is one round of as many.
         draws: Draws in each of its steps, half as many in the first round, twice as many in the third; with `context` as many, shared out among 64 contexts.
         learning_rate: Its peak learning rate, which falls to zero by a cosine in each round.
@@ -147,9 +149,17 @@ def fit_posterior(
         torch.Size([5])
     """
     started = time.process_time()
-    for name, number in (("steps", steps), ("draws", draws), ("learning_rate", learning_rate)):
-        if not number > 0:
-            raise ValueError(f"{name} must be positive, not {number}")
+    for name, number, kind in (
+        ("steps", steps, Integral),
+        ("draws", draws, Integral),
+        ("learning_rate", learning_rate, Real),
+    ):
+        if not isinstance(number, kind) or not 0 < number < math.inf:
+            raise ValueError(f"{name} must be positive and {'whole' if kind is Integral else 'finite'}, not {number!r}")
+    if not isinstance(random_state, Integral):
+        raise ValueError(f"random_state must be a whole number, not {random_state!r}")
+    if flow is not None and not isinstance(flow, Flow):
+        raise ValueError(f"flow must be a flowlab.Flow, not a {type(flow).__name__}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating-point type of torch, not {dtype!r}")
     space = Space(features, supports)
@@ -164,13 +174,24 @@ def fit_posterior(
             f"flow must have {space.features} features and no context, not {flow.features} and {flow.context_features}"
         )
     target = Target(log_prob, space, dtype)
-    generator = torch.Generator().manual_seed(random_state)
-    target.check(torch.empty(3, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator))
+    generator = torch.Generator().manual_seed(int(random_state))
+    points = torch.empty(3, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator)
+    for batch in (
+        points,
+        points.repeat(2, 1),
+    ):  # two, since a function of a single draw may return as many numbers by chance
+        target.check(batch)
     history: list[dict[str, Any]] = []
 
     def train(q: Flow | FlowMixture, stage: str, *, draws: int, **options: Any) -> None:
         """Train in place by sticking the landing."""
-        found = _fit(q, StickingTheLanding(target, draws), generator, progress=progress, **options)
+        try:
+            found = _fit(q, StickingTheLanding(target, draws), generator, progress=progress, **options)
+        except TrainingError as error:
+            raise PosteriorError(
+                f"training did not stay finite ({error}). Has log_prob a bound? Without one, as with an improper prior, there is "
+                "no posterior; else a smaller learning_rate may help"
+            ) from error
         history.extend({"stage": stage, "step": r["step"], "elbo": -r["train"]} for r in found.records)
 
     def affine(at: pathfinder.Gaussian) -> Flow:
@@ -187,9 +208,7 @@ def fit_posterior(
 
     found = pathfinder.find(target, pathfinder.finite_starts(target, STARTS, SPREAD, generator), generator)
     if not found:
-        raise PosteriorError(
-            "no path from any start led to a Gaussian with a finite evidence bound: check log_prob far from zero"
-        )
+        raise PosteriorError(_no_start(target, generator))
     gap = found[0].elbo - found[len(found) // 2].elbo
     members = [affine(at) for at in pathfinder.separate(target, found)]
     q, evidence = _combined(members, target, generator)
@@ -389,6 +408,20 @@ def _tails_covered(
 def _fit(q: Flow | FlowMixture, objective: Objective, generator: torch.Generator, **options: Any) -> History:
     fixed = {"schedule": "cosine", "warmup": 10, "weight_decay": 0.0, "clip": math.inf, "ema": 0.0}
     return fit(q, objective=objective, generator=generator, **fixed, **options)  # type: ignore[arg-type]
+
+
+def _no_start(target: Target, generator: torch.Generator) -> str:
+    """Why no Gaussian around any start has a finite evidence bound, with a point that shows it."""
+    for radius in (1.0, 3.0, 10.0, 100.0):
+        z = torch.empty(LOOK, target.space.features, dtype=torch.float64).uniform_(-radius, radius, generator=generator)
+        bad = ~torch.isfinite(target.value_and_gradient(z)[0])
+        if bool(bad.any()):
+            return (
+                f"no Gaussian around any start has a finite evidence bound: log_prob, or its gradient, is not finite at {float(bad.double().mean()):.0%} of the points "
+                f"within ±{radius:g} of zero in unconstrained space; {target.shown(z[bad][:1])}. Where a parameter is bounded, say so in "
+                "supports=…; where a computation overflows, rewrite it in logarithms"
+            )
+    return "no Gaussian around any start has a finite evidence bound: log_prob has none itself, it seems. Are all priors proper?"
 
 
 def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:

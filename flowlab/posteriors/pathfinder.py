@@ -17,6 +17,7 @@ NEWTON = 100  # parameters up to which every step of the path takes curvature
 FLAT = 1e-4  # smallest eigenvalue of a scaled precision matrix
 MEMORY = 10  # pairs that L-BFGS keeps
 DRAWS = 32  # for the evidence bound of a Gaussian on a path
+POOR = 10.0  # nats per parameter by which the log-density may fall, on average, from a Gaussian's centre to its draws; half a nat is right
 
 
 @dataclass
@@ -77,13 +78,17 @@ def find(
     """The best Gaussian on the path of each start (n, features), the best of all first; failed paths are left out.
 
     Above a hundred features L-BFGS climbs first, unless told not to, and Newton's steps are for the best two ends.
+    Where the best is far too wide, as curvature at a point says nothing of a log-density with kinks, paths are walked once more, by the
+    gradient's differences over whole standard deviations.
     """
     if target.space.features > NEWTON and climb:
         ends, heights = ascend(target, starts)
         starts, steps = ends[heights.argsort(descending=True)[:2]], 4
     noise = torch.empty(DRAWS, target.space.features, dtype=torch.float64).normal_(generator=generator)
     found = _newton(target, starts, noise, steps)
-    return sorted((g for g in found if math.isfinite(g.elbo)), key=lambda g: -g.elbo)
+    if found and _too_wide(target, found[0], noise):
+        found = _newton(target, starts, noise, steps, wide=True) or found
+    return found
 
 
 def separate(target: Target, found: list[Gaussian], share: float = 1e-3) -> list[Gaussian]:
@@ -144,23 +149,31 @@ def ascend(
     return x, value
 
 
-def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[Gaussian]:
-    x = starts
+def _too_wide(target: Target, found: Gaussian, noise: Tensor) -> bool:
+    values = target(torch.cat([found.mean.unsqueeze(0), found.mean + noise @ found.scale_tril.T]))
+    return float(values[0] - values[1:].mean()) > POOR * len(found.mean)
+
+
+def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: bool = False) -> list[Gaussian]:
+    """The best Gaussian on each path, the best of all first; curvature is that over a standard deviation where `wide`, else at a point."""
+    x = starts.clone()
     n, d = x.shape
     value, gradient = target.value_and_gradient(x)
-    width = torch.full_like(x, 1e-4)
+    width = torch.full_like(x, 1.0 if wide else 1e-4)
     best: list[Gaussian | None] = [None] * n
     rates = torch.tensor([0.5, 0.2, 0.05, 0.01, 1e-3, 1e-5], dtype=x.dtype)
     alive = torch.isfinite(value).nonzero().squeeze(1)
     for _ in range(steps):
         here, slope = x[alive], gradient[alive]
-        scale_tril, width[alive] = _curvature(target, here, width[alive])
+        scale_tril, width[alive] = _curvature(target, here, width[alive], wide)
         draws = here.unsqueeze(1) + noise @ scale_tril.mT
         log_g = -noise.square().sum(-1) / 2 - scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
         bounds = (target(draws) - log_g).mean(1) + d * LOG_SQRT_2PI
+        settling = torch.zeros(len(alive), dtype=torch.bool)
         for j, i in enumerate(alive.tolist()):
             known = best[i]
             if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known.elbo):
+                settling[j] = wide  # widths need some steps, also at the right place
                 best[i] = Gaussian(here[j].clone(), scale_tril[j].clone(), float(bounds[j]), here[j], 0.0)
         step = (scale_tril @ (scale_tril.mT @ slope.unsqueeze(-1))).squeeze(-1)
         new, new_value, new_gradient = _step(target, here, value[alive], slope, step, rates)
@@ -169,7 +182,7 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[G
         x[alive] = torch.where(better.unsqueeze(-1), new, here)
         value[alive] = torch.where(better, new_value, value[alive])
         gradient[alive] = torch.where(better.unsqueeze(-1), new_gradient, slope)
-        alive = alive[gain > 1e-3]
+        alive = alive[(gain > 1e-3) | settling]
         if len(alive) == 0:
             break
     kept = []
@@ -177,13 +190,13 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int) -> list[G
         if gaussian is not None:
             gaussian.mode, gaussian.height = x[i], float(value[i])
             kept.append(gaussian)
-    return kept
+    return sorted(kept, key=lambda g: -g.elbo)
 
 
-def _curvature(target: Target, x: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+def _curvature(target: Target, x: Tensor, width: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     """Cholesky factors (n, d, d) of the covariance that the log-density's curvature at x (n, d) suggests, and widths for the next differences.
 
-    Where the log-density is not concave, eigenvalues count by their size.
+    These are the standard deviations where `wide`, else a thousandth. Where the log-density is not concave, eigenvalues count by their size.
     """
     n, d = x.shape
     shift = torch.diag_embed(width)
@@ -196,7 +209,7 @@ def _curvature(target: Target, x: Tensor, width: Tensor) -> tuple[Tensor, Tensor
     values, vectors = torch.linalg.eigh(scaled)
     values = values.abs().clamp(min=FLAT)
     scale_tril = scale.unsqueeze(-1) * triangular(vectors / values.sqrt().unsqueeze(-2))
-    return scale_tril, (1e-3 * scale).clamp(1e-8, 1e-2)
+    return scale_tril, scale if wide else (1e-3 * scale).clamp(1e-8, 1e-2)
 
 
 def triangular(matrix: Tensor) -> Tensor:
