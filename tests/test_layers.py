@@ -266,6 +266,9 @@ COMPILED = [
     name
     for name, entry in LAYERS.items()
     if not (entry.numeric and any(part in name for part in ("residual", "autoregressive", "steps")))
+    and not (
+        "residual" in name and "affine" not in name
+    )  # which scalar map a residual network serves makes no difference
 ]
 
 
