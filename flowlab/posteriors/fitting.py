@@ -42,6 +42,7 @@ ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.03), (1.0, 2.0, math.inf))
 TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
 TAILS_NATS = 0.05  # what they may cost
 TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
+ADVICE = "Where a parameter is bounded, say so in supports=…; where a computation overflows, rewrite it in logarithms"
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
 
@@ -132,7 +133,8 @@ def fit_posterior(
 
     Raises:
         ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
-        PosteriorError: `log_prob` is not finite at any start, or at more than 1 % of the fit's draws; values are shown.
+        PosteriorError: `log_prob` is not finite at or around any start, or at more than 1 % of the fit's draws, and values are shown; or
+            training does not stay finite, as where the density has no bound.
 
     Example:
         >>> import torch
@@ -176,10 +178,8 @@ def fit_posterior(
     target = Target(log_prob, space, dtype)
     generator = torch.Generator().manual_seed(int(random_state))
     points = torch.empty(3, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator)
-    for batch in (
-        points,
-        points.repeat(2, 1),
-    ):  # two, since a function of a single draw may return as many numbers by chance
+    # Of two sizes, since a function of a single draw may return as many numbers by chance.
+    for batch in (points, points.repeat(2, 1)):
         target.check(batch)
     history: list[dict[str, Any]] = []
 
@@ -418,8 +418,7 @@ def _no_start(target: Target, generator: torch.Generator) -> str:
         if bool(bad.any()):
             return (
                 f"no Gaussian around any start has a finite evidence bound: log_prob, or its gradient, is not finite at {float(bad.double().mean()):.0%} of the points "
-                f"within ±{radius:g} of zero in unconstrained space; {target.shown(z[bad][:1])}. Where a parameter is bounded, say so in "
-                "supports=…; where a computation overflows, rewrite it in logarithms"
+                f"within ±{radius:g} of zero in unconstrained space; {target.shown(z[bad][:1])}. {ADVICE}"
             )
     return "no Gaussian around any start has a finite evidence bound: log_prob has none itself, it seems. Are all priors proper?"
 
@@ -430,6 +429,5 @@ def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Genera
     share = float(bad.double().mean())
     if share > WORST_SHARE:
         raise PosteriorError(
-            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}; {target.shown(z[bad][:3])}. "
-            "Where a parameter is bounded, say so in supports=…; where a computation overflows, rewrite it in logarithms"
+            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}; {target.shown(z[bad][:3])}. {ADVICE}"
         )
