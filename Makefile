@@ -8,7 +8,7 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick docs clean
+.PHONY: help demo test test-slow test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -27,6 +27,10 @@ demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows
 test: $(READY) lint  ## lint, types, tests and doctests
 	@echo "== tests"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(READY)  ## the tests that take long
+	@echo "== slow tests"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-matrix:  ## the tests under further Pythons and torches, where they are at hand; ARGS="--help" says more
 	$(PYTHON) .ci/matrix.py $(ARGS)
