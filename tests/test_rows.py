@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from flowlab import FixedCombinations, FlowDensity, Member, Schema, load
 from flowlab.tables.conditions import ConditionError
 
-NUMBERS = {"members": ["copula"], "random_state": 0}
-WHOLE = {"members": [Member("mixed", steps=60, hidden=(16,))], "random_state": 0, "n_jobs": 1}
+NUMBERS = {"members": ["copula"], "random_state": 0, "validation": 0}
+WHOLE = {"members": [Member("mixed", steps=40, hidden=(16,))], "random_state": 0, "n_jobs": 1, "validation": 0}
 
 
 def table() -> pd.DataFrame:
@@ -127,23 +128,12 @@ def test_imputation_into_narrower_types(model, df):
 
 def test_imputation_keeps_rules(df):
     two = pd.DataFrame({"low": df["k"], "high": df["k"] + 3, "cut": df["cut"]})
-    model = FlowDensity(rules=["low < high or cut == 'a'"], **WHOLE).fit(two)
+    model = FlowDensity(rules=["low + high > 2", "low < high or cut == 'a'"], **WHOLE).fit(two)
     holes = pd.DataFrame({"low": [5, 6, 7], "high": [np.nan] * 3, "cut": ["b"] * 3})
     filled = model.impute(holes, random_state=0)
     assert (filled["low"] < filled["high"]).all()
     with pytest.raises(ConditionError, match="row 0 breaks the rules"):
-        model.impute(
-            pd.DataFrame({"low": [5], "high": [2], "cut": ["b"]})
-            .assign(extra=1)
-            .drop(columns="extra")
-            .assign(cut=["b"])
-            .astype({"low": float})
-            .assign(low=5.0)
-            .pipe(lambda t: t.assign(cut=t["cut"]))
-            .reindex([0, 1])
-            .assign(low=[5.0, 5.0], high=[2.0, np.nan], cut=["b", "b"])
-            .pipe(lambda t: t.iloc[[0]].assign(cut="b", low=5.0))
-        )
+        model.impute(pd.DataFrame({"low": [0], "high": [1], "cut": [None]}))
 
 
 def test_arrays_with_missing_cells_of_every_kind():
@@ -223,7 +213,7 @@ def test_parameters_are_checked_before_any_work(df, parameters, words):
 
 def test_few_rows_and_row_numbers_are_said():
     with pytest.warns(UserWarning, match="only 2 rows"):
-        FlowDensity(**NUMBERS).fit([[1.0, 2.0], [3.0, 4.5]])
+        FlowDensity(members=["copula"], random_state=0).fit([[1.0, 2.0], [3.0, 4.5]])
     rng = np.random.default_rng(0)
     with pytest.warns(UserWarning, match="'row' holds consecutive whole numbers"):
         FlowDensity(**NUMBERS).fit(pd.DataFrame({"row": range(60), "x": rng.normal(size=60)}))
@@ -244,16 +234,18 @@ def test_a_fit_that_fails_leaves_the_model_as_it_was(df, monkeypatch):
         before, schema = model.score_samples(frame), model.schema_
         with pytest.raises(ValueError, match="column 'x'"):
             model.fit(frame.assign(x=frame["x"].where(frame.index > 0, 1e308)))
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr("flowlab.tables.density.goodness_of_fit", interrupted)
-            model.fit(frame)
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(frame)
         assert (model.score_samples(frame) == before).all()
         assert model.schema_ is schema
     fresh = FlowDensity(**NUMBERS)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("flowlab.tables.density.goodness_of_fit", interrupted)
-        fresh.fit(df[["x", "y"]])
-    with pytest.raises(Exception, match="not fitted"):
+        with pytest.raises(KeyboardInterrupt):
+            fresh.fit(df[["x", "y"]])
+    with pytest.raises(NotFittedError):
         fresh.sample(2)
 
 
@@ -287,7 +279,7 @@ def parameters_of_all_kinds() -> list[dict]:
         {**WHOLE, "schema": {"d": {"lower": times.date()}}},
         {**WHOLE, "rules": [FixedCombinations(["cut", "k"]), "x < 100"]},
         {**WHOLE, "time_limit": float("inf")},
-        {**WHOLE, "n_jobs": np.int64(1), "random_state": np.int64(3), "validation": np.float64(0.2)},
+        {**WHOLE, "n_jobs": np.int64(1), "random_state": np.int64(3), "preprocessing": "none"},
     ]
 
 
@@ -311,6 +303,6 @@ def test_a_schema_given_whole_survives(df, tmp_path):
 
 
 def test_summary_without_held_out_rows(df, tmp_path):
-    model = FlowDensity(validation=0, **NUMBERS).fit(df[["x", "y"]])
+    model = FlowDensity(**NUMBERS).fit(df[["x", "y"]])
     model.save(tmp_path / "m.flow")
     assert load(tmp_path / "m.flow").summary() == model.summary()

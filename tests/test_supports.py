@@ -6,8 +6,8 @@ import pytest
 
 from flowlab import FlowDensity, Member, load
 
-NUMBERS = {"members": ["copula", "broad"], "random_state": 0}
-WHOLE = {"members": [Member("mixed", steps=60, hidden=(16,))], "random_state": 0, "n_jobs": 1}
+NUMBERS = {"members": ["copula", "broad"], "random_state": 0, "validation": 0}
+WHOLE = {"members": [Member("mixed", steps=40, hidden=(16,))], "random_state": 0, "n_jobs": 1, "validation": 0}
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def test_draws_of_numbers_stay_within_the_range_of_training(rng):
 
 
 def test_the_range_is_widened_where_hardly_a_row_lies_within(rng):
-    x = rng.normal(size=(30, 60))
+    x = rng.normal(size=(20, 30))
     model = FlowDensity(members=["broad"], random_state=0).fit(x)
     rows = model.sample(200, random_state=0)
-    assert rows.shape == (200, 60)
+    assert rows.shape == (200, 30)
     assert model._reach > 0
 
 
@@ -84,7 +84,7 @@ def test_shares_that_sum_to_one_stay_shares(rng, whole):
     assert np.isneginf(model.score_samples(df.head(1).assign(a=0.9, b=0.9, c=0.0, d=0.0, e=-0.8)))[0]
 
 
-@pytest.mark.parametrize("factor", [1.602e-19, 1e-20, 1e-300, 3.7e11, 1 / 3])
+@pytest.mark.parametrize("factor", [1.602e-19, 1e-300, 1 / 3])
 @pytest.mark.parametrize("whole", [False, True])
 def test_multiples_of_any_size_are_derived(rng, factor, whole):
     n = rng.integers(1, 1000, 400)
@@ -127,7 +127,7 @@ def test_half_precision_columns_have_no_infinite_draws(rng):
     assert np.isfinite(rows["a"]).all()
 
 
-@pytest.mark.parametrize("value", [1e18, 1e30, 1e308, -1e200])
+@pytest.mark.parametrize("value", [1e18, 1e308])
 @pytest.mark.parametrize("whole", [False, True])
 def test_one_huge_number_is_named(rng, value, whole):
     df = pd.DataFrame(rng.normal(size=(160, 3)), columns=list("abc"), index=[f"row {i}" for i in range(160)])

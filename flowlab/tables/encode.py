@@ -3,7 +3,7 @@
 Constants and exactly collinear columns are taken out and put back. Columns whose values repeat are dequantised at their resolution.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ FAR_FROM_ZERO = (
     1e11  # size, in grid cells, from which a float64 has too few digits left to tell where in a cell it lies
 )
 SCALES = (1e-100, 1e100)  # spreads of columns whose squares a float64 holds with all digits
-DIGITS = (1e-290, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
+DIGITS = (1e-304, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
 RESCALE = "multiply the column by a power of ten that brings it near 1"
 OUTLIER = 1e15  # distance from the median, in spreads, at which a float64 keeps no digit of the spread
 
@@ -134,16 +134,18 @@ class Columns:
         """Which rows of a decoded table lie within every column's support, to the last digit."""
         return np.all([column.supports(table[:, j]) for j, column in enumerate(self.columns)], axis=0)
 
-    def excess(self, table: Array, besides: Collection[int] = ()) -> Array:
+    def excess(self, table: Array, asked: Mapping[int, Sequence[tuple[float, float]]] | None = None) -> Array:
         """How far each row of a decoded table lies beyond the training rows' range, in widths of it: 0 for rows within.
 
         Args:
             table: The rows (n, columns).
-            besides: Columns whose range does not count.
+            asked: Intervals that columns are asked to lie in; the range of a column does not count if all of its intervals lie beyond.
         """
         worst = np.zeros(len(table))
         for j, column in enumerate(self.columns):
-            if j in besides or column.least is None or column.most is None or column.kind == "constant":
+            if column.least is None or column.most is None or column.kind == "constant":
+                continue
+            if asked and j in asked and all(high < column.least or low > column.most for low, high in asked[j]):
                 continue
             beyond = np.maximum(column.least - table[:, j], table[:, j] - column.most) - column.tolerance
             worst = np.maximum(worst, beyond / (column.most - column.least))
