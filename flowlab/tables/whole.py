@@ -1,7 +1,6 @@
 """Whole tables of any columns as the matrices that `MixedFlow` models, and back: schema, codec and rules between columns together."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.utils.validation import check_array
 
 from flowlab.tables import cells
 from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
-from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
+from flowlab.tables.rules import LessThan, Predicate, Rule, parse_rule, read_rules
 from flowlab.tables.schema import Schema, read_overrides
 
 
@@ -49,7 +48,9 @@ class WholeTable:
             rules: Rules, or strings that say them.
             array: Whether rows were given as an array.
         """
-        parsed = in_order([read_rule(rule, frame) for rule in rules or ()])
+        said = read_overrides(overrides, list(frame.columns))
+        parsed = in_order([read_rule(rule, frame) for rule in read_rules(rules)])
+        check_included(parsed, said)
         kept = np.ones(len(frame), dtype=bool)
         for rule in parsed:
             kept &= ~np.asarray(rule.broken(frame))
@@ -60,10 +61,12 @@ class WholeTable:
         rewritten = frame[kept]
         known: dict[Any, Any] = {}
         for rule in parsed:
-            rewritten = rule.forward(rewritten)
+            if not rule.order:
+                rule.learn(rewritten, said)
+            rewritten = rule.rewrite(rewritten)
             known |= rule.overrides()
         if parsed:  # what is said of columns that rules have replaced concerns none that is left
-            said = read_overrides(overrides, list(frame.columns)) | known
+            said = said | known
             overrides = {name: value for name, value in said.items() if name in rewritten.columns}
         codec = Codec(Schema.infer(rewritten, overrides))
         excluded = {column.name for column in codec.schema if column.kind == "excluded"}
@@ -124,7 +127,7 @@ class WholeTable:
     def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows that break no rule, with the columns that are modelled in place of the user's."""
         for rule in self.rules:
-            frame = rule.forward(frame)
+            frame = rule.rewrite(frame)
         return frame
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
@@ -159,11 +162,13 @@ class WholeTable:
     @property
     def rejects(self) -> bool:
         """Whether a row from `decode` can be one that is not to be given out."""
-        return bool(self.ends) or any(isinstance(rule, Predicate) for rule in self.rules)
+        return bool(self.ends) or any(rule.rejects for rule in self.rules)
 
     def acceptable(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows from `decode` break no rule, and have no time before the first or after the last in training."""
+        """Which rows from `decode` break no rule, and have no time, or value that a rule computes, outside of what training spans."""
         good = self.unbroken(frame)
+        for rule in self.rules:
+            good &= ~rule.outside(frame)
         for name, first, last in self.ends:
             if name in frame.columns:
                 good &= (frame[name].isna() | frame[name].between(first, last)).to_numpy(dtype=bool)
@@ -190,9 +195,11 @@ class WholeTable:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WholeTable":
         """The table that `to_json` wrote down."""
+        rules = [Rule.from_json(rule) for rule in data["rules"]]
+        check_chain(rules, data["names"], codec := Codec.from_json(data["schema"]))
         return cls(
-            Codec.from_json(data["schema"]),
-            [Rule.from_json(r) for r in data["rules"]],
+            codec,
+            rules,
             data["names"],
             data["array"],
             data["ends"],
@@ -202,11 +209,34 @@ class WholeTable:
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
     """A rule of the table's own, from an object or its text; "low <= high" is a condition where differences would lose values."""
     if not isinstance(rule, str):
-        return copy.deepcopy(rule)
+        return Rule.from_json(rule.to_json())
     parsed = parse_rule(rule)
     if isinstance(parsed, LessThan) and set(parsed.columns()) <= set(frame.columns) and parsed.lost(frame):
         return Predicate(str(parsed))
     return parsed
+
+
+def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Raises a ValueError for a rule about a column that the user leaves out: no sample would have it."""
+    for rule in rules:
+        for name in rule.columns():
+            if said.get(name, {}).get("kind") == "excluded":
+                raise ValueError(f"the rule {str(rule)!r} names column {name!r}, which the schema excludes: drop either")
+
+
+def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> None:
+    """Raises a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
+    there = {str(name) for name in names}
+    for rule in rules:
+        lacking = [name for name in rule.columns() if str(name) not in there]
+        if lacking or not rule.order:
+            raise ValueError(f"the rule {str(rule)!r} names column {(lacking or rule.columns())[0]!r}, which is not in the table")
+        there = there - {str(name) for name in rule.replaced()} | {str(name) for name in rule.made()}
+    modelled = {str(column.name) for column in codec.schema if column.kind != "excluded"}
+    if rules and there != modelled:
+        raise ValueError(f"rules and columns do not fit together: {', '.join(sorted(there ^ modelled)[:5])}")
+    for rule in rules:
+        rule.check_modelled(codec.schema)
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
@@ -220,22 +250,13 @@ def in_order(rules: Sequence[Rule]) -> list[Rule]:
         free = [
             rule
             for rule in left
-            if not any(set(replaced(rule)) & set(other.columns()) for other in left if other is not rule)
+            if not any(set(rule.replaced()) & set(other.columns()) for other in left if other is not rule)
         ]
         if not free:
             raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
         done += free[:1]
         left.remove(free[0])
     return done
-
-
-def replaced(rule: Rule) -> list[Any]:
-    """The columns that a rule takes out of the modelled table."""
-    if isinstance(rule, LessThan):
-        return [rule.high]
-    if isinstance(rule, Derived):
-        return [rule.name]
-    return rule.columns() if isinstance(rule, FixedCombinations) else []
 
 
 def is_whole(X: Any) -> bool:

@@ -1,0 +1,235 @@
+"""The rule that one column is never above another."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flowlab.tables import cells
+from flowlab.tables.cells import DAY, NULLS, Array
+from flowlab.tables.column import learn
+from flowlab.tables.encode import on_grid
+from flowlab.tables.expressions import quote
+from flowlab.tables.rules.rule import Computed, Label, Overrides, Rows, clock, grid_step, storable
+
+HELD_SHARE, HELD_ROWS = 0.05, 10  # of rows with one higher value, from which it counts as held there
+OTHER = "other"
+
+
+@dataclass
+class LessThan(Computed):
+    """One column is never above another: their difference is modelled in place of the higher one.
+
+    Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where the lower value is
+    missing there is no difference: a table with a higher value in such a row is refused, and needs a `Predicate`, which the text "low <= high"
+    then means. Where the higher column is held at a value, such as a cap or the end of time, whatever the lower one is, a column of levels says so beside
+    the difference. What comes back lies within the range that the higher column had.
+
+    Args:
+        low: The lower column: numbers, times or time differences.
+        high: The higher column.
+        strict: Whether the two must differ.
+
+    Example:
+        >>> df = pd.DataFrame({"low": [1.1, 2.0], "high": [1.4, 2.5]})
+        >>> rule = LessThan("low", "high")
+        >>> rule.forward(df)
+           low  high - low
+        0  1.1         0.3
+        1  2.0         0.5
+        >>> rule.backward(rule.forward(df)).equals(df)
+        True
+    """
+
+    low: Label
+    high: Label
+    strict: bool = False
+    fine: float = field(default=0.0, kw_only=True, repr=False)  # the difference's grid
+    held: list[list[float]] = field(default_factory=list, kw_only=True, repr=False)  # days (0 but for times), and seconds or a number
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low == self.high:
+            raise ValueError(f"the rule {str(self)!r} compares a column with itself")
+
+    def __str__(self) -> str:
+        return f"{quote(self.low)} {'<' if self.strict else '<='} {quote(self.high)}"
+
+    def columns(self) -> list[Any]:
+        return [self.low, self.high]
+
+    def replaced(self) -> list[Any]:
+        return [self.high]
+
+    def made(self) -> list[Any]:
+        return [*([self.place] if self.held else []), self.difference]
+
+    @property
+    def difference(self) -> str:
+        """The name of the column that is modelled in place of the higher one."""
+        return f"{self.high} - {self.low}"
+
+    @property
+    def place(self) -> str:
+        """The name of the column that says at which value the higher one is held."""
+        return f"{self.high} at"
+
+    def check_learnt(self) -> None:
+        super().check_learnt()
+        if self.fine < 0 or not all(len(pair) == 2 for pair in self.held):
+            raise ValueError(f"the rule {str(self)!r}: {self.fine}, {self.held!r:.80} cannot have been learnt")
+        self._levels()
+
+    def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "LessThan":
+        self.held = []
+        super().learn(df)
+        high = learn(df[self.high], self.high, (given or {}).get(self.high, {}))
+        gap = self._gap(df)  # raises unless the two can be compared
+        if count := self.lost(df):
+            raise ValueError(
+                f"the rule {str(self)!r} works by the difference, and {count} rows have a {self.high!r} without a {self.low!r}, which would be lost: "
+                f"use flowlab.Predicate({str(self)!r})"
+            )
+        self.dtype, self.null = high.dtype, high.null
+        steps = [grid_step(df[name], name) for name in self.columns()]
+        self.step, self.fine = steps[1], min(steps)
+        total = _total(*clock(df[self.high], self.high, None))
+        if not np.isnan(total).all():
+            self.lower, self.upper = float(np.nanmin(total)), float(np.nanmax(total))
+        self.held = self._held(df, gap)
+        super().learn(df)  # the names that it makes are known only now
+        return self
+
+    def lost(self, df: pd.DataFrame) -> int:
+        """The number of rows whose higher value no difference can hold, since the lower one is missing."""
+        return int((df[self.low].isna() & df[self.high].notna()).sum())
+
+    def overrides(self) -> dict[Any, dict[str, Any]]:
+        places = {self.place: {"kind": "categorical"}} if self.held else {}
+        return {**places, self.difference: {"lower": self._least}}
+
+    @property
+    def _least(self) -> float:
+        return self.fine if self.strict else 0.0
+
+    def broken(self, df: pd.DataFrame) -> Rows:
+        self._check(df)
+        gap = self._gap(df)
+        return gap <= 0 if self.strict else gap < 0
+
+    def outside(self, df: pd.DataFrame) -> Rows:
+        values = df[self.high]
+        if values.isna().all():
+            return np.zeros(len(df), dtype=bool)
+        return ~self.within(_total(*clock(values, self.high, pd.Series([], dtype=cells.dtype_of(self.dtype)))))
+
+    def _gap(self, df: pd.DataFrame) -> Array:
+        """high - low: numbers, or seconds."""
+        if df[self.low].isna().all() or df[self.high].isna().all():  # of whatever dtype
+            return np.full(len(df), np.nan)
+        low, high = (clock(df[name], name, df[self.high]) for name in self.columns())
+        if (low[0] is None) != (high[0] is None):
+            raise ValueError(
+                f"the rule {str(self)!r} compares times with what is none: {df[self.low].dtype} and {df[self.high].dtype}"
+            )
+        gap = high[1] - low[1]
+        if low[0] is not None and high[0] is not None:
+            gap = gap + (high[0] - low[0]) * DAY
+        return on_grid(gap, self.fine) if self.fine else gap
+
+    def _held(self, df: pd.DataFrame, gap: Array) -> list[list[float]]:
+        """Values of the higher column in many rows, which differences and lower values that know nothing of each other would not add up to."""
+        known = ~np.isnan(gap) & ~self.broken(df)
+        if known.sum() < HELD_ROWS:
+            return []
+        days, x = clock(df[self.high][known], self.high, None)
+        high, gap = _total(days, x), gap[known]
+        low = high - gap
+        values, first, counts = np.unique(high, return_index=True, return_counts=True)
+        gaps, often = np.unique(gap, return_counts=True)
+        found = []
+        for k in np.flatnonzero(counts >= max(HELD_SHARE * len(high), HELD_ROWS)):
+            wanted = on_grid(values[k] - low, self.fine) if self.fine else values[k] - low
+            where = np.searchsorted(gaps, wanted).clip(max=len(gaps) - 1)
+            expected = np.where(gaps[where] == wanted, often[where], 0).mean()
+            if expected < counts[k] / 2:
+                found.append([0.0 if days is None else float(days[first[k]]), float(x[first[k]])])
+        return found
+
+    def _levels(self) -> list[str]:
+        """What the column of places says: the values that are held, and that it is another."""
+        if not self.held:
+            return []
+        days, x = np.array(self.held, dtype=np.float64).T
+        return [*map(str, self._values(days, x)), OTHER]
+
+    def _values(self, days: Array | None, x: Array) -> pd.Series:
+        """Days and seconds, or numbers, in the type of the higher column."""
+        kind = cells.dtype_of(self.dtype)
+        if kind.kind == "M":
+            return cells.clock_times(np.zeros_like(x) if days is None else days, x, self.dtype, self.high)
+        if kind.kind == "m":
+            return cells.differences(x, self.dtype, self.high)
+        return cells.from_numbers(x, self.dtype, self.high, NULLS[self.null])
+
+    def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
+        gap = self._gap(df)
+        position = list(df.columns).index(self.high)
+        frame = df.drop(columns=self.high)
+        if self.held:
+            codes = np.full(len(df), len(self.held))
+            codes[np.isnan(gap)] = -1
+            for k, pair in enumerate(self.held):
+                days, x = clock(df[self.high], self.high, None) if not np.isnan(gap).all() else (None, gap)
+                codes[(x == pair[1]) & (True if days is None else days == pair[0]) & ~np.isnan(gap)] = k
+            gap = np.where((codes >= 0) & (codes < len(self.held)), self._least, gap)
+            levels = pd.Categorical.from_codes(codes, categories=self._levels())
+            frame.insert(position, self.place, pd.Series(levels, index=df.index))
+            position += 1
+        frame.insert(position, self.difference, self._differences(df, gap).set_axis(df.index))
+        return frame
+
+    def _differences(self, df: pd.DataFrame, gap: Array) -> pd.Series:
+        found = [cells.family(df[name], name) for name in self.columns()]
+        if "number" in found or "boolean" in found:
+            whole = all(df[name].dtype.kind in "iu" for name in self.columns())
+            dtype = "float64" if not whole else "Int64" if np.isnan(gap).any() else "int64"
+            return cells.from_numbers(gap, dtype, self.difference)
+        units = [cells.unit_of(df[name].dtype) for name in self.columns()]
+        unit = max(units, key=cells.TICKS.__getitem__)
+        return cells.differences(gap, f"timedelta64[{unit}]", self.difference)
+
+    def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
+        gap = clock(df[self.difference], self.difference, None)[1]
+        like = pd.Series([], dtype=cells.dtype_of(self.dtype))
+        days, low = clock(df[self.low], self.low, like)
+        high = self._on_step(low + gap, low)
+        lowest, highest = storable(self.dtype)
+        total = _total(days, high)
+        # What the type cannot hold comes back as what breaks the rule.
+        high = np.where((total < lowest) | (total > highest), low - max(self.step, 1.0), high)
+        if self.held:
+            codes, found = cells.levels(df[self.place], self.place)
+            names = self._levels()
+            where = np.array([*(names.index(name) for name in found), -1])[codes]
+            at, there = np.array(self.held)[where.clip(0, len(self.held) - 1)], (where >= 0) & ~np.isnan(low)
+            held = there & (where < len(self.held))
+            high = np.where(held, at[:, 1], np.where(there, high, np.nan))
+            days = None if days is None else np.where(held, at[:, 0], days)
+        frame = df.drop(columns=[name for name in self.made() if name in df.columns])
+        frame[self.high] = self._values(days, high).set_axis(df.index)
+        return frame
+
+    def _on_step(self, high: Array, low: Array) -> Array:
+        """On the grid of the higher column, and one cell up where rounding went below the lower one."""
+        if not self.step:
+            return high
+        rounded = on_grid(high, self.step)
+        below = rounded <= low if self.strict else rounded < low
+        return np.where(below, on_grid(rounded + self.step, self.step), rounded)
+
+
+def _total(days: Array | None, x: Array) -> Array:
+    """One number for each time, too."""
+    return x if days is None else days * DAY + x
