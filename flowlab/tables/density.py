@@ -25,6 +25,7 @@ from flowlab.tables.ensemble import Report, fit_ensemble
 from flowlab.tables.frame import TableEstimator, seed_from
 from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
+from flowlab.tables.rules import Rule, read_rules
 from flowlab.tables.schema import Schema
 from flowlab.tables.synthesis import Synthesis
 from flowlab.tables.tabular import Kind, kind_of, to_pandas
@@ -185,7 +186,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     ) -> tuple[NDArray[np.float64], list[Unit] | None, list[str]]:
         """Looks at the columns of a table: its matrix (n, variables), what they are (None for complete numbers), their names."""
         mixed = any((m if isinstance(m, str) else m.kind) == "mixed" for m in self.members or ())
-        if not (mixed or self.schema is not None or self.rules or is_whole(X)):
+        if not (mixed or self.schema is not None or read_rules(self.rules) or is_whole(X)):
             x = self._validated(X, reset=True)
             self.columns_ = Columns.learn(x, self._names(), self._precision)
             self.schema_ = Schema.infer(pd.DataFrame(x, columns=self._names()) if self._index_names is None else X)
@@ -385,8 +386,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             params["random_state"] = None
         if isinstance(self.schema, Schema):
             params["schema"] = None  # the fitted one is in the table
-        if self.rules:
-            params["rules"] = [str(rule) for rule in self.rules]
+        if self.rules is not None:
+            params["rules"] = [rule if isinstance(rule, str) else rule.to_json() for rule in read_rules(self.rules)]
         if self.members is not None:
             params["members"] = [m.to_json() if isinstance(m, Member) else m for m in self.members]
         state = {
@@ -417,6 +418,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         members = params["members"]
         if members is not None:
             params = {**params, "members": [Member.from_json(m) if isinstance(m, dict) else m for m in members]}
+        if params.get("rules") is not None:
+            params = {**params, "rules": [r if isinstance(r, str) else Rule.from_json(r) for r in params["rules"]]}
         model = cls(**params)
         model.n_features_in_ = int(state["n_features_in_"])
         if state["feature_names_in_"] is not None:

@@ -1,15 +1,13 @@
 """The values of an expression's tree in each row of a table, computed on arrays.
 
-Whole numbers stay whole and exact, of whatever width: int64 where that holds them, Python's integers where not. Booleans count as 0 and 1, all other
-numbers are float64. Times are whole nanoseconds. Each value is known or not: what depends on a cell that is missing, or on arithmetic without a result
-such as a division by zero, is unknown; `and`, `or` and `not` are those of three-valued logic.
+Each value is known or not: what depends on a cell that is missing, or on arithmetic without a result such as a division by zero, is unknown; `and`, `or`
+and `not` are those of three-valued logic. Booleans count as 0 and 1 where numbers are wanted, and no type is too narrow for what is computed.
 """
 
-import operator
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
+from operator import add, eq, ge, gt, le, lt, ne, sub
 from typing import Any
 
 import numpy as np
@@ -17,63 +15,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flowlab.tables import cells
-from flowlab.tables.expressions import Column, Constant, Expression, Node
+from flowlab.tables.expressions import ARITHMETIC, Column, Constant, Expression, Node, shorten
+from flowlab.tables.values import Data, Rows, Values, as_times, exactly, of_column, of_constant, whole_numbers
 
-Data = NDArray[Any]
-Rows = NDArray[np.bool_]
-
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    **{"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge},
-    **{"==": operator.eq, "!=": operator.ne},
-}
-ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    **{"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv},
-    **{"//": operator.floordiv, "%": operator.mod, "**": operator.pow},
-}
-FLOATS: dict[str, Callable[[Data], Data]] = {
-    **{"sqrt": np.sqrt, "exp": np.exp, "log": np.log, "log1p": np.log1p, "log10": np.log10, "expm1": np.expm1},
-    **{"sin": np.sin, "cos": np.cos, "tan": np.tan},
-}
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = dict(
+    zip(["<", "<=", ">", ">=", "==", "!="], (lt, le, gt, ge, eq, ne))
+)
+FLOATS: dict[str, Callable[[Data], Data]] = dict(
+    zip(
+        ["sqrt", "exp", "log", "log1p", "log10", "expm1", "sin", "cos", "tan"],
+        (np.sqrt, np.exp, np.log, np.log1p, np.log10, np.expm1, np.sin, np.cos, np.tan),
+    )
+)
 SIGNS: dict[str, Callable[[Data], Data]] = {"abs": np.abs, "negative": np.negative, "positive": np.positive}
-DATE = re.compile(r"\s*(\d{4}|\d{1,2}[/.-]\d{1,2}[/.-]\d)")
-DURATION = re.compile(r"\s*[-+]?P?\d.*[A-Za-z:]", flags=re.DOTALL)
-SAFE = 2.0**62  # estimates below it fit int64
-MOST = 1e300  # of whole numbers
-WORDS = {
-    **{"number": "numbers", "boolean": "booleans", "text": "text", "mixed": "cells of several types"},
-    **{"datetime": "times", "timedelta": "time differences", "nothing": "nothing"},
-}
-
-
-@dataclass(frozen=True)
-class Values:
-    """One value for each row, or a single one for all.
-
-    Attributes:
-        kind: number, boolean, text, mixed, datetime, timedelta; or nothing, where every one is unknown.
-        data: The values; anything where they are unknown.
-        known: Which are known.
-        what: What they are, for messages: "column 'x'".
-        zone: The time zone of datetimes, None for those without. With one, data are instants, else what the clock shows.
-        levels: Of a category dtype, the values of its levels in order.
-        codes: Of a category dtype, the places of the values among the levels.
-        ordered: Whether the order of the levels means something.
-        constant: Whether it was written in the expression.
-    """
-
-    kind: str
-    data: Data
-    known: Rows
-    what: str
-    zone: Any = None
-    levels: Sequence[Any] | None = None
-    codes: Data | None = None
-    ordered: bool = False
-    constant: bool = False
-
-    def __str__(self) -> str:
-        verb = "is among" if self.constant else "holds"
-        return f"{self.what} {verb} {WORDS[self.kind]}"
 
 
 def evaluate(expression: Expression, df: pd.DataFrame) -> Values:
@@ -91,13 +45,15 @@ def evaluate(expression: Expression, df: pd.DataFrame) -> Values:
     """
     lacking = [name for name in expression.names if name not in df.columns]
     if lacking:
-        raise ValueError(f"the rule {expression.text!r} names column {lacking[0]!r}, which is not in the table")
+        raise ValueError(
+            f"the rule {shorten(expression.text)!r} names column {lacking[0]!r}, which is not in the table"
+        )
     try:
         with np.errstate(all="ignore"):
             found = _value(expression.node, df)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(
-            f"the rule {expression.text!r} cannot be computed from columns {expression.names}: {error}"
+            f"the rule {shorten(expression.text)!r} cannot be computed from columns {expression.names}: {error}"
         ) from error
     shape = (len(df),)
     return replace(found, data=np.broadcast_to(found.data, shape), known=np.broadcast_to(found.known, shape))
@@ -135,101 +91,6 @@ def _value(node: Node, df: pd.DataFrame) -> Values:
     return call(node.name, arguments)
 
 
-def of_constant(value: Any) -> Values:
-    """A constant."""
-    what = f"{value!r}"
-    if value is None:
-        return Values("nothing", np.zeros(1), np.zeros(1, dtype=bool), what, constant=True)
-    if isinstance(value, str):
-        return Values("text", _objects([value]), np.ones(1, dtype=bool), what, constant=True)
-    kind = "boolean" if isinstance(value, bool) else "number"
-    return Values(kind, _whole([value]) if type(value) is int else np.array([value]), np.ones(1, dtype=bool), what, constant=True)
-
-
-def of_column(values: pd.Series, name: Any) -> Values:
-    """A column's cells."""
-    known = values.notna().to_numpy(dtype=bool)
-    what = f"column {name!r}"
-    found = cells.family(values, name) if known.any() else "nothing"
-    if found == "nothing":  # of whatever dtype: a column of strings without any is read as numbers
-        return Values(found, np.zeros(len(values)), known, what)
-    if found == "category":
-        levels = of_column(pd.Series(values.cat.categories), name)
-        codes = values.cat.codes.to_numpy(dtype=np.int64)
-        ordered = bool(values.cat.ordered)
-        return Values(levels.kind, levels.data[codes], known, what, levels.zone, levels.data.tolist(), codes, ordered)
-    if found == "number":
-        data = _numbers(values, known)
-        return Values(found, data, known & ~np.isnan(data) if data.dtype.kind == "f" else known, what)
-    if found == "boolean":
-        data = values.astype("boolean").to_numpy(dtype=bool, na_value=False)
-        return Values(found, data, known, what)
-    if found == "datetime":
-        return Values(found, _instants(values), known, what, zone=cells.zone_of(values.dtype))
-    if found == "timedelta":
-        unit = cells.unit_of(values.dtype)
-        ticks = values.astype(f"timedelta64[{unit}]").to_numpy()
-        return Values(found, _nanoseconds(ticks, unit), known, what)
-    data = values.to_numpy(dtype=object, na_value="")
-    return Values(found, data, known, what)
-
-
-def _numbers(values: pd.Series, known: Rows) -> Data:
-    """Whole numbers, or float64."""
-    if cells.is_object(values.dtype):
-        present = values[known].tolist()
-        whole = all(isinstance(v, int | np.integer) for v in present)
-        data = np.zeros(len(values), dtype=object) if whole else np.zeros(len(values))
-        data[known] = [int(v) if whole else float(v) for v in present]
-        return _fit(data) if whole else data
-    if values.dtype.kind == "f":
-        return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    if known.all():
-        data = values.to_numpy(dtype=values.dtype if isinstance(values.dtype, np.dtype) else values.dtype.numpy_dtype)
-    else:
-        data = values.fillna(0).to_numpy(dtype=values.dtype.numpy_dtype)
-    return _fit(data.astype(object)) if data.dtype == np.uint64 else data.astype(np.int64)
-
-
-def _instants(values: pd.Series) -> Data:
-    unit, zone = cells.unit_of(values.dtype), cells.zone_of(values.dtype)
-    if isinstance(values.dtype, pd.ArrowDtype):
-        values = pd.to_datetime(values).astype(f"datetime64[{unit}{', UTC' if zone else ''}]")
-    if zone is not None:
-        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
-    return _nanoseconds(values.to_numpy(), unit)
-
-
-def _nanoseconds(ticks: Data, unit: str) -> Data:
-    counts = np.where(np.isnat(ticks), 0, ticks.astype(np.int64))
-    return _exactly(operator.mul, counts, np.array(cells.TICKS["ns"] // cells.TICKS[unit]))
-
-
-def _objects(values: Sequence[Any]) -> Data:
-    data = np.empty(len(values), dtype=object)
-    data[:] = values
-    return data
-
-
-def _whole(values: Sequence[int]) -> Data:
-    return _fit(_objects(values))
-
-
-def _fit(data: Data) -> Data:
-    """Python's integers as int64 if they fit."""
-    return data.astype(np.int64) if not len(data) or (data.min() >= -(2**63) and data.max() < 2**63) else data
-
-
-def _exactly(op: Callable[[Any, Any], Any], x: Data, y: Data) -> Data:
-    """An operation on whole numbers: on int64 where what comes out surely fits, else on Python's integers."""
-    estimate = np.abs(op(x.astype(np.float64), y.astype(np.float64)))
-    if not (estimate < MOST).all():
-        raise ValueError("whole numbers become too large: divide a column, or write 1.0 * it")
-    if x.dtype == object or y.dtype == object or not (estimate < SAFE).all():
-        return np.asarray(op(x.astype(object), y.astype(object)), dtype=object)
-    return op(x, y)
-
-
 def _alike(a: Values, b: Values) -> tuple[Data, Data]:
     """The numbers of both sides in types that numpy compares exactly."""
     x, y = (v.data.astype(np.int64) if v.kind == "boolean" else v.data for v in (a, b))
@@ -252,28 +113,6 @@ def _unknown(a: Values, b: Values, what: str) -> Values:
 def _join(a: Values, sign: str, b: Values) -> str:
     text = f"{a.what} {sign} {b.what}"
     return text if len(text) <= 120 else text[:120] + "…"
-
-
-def as_times(values: Values, like: Values) -> Values:
-    """A string in an expression as the time that it says, where times are on the other side."""
-    if not (values.constant and values.kind == "text" and like.kind in ("datetime", "timedelta")):
-        return values
-    text = values.data[0]
-    advice = "'2024-01-31 12:00'" if like.kind == "datetime" else "'2 days 03:00:00'"
-    try:
-        if not (DATE if like.kind == "datetime" else DURATION).match(text):  # pandas also reads "now", and "5"
-            raise ValueError("no such text")
-        time = pd.Timestamp(text) if like.kind == "datetime" else pd.Timedelta(text)
-        if like.kind == "datetime" and (like.zone is None) and time.tz is not None:
-            raise ValueError(f"it has a time zone, {like.what} has none")
-        if like.kind == "datetime" and like.zone is not None:
-            time = time.tz_localize(like.zone) if time.tz is None else time
-            time = time.tz_convert("UTC").tz_localize(None)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{like}, and {text!r} is none ({error}): write it like {advice}") from error
-    ticks = time.to_numpy()
-    data = _whole([int(ticks.astype(np.int64)) * (cells.TICKS["ns"] // cells.TICKS[np.datetime_data(ticks.dtype)[0]])])
-    return replace(values, kind=like.kind, data=data, zone=like.zone)
 
 
 def compare(sign: str, a: Values, b: Values) -> Values:
@@ -313,7 +152,8 @@ def _ranks(a: Values, b: Values) -> tuple[Data, Data]:
     """The places of two sides in the order of a category dtype's levels."""
     of = a if a.levels is not None else b
     other = b if of is a else a
-    assert of.levels is not None and of.codes is not None
+    assert of.levels is not None
+    assert of.codes is not None
     if not of.ordered or (other.levels is not None and not other.ordered):
         loose = other if of.ordered else of
         raise ValueError(f"{loose.what} has levels without an order: make it .cat.as_ordered(), or use == or in")
@@ -325,7 +165,9 @@ def _ranks(a: Values, b: Values) -> tuple[Data, Data]:
         place = {(type(level) is bool, level): k for k, level in enumerate(of.levels)}
         wanted = [place.get((type(value) is bool, value), -1) for value in other.data.tolist()]
         if not other.constant:
-            raise ValueError(f"{of.what} is an ordered category, {other.what} is none: compare it with one of its levels")
+            raise ValueError(
+                f"{of.what} is an ordered category, {other.what} is none: compare it with one of its levels"
+            )
         if wanted[0] < 0:
             raise ValueError(f"{of.what} has no level {other.what}; there are {', '.join(map(repr, of.levels[:20]))}")
         theirs = np.array(wanted)
@@ -393,7 +235,7 @@ def _of_numbers(sign: str, a: Values, b: Values, known: Rows, what: str) -> Valu
     if sign == "/" and whole:
         data = (x.astype(object) / y.astype(object)).astype(np.float64)
     elif whole and not (sign == "**" and (y < 0).any()):
-        data = _exactly(ARITHMETIC[sign], x, y)
+        data = exactly(ARITHMETIC[sign], x, y)
     else:
         data = ARITHMETIC[sign](x.astype(np.float64), y.astype(np.float64))
     if data.dtype.kind == "f":
@@ -404,14 +246,16 @@ def _of_numbers(sign: str, a: Values, b: Values, known: Rows, what: str) -> Valu
 def _of_times(sign: str, a: Values, b: Values, known: Rows, what: str) -> Values:
     kinds = (_family(a), _family(b))
     if sign in "+-" and kinds in (("timedelta", "timedelta"), ("datetime", "timedelta")):
-        return Values(a.kind, _exactly(ARITHMETIC[sign], a.data, b.data), known, what, zone=a.zone)
+        return Values(a.kind, exactly(ARITHMETIC[sign], a.data, b.data), known, what, zone=a.zone)
     if sign == "+" and kinds == ("timedelta", "datetime"):
-        return Values("datetime", _exactly(operator.add, a.data, b.data), known, what, zone=b.zone)
+        return Values("datetime", exactly(add, a.data, b.data), known, what, zone=b.zone)
     if sign == "-" and kinds == ("datetime", "datetime"):
         if (a.zone is None) != (b.zone is None):
             raise ValueError(f"{(a, b)[a.zone is None].what} has a time zone, {(b, a)[a.zone is None].what} has none")
-        return Values("timedelta", _exactly(operator.sub, a.data, b.data), known, what)
-    if (sign == "*" and set(kinds) == {"timedelta", "number"}) or (sign == "/" and kinds[0] == "timedelta" and kinds[1] in ("timedelta", "number")):
+        return Values("timedelta", exactly(sub, a.data, b.data), known, what)
+    if (sign == "*" and set(kinds) == {"timedelta", "number"}) or (
+        sign == "/" and kinds[0] == "timedelta" and kinds[1] in ("timedelta", "number")
+    ):
         found = _of_numbers(sign, replace(a, kind="number"), replace(b, kind="number"), known, what)
         return found if kinds == ("timedelta", "timedelta") else replace(found, kind="timedelta", data=_rounded(found))
     raise ValueError(f"{a}, {b}: {sign} is not for them")
@@ -424,7 +268,7 @@ def _rounded(values: Values) -> Data:
     data = np.where(values.known, values.data, 0.0)
     if not np.isfinite(data).all():
         raise ValueError(f"{values.what} becomes too large")
-    return _whole([round(v) for v in data.tolist()])
+    return whole_numbers([round(v) for v in data.tolist()])
 
 
 def call(name: str, arguments: list[Values]) -> Values:
@@ -459,7 +303,7 @@ def call(name: str, arguments: list[Values]) -> Values:
 def _to_whole(name: str, data: Data, digits: int) -> Data:
     if data.dtype.kind == "f":
         return np.round(data, digits) if name == "round" else np.floor(data) if name == "floor" else np.ceil(data)
-    return _whole([round(int(v), digits) for v in data.tolist()]) if digits < 0 else data
+    return whole_numbers([round(int(v), digits) for v in data.tolist()]) if digits < 0 else data
 
 
 def _extreme(name: str, a: Values, b: Values) -> Values:
@@ -472,4 +316,6 @@ def _extreme(name: str, a: Values, b: Values) -> Values:
     if "f" in (x.dtype.kind, y.dtype.kind):
         x, y = x.astype(np.float64), y.astype(np.float64)
     data = np.where(first.data, x, y)
-    return Values(_family(a), data, first.known, f"{name}({a.what}, {b.what})", zone=a.zone if a.zone is not None else b.zone)
+    return Values(
+        _family(a), data, first.known, f"{name}({a.what}, {b.what})", zone=a.zone if a.zone is not None else b.zone
+    )

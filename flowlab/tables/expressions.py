@@ -7,10 +7,10 @@ every name and every string is a placeholder, so that neither can be taken for c
 import ast
 import keyword
 import math
-import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import add, floordiv, mod, mul, pow, sub, truediv
 from typing import Any
 
 FUNCTIONS = {  # the number of arguments, at least and at most
@@ -20,6 +20,7 @@ FUNCTIONS = {  # the number of arguments, at least and at most
     **dict.fromkeys(("min", "max"), (2, 100)),
 }
 MOST_CHARACTERS, MOST_NODES, MOST_DEPTH = 100_000, 10_000, 200
+MOST_LETTERS = 1000  # of a name or number
 MOST_INTEGER, MOST_EXPONENT = 2**64, 100  # of constants
 PLAIN_NAME = r"[^\W\d]\w*"
 QUOTED_NAME = r"`(?:[^`]|``)+`"  # a backquote in a name is doubled
@@ -34,12 +35,17 @@ ESCAPES = {"\\": "\\", "'": "'", '"': '"', "n": "\n", "t": "\t", "r": "\r", "a":
 WORDS = ("and", "or", "not", "in", "True", "False", "None")
 LIKE_WORDS = {"&": "and", "|": "or"}  # which bind as loosely as pandas lets them: `x > 0 & y > 0`
 OPERATIONS: dict[type[ast.AST], str] = {
-    **{ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**"},
-    **{ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="},
-    **{ast.In: "in", ast.NotIn: "not in", ast.And: "and", ast.Or: "or", ast.Not: "not", ast.Invert: "not"},
+    **dict(
+        zip(
+            (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow), ["+", "-", "*", "/", "//", "%", "**"]
+        )
+    ),
+    **dict(zip((ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq), ["<", "<=", ">", ">=", "==", "!="])),
+    **dict(zip((ast.And, ast.Or, ast.Not, ast.Invert), ["and", "or", "not", "not"])),
 }
-FOLDED = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv}
-FOLDED |= {"%": operator.mod, "**": operator.pow}
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = dict(
+    zip(["+", "-", "*", "/", "//", "%", "**"], (add, sub, mul, truediv, floordiv, mod, pow))
+)
 ALLOWED = (
     "names of columns (in backquotes where they are no plain words), numbers, strings, True, False, None, comparisons, + - * / // % **, "
     f"and, or, not, &, |, ~, in and not in lists of constants, and the functions {', '.join(FUNCTIONS)}"
@@ -101,6 +107,11 @@ def quote(name: object) -> str:
     return text if plain else f"`{text.replace('`', '``')}`"
 
 
+def shorten(text: str) -> str:
+    """What messages show of a long text."""
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def unquote(text: str) -> str:
     """The name that `quote` wrote."""
     return text[1:-1].replace("``", "`") if text.startswith("`") else text
@@ -124,7 +135,7 @@ def read(text: str) -> Expression:
     if not isinstance(text, str):
         raise ValueError(f"a rule's expression must be text, got {type(text).__name__}")
     if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"the rule {text[:60]!r}… has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
+        raise ValueError(f"the rule {shorten(text)!r} has {len(text):,} characters, more than {MOST_CHARACTERS:,}")
     try:
         source = _Source()
         tree = ast.parse(source.rewrite(text), mode="eval").body
@@ -132,11 +143,10 @@ def read(text: str) -> Expression:
         node = _node(tree, source.nodes())
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
         why = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
-        shown = text if len(text) <= 200 else text[:200] + "…"
-        raise ValueError(f"the rule {shown!r} cannot be read: {why}. Allowed are {ALLOWED}") from error
+        raise ValueError(f"the rule {shorten(text)!r} cannot be read: {why}. Allowed are {ALLOWED}") from error
     names = list(dict.fromkeys(_columns(node, True)))
     if not names:
-        raise ValueError(f"the rule {text!r} names no column")
+        raise ValueError(f"the rule {shorten(text)!r} names no column")
     return Expression(text, node, names, list(dict.fromkeys(_columns(node, False))))
 
 
@@ -166,10 +176,10 @@ class _Source:
             raise ValueError(f"{token} stands right before the string {after}")
         if kind == "text":
             return self._place(Constant(unescape(token[1:-1])))
+        if kind in ("quoted", "name", "number") and len(token) > MOST_LETTERS:
+            raise ValueError(f"{token[:20]}… is longer than {MOST_LETTERS} characters")
         if kind == "quoted":
             return self._place(Column(unquote(token)))
-        if kind == "number" and len(token) > 100:
-            raise ValueError(f"the number {token[:20]}… is too long")
         if kind != "name" or token in WORDS:
             return LIKE_WORDS.get(token, token)
         if after == "(":
@@ -270,7 +280,7 @@ def _fold(name: str, left: Node, right: Node) -> Node:
     if not (isinstance(left, Constant) and isinstance(right, Constant) and _is_number(left) and _is_number(right)):
         return Call(name, (left, right))
     try:
-        return _constant(FOLDED[name](left.value, right.value))
+        return _constant(ARITHMETIC[name](left.value, right.value))
     except ArithmeticError as error:
         raise ValueError(f"{left.value} {name} {right.value}: {error}") from error
 

@@ -1,5 +1,6 @@
 """Whole tables of any columns as the matrices that `MixedFlow` models, and back: schema, codec and rules between columns together."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ class WholeTable:
         for rule in parsed:
             if not rule.order:
                 rule.learn(rewritten, said)
+            rule.order = list(rewritten.columns)  # one that was learnt before may have seen others
             rewritten = rule.rewrite(rewritten)
             known |= rule.overrides()
         if parsed:  # what is said of columns that rules have replaced concerns none that is left
@@ -209,7 +211,7 @@ class WholeTable:
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
     """A rule of the table's own, from an object or its text; "low <= high" is a condition where differences would lose values."""
     if not isinstance(rule, str):
-        return Rule.from_json(rule.to_json())
+        return copy.deepcopy(rule)
     parsed = parse_rule(rule)
     if isinstance(parsed, LessThan) and set(parsed.columns()) <= set(frame.columns) and parsed.lost(frame):
         return Predicate(str(parsed))
@@ -221,7 +223,7 @@ def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]])
     for rule in rules:
         for name in rule.columns():
             if said.get(name, {}).get("kind") == "excluded":
-                raise ValueError(f"the rule {str(rule)!r} names column {name!r}, which the schema excludes: drop either")
+                raise ValueError(f"the rule {rule.shown} names column {name!r}, which the schema excludes: drop either")
 
 
 def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> None:
@@ -229,8 +231,10 @@ def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> No
     there = {str(name) for name in names}
     for rule in rules:
         lacking = [name for name in rule.columns() if str(name) not in there]
-        if lacking or not rule.order:
-            raise ValueError(f"the rule {str(rule)!r} names column {(lacking or rule.columns())[0]!r}, which is not in the table")
+        if lacking:
+            raise ValueError(f"the rule {rule.shown} names column {lacking[0]!r}, which is not in the table")
+        if not there <= set(map(str, rule.order)):
+            raise ValueError(f"the rule {rule.shown} has learnt from another table")
         there = there - {str(name) for name in rule.replaced()} | {str(name) for name in rule.made()}
     modelled = {str(column.name) for column in codec.schema if column.kind != "excluded"}
     if rules and there != modelled:
@@ -240,12 +244,14 @@ def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> No
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
-    """Rules so that each still finds its columns: what one replaces, none after it speaks of.
+    """Rules so that each still finds its columns: what one replaces, none after it speaks of. One that is there twice counts once.
+
+    Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a "<=" is a condition.
 
     Raises:
         ValueError: They go in a circle.
     """
-    left, done = list(rules), []
+    left, done = [rule for k, rule in enumerate(rules) if rule not in rules[:k]], []
     while left:
         free = [
             rule
@@ -253,9 +259,17 @@ def in_order(rules: Sequence[Rule]) -> list[Rule]:
             if not any(set(rule.replaced()) & set(other.columns()) for other in left if other is not rule)
         ]
         if not free:
-            raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
+            loose = [
+                k
+                for k, rule in enumerate(left)
+                if isinstance(rule, LessThan) and all(isinstance(name, str) for name in rule.columns())
+            ]
+            if not loose:
+                raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
+            left[loose[-1]] = Predicate(str(left[loose[-1]]))
+            continue
         done += free[:1]
-        left.remove(free[0])
+        left = [rule for rule in left if rule is not free[0]]
     return done
 
 

@@ -12,7 +12,8 @@ from flowlab.tables import cells
 from flowlab.tables.codec import take_levels
 from flowlab.tables.column import ColumnSchema, learn
 from flowlab.tables.expressions import quote
-from flowlab.tables.rules.rule import Label, Overrides, Rows, Rule
+from flowlab.tables.rules.rule import Label, Overrides, Rows, Rule, check_levels
+from flowlab.tables.schema import Schema
 
 TITLE = "fixed combinations of"
 
@@ -76,7 +77,7 @@ class FixedCombinations(Rule):
 
     def check_learnt(self) -> None:
         if not bool(self.order) == bool(self.combinations) == bool(self.schemas):
-            raise ValueError(f"the rule {str(self)!r} has learnt half of what it needs")
+            raise ValueError(f"the rule {self.shown} has learnt half of what it needs")
         if not self.order:
             return
         try:
@@ -84,8 +85,19 @@ class FixedCombinations(Rule):
             if len(self.schemas) != len(self.names) or {len(row) for row in self._table()} != {len(self.names)}:
                 raise ValueError("columns and combinations do not fit together")
             self._backward(pd.DataFrame({self.name: everything}))
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, NotImplementedError) as error:
-            raise ValueError(f"the rule {str(self)!r} cannot have learnt its combinations: {error}") from error
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            RecursionError,
+            NotImplementedError,
+        ) as error:
+            raise ValueError(f"the rule {self.shown} cannot have learnt its combinations: {error}") from error
+
+    def check_modelled(self, schema: Schema) -> None:
+        check_levels(schema, self.name, self.combinations)
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
         return {self.name: {"kind": "categorical"}}

@@ -11,7 +11,8 @@ from flowlab.tables.cells import DAY, NULLS, Array
 from flowlab.tables.column import learn
 from flowlab.tables.encode import on_grid
 from flowlab.tables.expressions import quote
-from flowlab.tables.rules.rule import Computed, Label, Overrides, Rows, clock, grid_step, storable
+from flowlab.tables.rules.rule import Computed, Label, Overrides, Rows, check_levels, clock, grid_step, storable
+from flowlab.tables.schema import Schema
 
 HELD_SHARE, HELD_ROWS = 0.05, 10  # of rows with one higher value, from which it counts as held there
 OTHER = "other"
@@ -46,12 +47,14 @@ class LessThan(Computed):
     high: Label
     strict: bool = False
     fine: float = field(default=0.0, kw_only=True, repr=False)  # the difference's grid
-    held: list[list[float]] = field(default_factory=list, kw_only=True, repr=False)  # days (0 but for times), and seconds or a number
+    held: list[list[float]] = field(
+        default_factory=list, kw_only=True, repr=False
+    )  # days (0 but for times), and seconds or a number
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.low == self.high:
-            raise ValueError(f"the rule {str(self)!r} compares a column with itself")
+            raise ValueError(f"the rule {self.shown} compares a column with itself")
 
     def __str__(self) -> str:
         return f"{quote(self.low)} {'<' if self.strict else '<='} {quote(self.high)}"
@@ -78,8 +81,16 @@ class LessThan(Computed):
     def check_learnt(self) -> None:
         super().check_learnt()
         if self.fine < 0 or not all(len(pair) == 2 for pair in self.held):
-            raise ValueError(f"the rule {str(self)!r}: {self.fine}, {self.held!r:.80} cannot have been learnt")
+            raise ValueError(f"the rule {self.shown}: {self.fine}, {self.held!r:.80} cannot have been learnt")
         self._levels()
+
+    def check_modelled(self, schema: Schema) -> None:
+        dtype = cells.dtype_of(schema[self.difference].dtype)
+        found = cells.family(pd.Series([], dtype=dtype), self.difference)
+        if (found == "timedelta") != (cells.dtype_of(self.dtype).kind in "Mm") or found not in ("number", "timedelta"):
+            raise ValueError(f"column {self.difference!r} is of type {dtype}, of which there is no {self.high!r}")
+        if self.held:
+            check_levels(schema, self.place, self._levels())
 
     def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "LessThan":
         self.held = []
@@ -88,7 +99,7 @@ class LessThan(Computed):
         gap = self._gap(df)  # raises unless the two can be compared
         if count := self.lost(df):
             raise ValueError(
-                f"the rule {str(self)!r} works by the difference, and {count} rows have a {self.high!r} without a {self.low!r}, which would be lost: "
+                f"the rule {self.shown} works by the difference, and {count} rows have a {self.high!r} without a {self.low!r}, which would be lost: "
                 f"use flowlab.Predicate({str(self)!r})"
             )
         self.dtype, self.null = high.dtype, high.null
@@ -131,7 +142,7 @@ class LessThan(Computed):
         low, high = (clock(df[name], name, df[self.high]) for name in self.columns())
         if (low[0] is None) != (high[0] is None):
             raise ValueError(
-                f"the rule {str(self)!r} compares times with what is none: {df[self.low].dtype} and {df[self.high].dtype}"
+                f"the rule {self.shown} compares times with what is none: {df[self.low].dtype} and {df[self.high].dtype}"
             )
         gap = high[1] - low[1]
         if low[0] is not None and high[0] is not None:

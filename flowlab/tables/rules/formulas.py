@@ -41,7 +41,7 @@ class Derived(Computed):
 
     def __post_init__(self) -> None:
         if self.name in names_in(self.expression):
-            raise ValueError(f"the rule {str(self)!r} computes a column from itself")
+            raise ValueError(f"the rule {self.shown} computes a column from itself")
         super().__post_init__()
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Derived(Computed):
         lost = df[names_in(self.expression)].isna().any(axis=1).to_numpy() & ~np.isnan(ours)
         if lost.any() and not can_miss(self.dtype):
             raise ValueError(
-                f"the rule {str(self)!r} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is missing, and {self.dtype} has no "
+                f"the rule {self.shown} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is missing, and {self.dtype} has no "
                 f"missing values: convert the column with df[{self.name!r}].astype('Int64'), or leave the rule out"
             )
         return self
@@ -130,7 +130,7 @@ class Predicate(Rule):
         holds = evaluate(expression, df)
         if holds.kind not in ("boolean", "nothing"):
             raise ValueError(
-                f"the rule {self.expression!r} is {holds.kind}, neither true nor false: compare it with something"
+                f"the rule {self.shown} is {holds.kind}, neither true nor false: compare it with something"
             )
         judged = df[expression.needed].notna().all(axis=1).to_numpy(dtype=bool)
         return judged & holds.known & ~holds.data.astype(bool)

@@ -14,7 +14,9 @@ from flowlab.tables import cells
 from flowlab.tables.cells import NULLS, Array
 from flowlab.tables.column import common_step
 from flowlab.tables.encode import decimal_grid
+from flowlab.tables.expressions import shorten
 from flowlab.tables.frame import numpy_dtype, rounding
+from flowlab.tables.schema import Schema
 
 Rows = NDArray[np.bool_]
 Label = str | int | float
@@ -47,7 +49,12 @@ class Rule:
                 wanted = getattr(f.type, "__name__", str(f.type))
                 raise ValueError(f"{f.name} of a rule {type(self).__name__} must be {wanted}, got {value!r:.80}")
         if self.order and not set(self.columns()) <= set(self.order):
-            raise ValueError(f"the rule {str(self)!r} has learnt from a table without its columns")
+            raise ValueError(f"the rule {self.shown} has learnt from a table without its columns")
+
+    @property
+    def shown(self) -> str:
+        """The rule as messages show it."""
+        return repr(shorten(str(self)))
 
     def columns(self) -> list[Any]:
         """The columns that the rule speaks of."""
@@ -72,7 +79,7 @@ class Rule:
         taken = [name for name in self.made() if name in df.columns]
         if taken:
             raise ValueError(
-                f"the rule {str(self)!r} needs the name {taken[0]!r}, which a column already has: rename that column"
+                f"the rule {self.shown} needs the name {taken[0]!r}, which a column already has: rename that column"
             )
         self.order = list(df.columns)
         return self
@@ -89,7 +96,7 @@ class Rule:
         broken = self.broken(df)
         if broken.any():
             raise ValueError(
-                f"{int(broken.sum())} of {len(df)} rows break the rule {str(self)!r}, the first is row {cells.label(df.index, broken.argmax())!r}: "
+                f"{int(broken.sum())} of {len(df)} rows break the rule {self.shown}, the first is row {cells.label(df.index, broken.argmax())!r}: "
                 "drop them, df[~rule.broken(df)]"
             )
         return self.rewrite(df)
@@ -104,7 +111,7 @@ class Rule:
         Rows that cannot be are among those that come back, and break the rule.
         """
         if not self.order:
-            raise ValueError(f"the rule {str(self)!r} has seen no table yet: learn(df) or forward(df) first")
+            raise ValueError(f"the rule {self.shown} has seen no table yet: learn(df) or forward(df) first")
         frame = self._backward(df)
         # Columns may have been left out since.
         frame = frame[[name for name in self.order if name in frame.columns]]
@@ -160,6 +167,9 @@ class Rule:
     def check_learnt(self) -> None:
         """Raises a ValueError where what was learnt, as a file says it, is not what `learn` could have learnt."""
 
+    def check_modelled(self, schema: Schema) -> None:
+        """Raises a ValueError where a file says of the columns that the rule makes what `backward` cannot read."""
+
     def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
         return df
 
@@ -167,7 +177,7 @@ class Rule:
         lacking = [name for name in self.columns() if name not in df.columns]
         if lacking:
             raise ValueError(
-                f"the rule {str(self)!r} names column {lacking[0]!r}, which is not in the table; there are "
+                f"the rule {self.shown} names column {lacking[0]!r}, which is not in the table; there are "
                 f"{', '.join(map(repr, df.columns))}"
             )
 
@@ -192,16 +202,16 @@ class Computed(Rule):
 
     def check_learnt(self) -> None:
         if self.null not in NULLS:
-            raise ValueError(f"the rule {str(self)!r}: {self.null!r:.80} is no missing cell")
+            raise ValueError(f"the rule {self.shown}: {self.null!r:.80} is no missing cell")
         if not (self.step == 0 or 1e-15 <= self.step <= 1e15):
-            raise ValueError(f"the rule {str(self)!r}: {self.step} is no width of a grid")
+            raise ValueError(f"the rule {self.shown}: {self.step} is no width of a grid")
         if bool(self.order) != bool(self.dtype):
-            raise ValueError(f"the rule {str(self)!r} has learnt half of what it needs")
+            raise ValueError(f"the rule {self.shown} has learnt half of what it needs")
         try:
             found = cells.dtype_of(self.dtype) if self.dtype else None
             found is None or cells.family(pd.Series([], dtype=found), self.columns()[0])
         except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-            raise ValueError(f"the rule {str(self)!r}: {self.dtype!r:.80} is no type of a column") from error
+            raise ValueError(f"the rule {self.shown}: {self.dtype!r:.80} is no type of a column") from error
 
     def within(self, values: Array, slack: float = 0.0) -> Rows:
         """Which values lie within the bounds; NaN does."""
@@ -253,6 +263,14 @@ def fits(value: Any, wanted: Any) -> bool:
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, type(None) if wanted is None else wanted)
+
+
+def check_levels(schema: Schema, name: Any, known: list[str]) -> None:
+    """Raises a ValueError where a modelled column has other levels than those that a rule knows."""
+    column = schema[name]
+    found = [*column.categories, *column.recoding, column.value]
+    if column.kind not in ("categorical", "constant", "duplicate") or not set(map(str, found)) <= {*known, "None"}:
+        raise ValueError(f"column {name!r} of a rule has levels that the rule does not know")
 
 
 def clock(values: pd.Series, name: Any, like: pd.Series | None) -> tuple[Array | None, Array]:

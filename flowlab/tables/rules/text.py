@@ -26,15 +26,15 @@ def parse_rule(text: str) -> Rule:
         >>> parse_rule("x > 0 or y > 0")
         Predicate(expression='x > 0 or y > 0')
     """
-    match = re.fullmatch(rf"\s*{TITLE}\s+({NAME}(?:\s*,\s*{NAME})+)\s*", text)
-    if match:
+    text = text.strip()
+    if match := re.fullmatch(rf"{TITLE}\s+({NAME}(?:\s*,\s*{NAME})+)", text):
         return FixedCombinations([unquote(name) for name in re.findall(NAME, match[1])])
-    match = re.fullmatch(rf"\s*({NAME})\s*(<=?|>=?)\s*({NAME})\s*", text)
+    match = re.fullmatch(rf"({NAME})\s*(<=?|>=?)\s*({NAME})", text)
     if match and not any(keyword.iskeyword(match[k]) for k in (1, 3)):
         low, high = (unquote(match[k]) for k in ((1, 3) if match[2][0] == "<" else (3, 1)))
         return LessThan(low, high, strict=len(match[2]) == 1)
-    match = re.fullmatch(rf"\s*({NAME})\s*=(?!=)\s*(.+?)\s*", text, flags=re.DOTALL)
-    return Derived(unquote(match[1]), match[2]) if match else Predicate(text.strip())
+    match = re.fullmatch(rf"({NAME})\s*=(?!=)\s*(.+)", text, flags=re.DOTALL)
+    return Derived(unquote(match[1]), match[2]) if match else Predicate(text)
 
 
 def read_rules(rules: Any) -> list[Rule | str]:
@@ -45,7 +45,9 @@ def read_rules(rules: Any) -> list[Rule | str]:
     """
     listed = [rules] if isinstance(rules, str | Rule) else [] if rules is None else rules
     if not isinstance(listed, list | tuple | set | frozenset):
-        raise ValueError(f"rules must be a list of strings and rules such as flowlab.FixedCombinations, got {rules!r:.80}")
+        raise ValueError(
+            f"rules must be a list of strings and rules such as flowlab.FixedCombinations, got {rules!r:.80}"
+        )
     for rule in listed:
         if not isinstance(rule, str | Rule):
             raise ValueError(f"a rule must be a string or one of flowlab's rules, got {rule!r:.80}")
