@@ -176,8 +176,8 @@ def _ranks(a: Values, b: Values) -> tuple[Data, Data]:
 
 
 def _among(values: Values, wanted: Sequence[Any]) -> Values:
-    """Which values are in a list; None in it is no value."""
-    found = [compare("==", values, of_constant(value)) for value in wanted if value is not None]
+    """Which values are in a list."""
+    found = [compare("==", values, of_constant(value)) for value in wanted]
     what = f"{values.what} in …"
     if values.kind == "nothing" or not found:
         return Values("boolean", np.zeros_like(values.known), values.known, what)

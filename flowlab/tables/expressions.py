@@ -61,7 +61,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Constant:
-    """A number, string, truth value or None; a tuple of them on the right of `in`."""
+    """A number, string or truth value; a tuple of them on the right of `in`."""
 
     value: Any
 
@@ -255,7 +255,9 @@ def _constant(value: Any) -> Constant:
         raise ValueError("whole numbers go up to 2**64")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number is too large")
-    if not (value is None or isinstance(value, bool | int | float)):
+    if value is None:
+        raise ValueError("None stands beside ==, != and in lists only")
+    if not isinstance(value, bool | int | float):
         raise ValueError(f"{value!r} is no number")
     return Constant(value)
 
@@ -293,7 +295,7 @@ def _comparison(op: ast.cmpop, left: ast.AST, right: ast.AST, known: Known) -> N
         # `city == ['Rome', 'Oslo']` is pandas' other way to say it.
         if not isinstance(right, lists):
             raise ValueError("in needs a list of constants on its right")
-        found = [_node(element, known) for element in right.elts]
+        found = [_node(element, known) for element in right.elts if not _is_none(element)]  # None is no value
         if not all(isinstance(element, Constant) for element in found):
             raise ValueError("a list holds constants only")
         values = tuple(element.value for element in found if isinstance(element, Constant))
@@ -301,12 +303,13 @@ def _comparison(op: ast.cmpop, left: ast.AST, right: ast.AST, known: Known) -> N
         return inside if isinstance(op, ast.In | ast.Eq) else Call("not", (inside,))
     if type(op) not in OPERATIONS:
         raise ValueError("it has an is: write == or !=")
-    sides = _node(left, known), _node(right, known)
-    if Constant(None) in sides:
-        if not isinstance(op, ast.Eq | ast.NotEq):
-            raise ValueError("None is neither above nor below anything")
-        return Call("isna" if isinstance(op, ast.Eq) else "notna", (sides[sides[0] == Constant(None)],))
-    return Call(OPERATIONS[type(op)], sides)
+    if isinstance(op, ast.Eq | ast.NotEq) and (_is_none(left) or _is_none(right)):
+        return Call("isna" if isinstance(op, ast.Eq) else "notna", (_node(right if _is_none(left) else left, known),))
+    return Call(OPERATIONS[type(op)], (_node(left, known), _node(right, known)))
+
+
+def _is_none(tree: ast.AST) -> bool:
+    return isinstance(tree, ast.Constant) and tree.value is None
 
 
 def _function(tree: ast.Call, known: Known) -> Node:

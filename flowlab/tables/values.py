@@ -65,8 +65,6 @@ class Values:
 def of_constant(value: Any) -> Values:
     """A constant."""
     what = f"{value!r}"
-    if value is None:
-        return Values("nothing", np.zeros(1), np.zeros(1, dtype=bool), what, constant=True)
     if isinstance(value, str):
         return Values("text", _objects([value]), np.ones(1, dtype=bool), what, constant=True)
     kind = "boolean" if isinstance(value, bool) else "number"
@@ -176,7 +174,8 @@ def as_times(values: Values, like: Values) -> Values:
         if like.kind == "datetime" and (like.zone is None) and time.tz is not None:
             raise ValueError(f"it has a time zone, {like.what} has none")
         if like.kind == "datetime" and like.zone is not None:
-            time = time.tz_localize(like.zone) if time.tz is None else time
+            if time.tz is None:  # as cells.times reads it
+                time = time.tz_localize(like.zone, ambiguous=True, nonexistent="shift_forward")
             time = time.tz_convert("UTC").tz_localize(None)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{like}, and {text!r} is none ({error}): write it like {advice}") from error
