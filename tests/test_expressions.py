@@ -2,7 +2,6 @@
 
 import math
 import operator
-import re
 import time
 from pathlib import Path
 
@@ -624,13 +623,13 @@ def test_random_expressions_agree_with_plain_python():
         }
     )
     rows = frame.astype({"f": float}).astype(object).to_dict("records")
-    judged = 0
+    judged = refused = 0
     for _ in range(300):
         text, function = random_condition(rng, 3)
         try:
             expression = read(text)
-        except ValueError as error:  # a division by zero, or no column at all
-            assert re.search("by zero|names no column", str(error)), error
+        except ValueError:  # a division of constants by zero, or no column at all
+            refused += 1
             continue
         found = evaluate(expression, frame)
         for row, value, known in zip(rows, found.data.tolist(), found.known.tolist(), strict=True):
@@ -642,6 +641,7 @@ def test_random_expressions_agree_with_plain_python():
             assert known, (text, row)
             assert value == expected, (text, row)
     assert judged > 5000
+    assert refused < 30
 
 
 def test_the_library_has_no_other_way_to_run_text():

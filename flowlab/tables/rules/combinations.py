@@ -1,6 +1,7 @@
 """The rule that only combinations of levels that were seen can be."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +44,8 @@ class FixedCombinations(Rule):
     schemas: list[dict[str, Any]] = field(default_factory=list, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str):
-            raise ValueError(f"FixedCombinations needs a list of columns, got the string {self.names!r}")
+        if isinstance(self.names, str) or not isinstance(self.names, Iterable):
+            raise ValueError(f"FixedCombinations needs a list of columns, got {self.names!r:.80}")
         self.names = [name.item() if isinstance(name, np.generic) else name for name in self.names]
         if len(self.names) < 2:
             raise ValueError(f"FixedCombinations needs at least two columns, got {self.names}")

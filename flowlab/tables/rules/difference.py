@@ -216,10 +216,7 @@ class LessThan(Computed):
         like = pd.Series([], dtype=cells.dtype_of(self.dtype))
         days, low = clock(df[self.low], self.low, like)
         high = self._on_step(low + gap, low)
-        lowest, highest = storable(self.dtype)
-        total = _total(days, high)
-        # What the type cannot hold comes back as what breaks the rule.
-        high = np.where((total < lowest) | (total > highest), low - max(self.step, 1.0), high)
+        high = np.where(self._unstorable(_total(days, high)), self._stand_in(low), high)
         if self.held:
             codes, found = cells.levels(df[self.place], self.place)
             names = self._levels()
@@ -231,6 +228,17 @@ class LessThan(Computed):
         frame = df.drop(columns=[name for name in self.made() if name in df.columns])
         frame[self.high] = self._values(days, high).set_axis(df.index)
         return frame
+
+    def _unstorable(self, total: Array) -> Rows:
+        lowest, highest = storable(self.dtype)
+        return (total < lowest) | (total > highest)
+
+    def _stand_in(self, low: Array) -> Array:
+        """What comes back for a higher value that its type cannot hold: one that breaks the rule, or lies outside of what the data span."""
+        lowest, highest = storable(self.dtype)
+        below = low - max(self.step, 1.0)
+        outside = lowest if self.lower is not None and lowest < self.lower else highest
+        return np.where(below < lowest, outside, below)
 
     def _on_step(self, high: Array, low: Array) -> Array:
         """On the grid of the higher column, and one cell up where rounding went below the lower one."""

@@ -83,7 +83,7 @@ class Derived(Computed):
         """NaN where a cell is missing, or there is no finite value."""
         values = to_floats(evaluate(read(self.expression), df), self.name)
         values = np.where(np.isfinite(values), values, np.nan)
-        return on_grid(values, self.step) if self.step else values
+        return (on_grid(values, self.step) if self.step else values) + 0.0  # no -0.0
 
     def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
         return df.drop(columns=self.name)
