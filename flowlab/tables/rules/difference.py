@@ -25,7 +25,7 @@ class LessThan(Computed):
     Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where the lower value is
     missing there is no difference: a table with a higher value in such a row is refused, and needs a `Predicate`, which the text "low <= high"
     then means. Where the higher column is held at a value, such as a cap or the end of time, whatever the lower one is, a column of levels says so beside
-    the difference. What comes back lies within the range that the higher column had.
+    the difference; where a lower value such as -1 for "not known" is far below all others, its differences are counted from their least one. What comes back lies within the range that the higher column had.
 
     Args:
         low: The lower column: numbers, times or time differences.
@@ -50,6 +50,10 @@ class LessThan(Computed):
     held: list[list[float]] = field(
         default_factory=list, kw_only=True, repr=False
     )  # days (0 but for times), and seconds or a number
+
+    shifts: list[list[float]] = field(
+        default_factory=list, kw_only=True, repr=False
+    )  # lower value, what differences are counted from
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +84,7 @@ class LessThan(Computed):
 
     def check_learnt(self) -> None:
         super().check_learnt()
-        if self.fine < 0 or not all(len(pair) == 2 for pair in self.held):
+        if self.fine < 0 or not all(len(pair) == 2 for pair in [*self.held, *self.shifts]):
             raise ValueError(f"the rule {self.shown}: {self.fine}, {self.held!r:.80} cannot have been learnt")
         self._levels()
 
@@ -108,7 +112,7 @@ class LessThan(Computed):
         total = _total(*clock(df[self.high], self.high, None))
         if not np.isnan(total).all():
             self.lower, self.upper = float(np.nanmin(total)), float(np.nanmax(total))
-        self.held = self._held(df, gap)
+        self.held, self.shifts = self._held(df, gap), self._shifts(df, gap)
         super().learn(df)  # the names that it makes are known only now
         return self
 
@@ -118,7 +122,7 @@ class LessThan(Computed):
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
         places = {self.place: {"kind": "categorical"}} if self.held else {}
-        return {**places, self.difference: {"lower": self._least}}
+        return {**places, self.difference: {"lower": None if self.shifts else self._least}}
 
     @property
     def _least(self) -> float:
@@ -168,6 +172,32 @@ class LessThan(Computed):
                 found.append([0.0 if days is None else float(days[first[k]]), float(x[first[k]])])
         return found
 
+    def _shifts(self, df: pd.DataFrame, gap: Array) -> list[list[float]]:
+        """Lower values in many rows, such as -1 for one that is not known, whose differences are all larger than nearly all others."""
+        known = ~np.isnan(gap)
+        if known.sum() < HELD_ROWS:
+            return []
+        low, gap = self._low(df)[known], gap[known]
+        values, where, counts = np.unique(low, return_inverse=True, return_counts=True)
+        many = counts >= max(HELD_SHARE * len(low), HELD_ROWS)
+        others = gap[~many[where]]
+        if not len(others):
+            return []
+        least = [(float(values[k]), float(gap[where == k].min())) for k in np.flatnonzero(many)]
+        return [[value, start] for value, start in least if start > np.quantile(others, 0.95)]
+
+    def _low(self, df: pd.DataFrame) -> Array:
+        return _total(*clock(df[self.low], self.low, pd.Series([], dtype=cells.dtype_of(self.dtype))))
+
+    def _starts(self, df: pd.DataFrame) -> Array:
+        """What the difference of each row is counted from."""
+        starts = np.zeros(len(df))
+        if self.shifts and not df[self.low].isna().all():
+            low = self._low(df)
+            for value, start in self.shifts:
+                starts[low == value] = start
+        return starts
+
     def _levels(self) -> list[str]:
         """What the column of places says: the values that are held, and that it is another."""
         if not self.held:
@@ -186,6 +216,7 @@ class LessThan(Computed):
 
     def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
         gap = self._gap(df)
+        differences = gap - self._starts(df)
         position = list(df.columns).index(self.high)
         frame = df.drop(columns=self.high)
         if self.held:
@@ -194,11 +225,11 @@ class LessThan(Computed):
             for k, pair in enumerate(self.held):
                 days, x = clock(df[self.high], self.high, None) if not np.isnan(gap).all() else (None, gap)
                 codes[(x == pair[1]) & (True if days is None else days == pair[0]) & ~np.isnan(gap)] = k
-            gap = np.where((codes >= 0) & (codes < len(self.held)), self._least, gap)
+            differences = np.where((codes >= 0) & (codes < len(self.held)), self._least, differences)
             levels = pd.Categorical.from_codes(codes, categories=self._levels())
             frame.insert(position, self.place, pd.Series(levels, index=df.index))
             position += 1
-        frame.insert(position, self.difference, self._differences(df, gap).set_axis(df.index))
+        frame.insert(position, self.difference, self._differences(df, differences).set_axis(df.index))
         return frame
 
     def _differences(self, df: pd.DataFrame, gap: Array) -> pd.Series:
@@ -212,7 +243,7 @@ class LessThan(Computed):
         return cells.differences(gap, f"timedelta64[{unit}]", self.difference)
 
     def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
-        gap = clock(df[self.difference], self.difference, None)[1]
+        gap = clock(df[self.difference], self.difference, None)[1] + self._starts(df)
         like = pd.Series([], dtype=cells.dtype_of(self.dtype))
         days, low = clock(df[self.low], self.low, like)
         high = self._on_step(low + gap, low)
@@ -246,7 +277,7 @@ class LessThan(Computed):
             return high
         rounded = on_grid(high, self.step)
         below = rounded <= low if self.strict else rounded < low
-        return np.where(below, on_grid(rounded + self.step, self.step), rounded)
+        return np.where(below & ~(high < low), on_grid(rounded + self.step, self.step), rounded)
 
 
 def _total(days: Array | None, x: Array) -> Array:

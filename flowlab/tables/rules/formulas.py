@@ -85,6 +85,11 @@ class Derived(Computed):
         values = np.where(np.isfinite(values), values, np.nan)
         return (on_grid(values, self.step) if self.step else values) + 0.0  # no -0.0
 
+    def check_learnt(self) -> None:
+        super().check_learnt()
+        if self.dtype and cells.dtype_of(self.dtype).kind in "Mm":
+            raise ValueError(f"the rule {self.shown}: times are not computed")
+
     def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
         return df.drop(columns=self.name)
 

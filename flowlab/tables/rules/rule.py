@@ -20,6 +20,7 @@ from flowlab.tables.schema import Schema
 
 Rows = NDArray[np.bool_]
 Label = str | int | float
+COMPUTABLE = ("number", "boolean", "datetime", "timedelta")
 Overrides = Mapping[Any, Mapping[str, Any]]
 
 
@@ -207,11 +208,15 @@ class Computed(Rule):
             raise ValueError(f"the rule {self.shown}: {self.step} is no width of a grid")
         if bool(self.order) != bool(self.dtype):
             raise ValueError(f"the rule {self.shown} has learnt half of what it needs")
+        if not self.dtype:
+            return
         try:
-            found = cells.dtype_of(self.dtype) if self.dtype else None
-            found is None or cells.family(pd.Series([], dtype=found), self.columns()[0])
+            found = cells.dtype_of(self.dtype)
+            numbers = cells.is_object(found) or cells.family(pd.Series([], dtype=found), "") in COMPUTABLE
         except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"the rule {self.shown}: {self.dtype!r:.80} is no type of a column") from error
+        if not numbers:
+            raise ValueError(f"the rule {self.shown}: nothing of type {self.dtype!r:.80} is computed")
 
     def within(self, values: Array, slack: float = 0.0) -> Rows:
         """Which values lie within the bounds; NaN does."""
