@@ -191,7 +191,7 @@ def test_a_lower_value_that_means_not_known_has_differences_of_its_own(kind, str
     if kind == "decimal":
         frame = (frame / 10).astype("float32")
     if kind == "missing":
-        frame = frame.astype("Int64").mask(rng.random((200, 1)) < 0.1)
+        frame = frame.astype("Int64").mask(pd.Series(rng.random(200) < 0.1), axis=0)
     if kind == "date":
         frame = frame.apply(
             lambda years: pd.Series((years - 1970).to_numpy(dtype="datetime64[Y]").astype("datetime64[s]"))

@@ -65,7 +65,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         validation: Share of rows held out, from 2,000 rows on; 0 holds out none, and weighs members equally.
         schema: What columns are, where that is not to be guessed: a `Schema`, or for columns' names a kind ("integer", "categorical", "excluded", …) or a
             dict of fields ({"lower": 0, "upper": 1}).
-        rules: Rules between columns that rows keep, as text ("low <= high", "total = a * b", any condition) or as `FixedCombinations` and the like.
+        rules: Rules between columns that rows keep, as text ("low <= high", "total = a * b", any condition) or as `FixedCombinations` and the like; one, or a list.
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members; None takes all cores for large tables, one for small ones. Each runs on one thread.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
@@ -109,7 +109,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         time_limit: float | None = None,
         validation: float = 0.1,
         schema: Any = None,
-        rules: Sequence[Any] | None = None,
+        rules: Any = None,
         device: str = "cpu",
         n_jobs: int | None = None,
         random_state: int | None = None,
