@@ -1,7 +1,8 @@
 """The values of an expression's tree in each row of a table, computed on arrays.
 
-Each value is known or not: what depends on a cell that is missing, or on arithmetic without a result such as a division by zero, is unknown; `and`, `or`
-and `not` are those of three-valued logic. Booleans count as 0 and 1 where numbers are wanted, and no type is too narrow for what is computed.
+Each value is known or not: what depends on a cell that is missing, or on arithmetic without a result such as a
+division by zero, is unknown; `and`, `or` and `not` are those of three-valued logic. Booleans count as 0 and 1 where
+numbers are wanted, and no type is too narrow for what is computed.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""Expressions over columns, read into a tree of names, constants and the few operations that there are; nothing in them is ever run.
+"""Expressions over columns, read into a tree of names, constants and a few operations; nothing in them is ever run.
 
-`read("low + 1 < `unit price` and city in ['Rome']")` gives the tree that `evaluation.evaluate` computes. Python's parser only sees a copy in which
-every name and every string is a placeholder, so that neither can be taken for code.
+`read("low + 1 < `unit price` and city in ['Rome']")` gives the tree that `evaluation.evaluate` computes. Python's
+parser only sees a copy in which every name and every string is a placeholder, so that neither can be taken for code.
 """
 
 import ast
@@ -47,8 +47,8 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = dict(
     zip(["+", "-", "*", "/", "//", "%", "**"], (add, sub, mul, truediv, floordiv, mod, pow))
 )
 ALLOWED = (
-    "names of columns (in backquotes where they are no plain words), numbers, strings, True, False, None, comparisons, + - * / // % **, "
-    f"and, or, not, &, |, ~, in and not in lists of constants, and the functions {', '.join(FUNCTIONS)}"
+    "names of columns (in backquotes where they are no plain words), numbers, strings, True, False, None, comparisons, "
+    f"+ - * / // % **, and, or, not, &, |, ~, in and not in lists of constants, and the functions {', '.join(FUNCTIONS)}"
 )
 
 

@@ -1,7 +1,7 @@
 """The cells of columns, and constants, as the values that expressions compute with.
 
-Whole numbers stay whole and exact, of whatever width: int64 where that holds them, Python's integers where not. Booleans stay booleans, all other
-numbers are float64. Times are whole nanoseconds.
+Whole numbers stay whole and exact, of whatever width: int64 where that holds them, Python's integers where not.
+Booleans stay booleans, all other numbers are float64. Times are whole nanoseconds.
 """
 
 import re
@@ -40,7 +40,7 @@ class Values:
         data: The values; anything where they are unknown.
         known: Which are known.
         what: What they are, for messages: "column 'x'".
-        zone: The time zone of datetimes, None for those without. With one, data are instants, else what the clock shows.
+        zone: The time zone of datetimes, None for those without; data are instants, or what the clock shows.
         levels: Of a category dtype, the values of its levels in order.
         codes: Of a category dtype, the places of the values among the levels.
         ordered: Whether the order of the levels means something.

@@ -167,7 +167,10 @@ class WholeTable:
         return bool(self.ends) or any(rule.rejects for rule in self.rules)
 
     def acceptable(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows from `decode` break no rule, and have no time, or value that a rule computes, outside of what training spans."""
+        """Which rows from `decode` break no rule, and lie within what training spans.
+
+        That concerns times, and what rules compute; all else cannot lie outside.
+        """
         good = self.unbroken(frame)
         for rule in self.rules:
             good &= ~rule.outside(frame)
@@ -209,7 +212,10 @@ class WholeTable:
 
 
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
-    """A rule of the table's own, from an object or its text; "low <= high" is a condition where differences would lose values."""
+    """A rule of the table's own, from an object or its text.
+
+    "low <= high" is a condition where differences would lose values.
+    """
     if not isinstance(rule, str):
         return copy.deepcopy(rule)
     parsed = parse_rule(rule)
@@ -244,9 +250,9 @@ def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> No
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
-    """Rules so that each still finds its columns: what one replaces, none after it speaks of. One that is there twice counts once.
+    """Rules so that each still finds its columns: what one replaces, none after it speaks of.
 
-    Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a "<=" is a condition.
+    One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a "<=" is a condition.
 
     Raises:
         ValueError: They go in a circle.

@@ -21,7 +21,9 @@ TITLE = "fixed combinations of"
 
 @dataclass
 class FixedCombinations(Rule):
-    """Only combinations of levels that were seen: one column of combinations is modelled in place of several. A missing cell is a level here.
+    """Only combinations of levels that were seen: one column of combinations is modelled in place of several.
+
+    A missing cell is a level here.
 
     Args:
         names: The columns.
@@ -152,5 +154,5 @@ class FixedCombinations(Rule):
 
 
 def plain(row: list[Any]) -> str:
-    """A combination as text in which 1 and 1.0 are the same: a column of whole numbers becomes one of floats where rows miss it."""
+    """A combination as text in which 1 and 1.0 are the same: whole numbers become floats where other rows miss them."""
     return json.dumps([int(v) if isinstance(v, float) and v.is_integer() else v for v in row], ensure_ascii=False)

@@ -22,10 +22,13 @@ OTHER = "other"
 class LessThan(Computed):
     """One column is never above another: their difference is modelled in place of the higher one.
 
-    Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where the lower value is
-    missing there is no difference: a table with a higher value in such a row is refused, and needs a `Predicate`, which the text "low <= high"
-    then means. Where the higher column is held at a value, such as a cap or the end of time, whatever the lower one is, a column of levels says so beside
-    the difference; where a lower value such as -1 for "not known" is far below all others, its differences are counted from their least one. What comes back lies within the range that the higher column had.
+    Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where the
+    lower value is missing there is no difference: a table with a higher value in such a row is refused, and needs a
+    `Predicate`, which the text "low <= high" then means.
+
+    Where the higher column is held at a value, such as a cap or the end of time, whatever the lower one is, a column of
+    levels says so beside the difference. Where a lower value such as -1 for "not known" is far below all others, its
+    differences are counted from their least one. Models draw nothing outside of the range that the higher column had.
 
     Args:
         low: The lower column: numbers, times or time differences.
@@ -103,7 +106,8 @@ class LessThan(Computed):
         gap = self._gap(df)  # raises unless the two can be compared
         if count := self.lost(df):
             raise ValueError(
-                f"the rule {self.shown} works by the difference, and {count} rows have a {self.high!r} without a {self.low!r}, which would be lost: "
+                f"the rule {self.shown} works by the difference, and {count} rows have a {self.high!r} without a "
+                f"{self.low!r}, which would be lost: "
                 f"use flowlab.Predicate({str(self)!r})"
             )
         self.dtype, self.null = high.dtype, high.null
@@ -146,7 +150,8 @@ class LessThan(Computed):
         low, high = (clock(df[name], name, df[self.high]) for name in self.columns())
         if (low[0] is None) != (high[0] is None):
             raise ValueError(
-                f"the rule {self.shown} compares times with what is none: {df[self.low].dtype} and {df[self.high].dtype}"
+                f"the rule {self.shown} compares times with what is none: "
+                f"{df[self.low].dtype} and {df[self.high].dtype}"
             )
         gap = high[1] - low[1]
         if low[0] is not None and high[0] is not None:
@@ -154,7 +159,7 @@ class LessThan(Computed):
         return on_grid(gap, self.fine) if self.fine else gap
 
     def _held(self, df: pd.DataFrame, gap: Array) -> list[list[float]]:
-        """Values of the higher column in many rows, which differences and lower values that know nothing of each other would not add up to."""
+        """Values of the higher column in many rows, to which lower values and unrelated differences do not add up."""
         known = ~np.isnan(gap) & ~self.broken(df)
         if known.sum() < HELD_ROWS:
             return []
@@ -173,7 +178,7 @@ class LessThan(Computed):
         return found
 
     def _shifts(self, df: pd.DataFrame, gap: Array) -> list[list[float]]:
-        """Lower values in many rows, such as -1 for one that is not known, whose differences are all larger than nearly all others."""
+        """Lower values in many rows, such as -1 for "not known", with differences larger than nearly all others."""
         known = ~np.isnan(gap)
         if known.sum() < HELD_ROWS:
             return []
@@ -265,7 +270,7 @@ class LessThan(Computed):
         return (total < lowest) | (total > highest)
 
     def _stand_in(self, low: Array) -> Array:
-        """What comes back for a higher value that its type cannot hold: one that breaks the rule, or lies outside of what the data span."""
+        """What comes back for a value that the type cannot hold: one that breaks the rule, or that the data do not span."""
         lowest, highest = storable(self.dtype)
         below = low - max(self.step, 1.0)
         outside = lowest if self.lower is not None and lowest < self.lower else highest

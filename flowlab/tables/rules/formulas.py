@@ -19,12 +19,12 @@ from flowlab.tables.rules.rule import Computed, Label, Overrides, Rows, Rule, ca
 class Derived(Computed):
     """A column that is computed from others: it is not modelled, and computed anew.
 
-    Its bounds are kept: rows whose computed value lies outside of what the schema gives, or the data suggest ("none negative", "within [0, 1]", the range
-    of a small integer type), are impossible, and drawn again.
+    Its bounds are kept: rows whose computed value lies outside of what the schema gives, or the data suggest ("none
+    negative", "within [0, 1]", the range of a small integer type), are impossible, and drawn again.
 
     Args:
         name: The column.
-        expression: Names of columns (`unit price` in backquotes), numbers, arithmetic, comparisons, functions such as log.
+        expression: Names of columns (`unit price` in backquotes), numbers, arithmetic, comparisons, functions.
 
     Example:
         >>> df = pd.DataFrame({"price": [1.1, 2.5], "quantity": [3, 2], "total": [3.3, 5.0]})
@@ -63,8 +63,8 @@ class Derived(Computed):
         lost = df[names_in(self.expression)].isna().any(axis=1).to_numpy() & ~np.isnan(ours)
         if lost.any() and not can_miss(self.dtype):
             raise ValueError(
-                f"the rule {self.shown} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is missing, and {self.dtype} has no "
-                f"missing values: convert the column with df[{self.name!r}].astype('Int64'), or leave the rule out"
+                f"the rule {self.shown} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is missing, "
+                f"and {self.dtype} has no missing values: convert the column with df[{self.name!r}].astype('Int64'), or leave the rule out"
             )
         return self
 

@@ -97,7 +97,8 @@ class Rule:
         broken = self.broken(df)
         if broken.any():
             raise ValueError(
-                f"{int(broken.sum())} of {len(df)} rows break the rule {self.shown}, the first is row {cells.label(df.index, broken.argmax())!r}: "
+                f"{int(broken.sum())} of {len(df)} rows break the rule {self.shown}, "
+                f"the first is row {cells.label(df.index, broken.argmax())!r}: "
                 "drop them, df[~rule.broken(df)]"
             )
         return self.rewrite(df)
@@ -125,7 +126,7 @@ class Rule:
         raise NotImplementedError
 
     def outside(self, df: pd.DataFrame) -> Rows:
-        """Which rows keep the rule, and have a cell that it computes outside of what the data span: none that may be drawn."""
+        """Which rows have a cell, computed by the rule, outside of what the data span: they are not drawn."""
         return np.zeros(len(df), dtype=bool)
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
@@ -159,7 +160,8 @@ class Rule:
         needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
         if not needed <= values.keys() <= names:
             raise ValueError(
-                f"a rule {kind.__name__} has the fields {', '.join(sorted(names))}, got {', '.join(sorted(map(str, values)))}"
+                f"a rule {kind.__name__} has the fields {', '.join(sorted(names))}, "
+                f"got {', '.join(sorted(map(str, values)))}"
             )
         rule = kind(**values)
         rule.check_learnt()
@@ -232,7 +234,7 @@ def can_miss(dtype: str) -> bool:
 
 
 def storable(dtype: str) -> tuple[float, float]:
-    """The lowest and the highest number, or second, that a column of a type can have, among those that float64 tells apart."""
+    """The lowest and the highest number, or second, that a column of a type can have and float64 tells apart."""
     kind = cells.dtype_of(dtype)
     if kind.kind in "Mm":
         most = 2.0**63 / cells.TICKS[cells.unit_of(kind)] - cells.DAY
@@ -288,7 +290,10 @@ def clock(values: pd.Series, name: Any, like: pd.Series | None) -> tuple[Array |
 
 
 def grid_step(values: pd.Series, name: Any) -> float:
-    """The power of ten, or the day, of which all values are multiples: never above 1, where other rows may be; 0 if there is none."""
+    """The power of ten, or the day, of which all values are multiples, 0 if there is none.
+
+    Never above 1, where other rows may be.
+    """
     days, x = clock(values.dropna(), name, None)
     if days is not None and not x.any():
         return float(cells.DAY)

@@ -14,7 +14,7 @@ NAME = rf"(?:{PLAIN_NAME}|{QUOTED_NAME})"
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule that a string means: "low < high", "low <= high", "total = price * quantity", "fixed combinations of city, country", or a condition on rows.
+    """The rule that a string means: "low <= high", "total = price * quantity", or a condition on rows.
 
     Example:
         >>> parse_rule("start <= end")
