@@ -60,11 +60,11 @@ def test_a_computed_column_keeps_to_its_type():
 
 def test_a_computed_share_stays_a_share():
     rng = np.random.default_rng(0)
-    shares = np.round(rng.dirichlet([2] * 5, size=300), 2)
+    shares = np.round(rng.dirichlet([2] * 5, size=150), 2)
     shares[:, 4] = np.round(1 - shares[:, :4].sum(1), 2)
     frame = pd.DataFrame(shares[(shares >= 0).all(1)], columns=list("abcde"))
     frame["y"] = rng.choice(["u", "v"], len(frame))
-    model = quick(rules=["e = 1 - a - b - c - d"]).fit(frame)
+    model = quick(30, rules=["e = 1 - a - b - c - d"]).fit(frame)
     rule = model.table_.rules[0]
     assert (rule.lower, rule.upper) == (0.0, None)
     assert model.table_.unbroken(frame).all()

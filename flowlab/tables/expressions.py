@@ -48,7 +48,8 @@ ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = dict(
 )
 ALLOWED = (
     "names of columns (in backquotes where they are no plain words), numbers, strings, True, False, None, comparisons, "
-    f"+ - * / // % **, and, or, not, &, |, ~, in and not in lists of constants, and the functions {', '.join(FUNCTIONS)}"
+    "+ - * / // % **, and, or, not, &, |, ~, in and not in lists of constants, "
+    f"and the functions {', '.join(FUNCTIONS)}"
 )
 
 

@@ -252,7 +252,8 @@ def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> No
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
     """Rules so that each still finds its columns: what one replaces, none after it speaks of.
 
-    One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a "<=" is a condition.
+    One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a
+    "<=" is a condition.
 
     Raises:
         ValueError: They go in a circle.

@@ -22,8 +22,8 @@ OTHER = "other"
 class LessThan(Computed):
     """One column is never above another: their difference is modelled in place of the higher one.
 
-    Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where the
-    lower value is missing there is no difference: a table with a higher value in such a row is refused, and needs a
+    Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where
+    the lower value is missing there is no difference: a table with a higher value in such a row is refused, and needs a
     `Predicate`, which the text "low <= high" then means.
 
     Where the higher column is held at a value, such as a cap or the end of time, whatever the lower one is, a column of
@@ -270,7 +270,7 @@ class LessThan(Computed):
         return (total < lowest) | (total > highest)
 
     def _stand_in(self, low: Array) -> Array:
-        """What comes back for a value that the type cannot hold: one that breaks the rule, or that the data do not span."""
+        """What comes back where the type cannot hold a value: one that breaks the rule, or that the data do not span."""
         lowest, highest = storable(self.dtype)
         below = low - max(self.step, 1.0)
         outside = lowest if self.lower is not None and lowest < self.lower else highest

@@ -63,8 +63,9 @@ class Derived(Computed):
         lost = df[names_in(self.expression)].isna().any(axis=1).to_numpy() & ~np.isnan(ours)
         if lost.any() and not can_miss(self.dtype):
             raise ValueError(
-                f"the rule {self.shown} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is missing, "
-                f"and {self.dtype} has no missing values: convert the column with df[{self.name!r}].astype('Int64'), or leave the rule out"
+                f"the rule {self.shown} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is "
+                f"missing, and {self.dtype} has no missing values: convert the column with "
+                f"df[{self.name!r}].astype('Int64'), or leave the rule out"
             )
         return self
 
