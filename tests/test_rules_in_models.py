@@ -181,6 +181,35 @@ def test_nothing_is_drawn_outside_of_what_the_higher_column_spans():
     assert rows.dtypes.equals(frame.dtypes)
 
 
+GAPS = np.arange(40) + 5 + np.arange(40) % 4
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bounds", "beyond"),
+    [
+        (np.arange(40), GAPS, {"lower": 3, "upper": 50}, 51),
+        (np.arange(40) / 100, np.linspace(0.4, 1.0, 40).round(2), {}, 1.01),  # a share
+        (pd.to_timedelta(np.arange(40), "h"), pd.to_timedelta(GAPS, "h"), {"upper": "2 days"}, "49h"),
+        (
+            pd.date_range("2024-01-01", periods=40),
+            pd.Timestamp("2024-01-02 12:00") + pd.to_timedelta(GAPS, "D"),
+            {"upper": "2024-03-01"},
+            "2024-03-02",
+        ),
+    ],
+    ids=["integer", "share", "duration", "time"],
+)
+def test_bounds_of_the_higher_column_hold(low, high, bounds, beyond):
+    frame = pd.DataFrame({"low": low, "high": high, "c": list("abcd") * 10})
+    table, kept = WholeTable.learn(frame, {"high": bounds} if bounds else None, ["low <= high"])
+    assert kept.all()
+    again = WholeTable.from_json(json.loads(json.dumps(table.to_json())))
+    rows = frame.tail(2).copy()
+    rows["high"] = pd.Series([frame["high"].max(), type(frame["high"].max())(beyond)], index=rows.index)
+    assert again.encode_all(rows)[1].tolist() == [True, False]
+    assert again.encode_all(frame)[1].all()
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", ["whole", "decimal", "date", "missing"])
 def test_a_lower_value_that_means_not_known_has_differences_of_its_own(kind, strict):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from flowlab.tables import cells
 from flowlab.tables.cells import DAY, NULLS, Array
-from flowlab.tables.column import learn
+from flowlab.tables.column import ColumnSchema, day_number, learn
 from flowlab.tables.encode import on_grid
 from flowlab.tables.expressions import quote
 from flowlab.tables.rules.rule import Computed, Label, Overrides, Rows, check_levels, clock, grid_step, storable
@@ -54,6 +54,10 @@ class LessThan(Computed):
         default_factory=list, kw_only=True, repr=False
     )  # days (0 but for times), and seconds or a number
 
+    least: float | None = field(
+        default=None, kw_only=True, repr=False
+    )  # what the higher column can be, as its schema says
+    most: float | None = field(default=None, kw_only=True, repr=False)
     shifts: list[list[float]] = field(
         default_factory=list, kw_only=True, repr=False
     )  # lower value, what differences are counted from
@@ -113,6 +117,7 @@ class LessThan(Computed):
         self.dtype, self.null = high.dtype, high.null
         steps = [grid_step(df[name], name) for name in self.columns()]
         self.step, self.fine = steps[1], min(steps)
+        self.least, self.most = _bounds(high, 1e-6 * self.step)
         total = _total(*clock(df[self.high], self.high, None))
         if not np.isnan(total).all():
             self.lower, self.upper = float(np.nanmin(total)), float(np.nanmax(total))
@@ -135,13 +140,21 @@ class LessThan(Computed):
     def broken(self, df: pd.DataFrame) -> Rows:
         self._check(df)
         gap = self._gap(df)
-        return gap <= 0 if self.strict else gap < 0
+        broken = gap <= 0 if self.strict else gap < 0
+        if (self.least is not None or self.most is not None) and not df[self.high].isna().all():
+            high = self._total_of(df, self.high)
+            broken |= high < (-np.inf if self.least is None else self.least)
+            broken |= high > (np.inf if self.most is None else self.most)
+        return broken
+
+    def _total_of(self, df: pd.DataFrame, name: Any) -> Array:
+        """One number for each cell of either column, times by the clock of the higher one."""
+        return _total(*clock(df[name], name, pd.Series([], dtype=cells.dtype_of(self.dtype))))
 
     def outside(self, df: pd.DataFrame) -> Rows:
-        values = df[self.high]
-        if values.isna().all():
+        if df[self.high].isna().all():
             return np.zeros(len(df), dtype=bool)
-        return ~self.within(_total(*clock(values, self.high, pd.Series([], dtype=cells.dtype_of(self.dtype)))))
+        return ~self.within(self._total_of(df, self.high))
 
     def _gap(self, df: pd.DataFrame) -> Array:
         """high - low: numbers, or seconds."""
@@ -182,7 +195,7 @@ class LessThan(Computed):
         known = ~np.isnan(gap)
         if known.sum() < HELD_ROWS:
             return []
-        low, gap = self._low(df)[known], gap[known]
+        low, gap = self._total_of(df, self.low)[known], gap[known]
         values, where, counts = np.unique(low, return_inverse=True, return_counts=True)
         many = counts >= max(HELD_SHARE * len(low), HELD_ROWS)
         others = gap[~many[where]]
@@ -191,14 +204,11 @@ class LessThan(Computed):
         least = [(float(values[k]), float(gap[where == k].min())) for k in np.flatnonzero(many)]
         return [[value, start] for value, start in least if start > np.quantile(others, 0.95)]
 
-    def _low(self, df: pd.DataFrame) -> Array:
-        return _total(*clock(df[self.low], self.low, pd.Series([], dtype=cells.dtype_of(self.dtype))))
-
     def _starts(self, df: pd.DataFrame) -> Array:
         """What the difference of each row is counted from."""
         starts = np.zeros(len(df))
         if self.shifts and not df[self.low].isna().all():
-            low = self._low(df)
+            low = self._total_of(df, self.low)
             for value, start in self.shifts:
                 starts[low == value] = start
         return starts
@@ -270,7 +280,7 @@ class LessThan(Computed):
         return (total < lowest) | (total > highest)
 
     def _stand_in(self, low: Array) -> Array:
-        """What comes back where the type cannot hold a value: one that breaks the rule, or that the data do not span."""
+        """What comes back where the type cannot hold a value: one that breaks the rule, or is outside of the data."""
         lowest, highest = storable(self.dtype)
         below = low - max(self.step, 1.0)
         outside = lowest if self.lower is not None and lowest < self.lower else highest
@@ -288,3 +298,13 @@ class LessThan(Computed):
 def _total(days: Array | None, x: Array) -> Array:
     """One number for each time, too."""
     return x if days is None else days * DAY + x
+
+
+def _bounds(column: ColumnSchema, slack: float) -> tuple[float | None, float | None]:
+    """The bounds of a column as one number each, with room for rounding errors; those of times are whole days."""
+    lower, upper = column.lower, column.upper
+    if column.kind == "datetime":
+        lower = None if lower is None else day_number(lower) * DAY
+        upper = None if upper is None else np.nextafter((day_number(upper) + 1) * DAY, 0)
+        slack = 0.0
+    return None if lower is None else float(lower) - slack, None if upper is None else float(upper) + slack
