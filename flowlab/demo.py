@@ -18,6 +18,7 @@ from flowlab.report import baselines, figures
 from flowlab.runtime import threads
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.encode import Columns
+from flowlab.tables.rules import Predicate
 from flowlab.training import fit
 
 Array = NDArray[np.float64]
@@ -75,7 +76,7 @@ def continuous(name: str, seed: int) -> pd.DataFrame:
     resolution, so that every method models the same thing and no row is in training and test alike. At most `MOST_ROWS`.
     """
     frame = datasets.load(name).select_dtypes("number")
-    frame = frame.query(POSSIBLE[name]) if name in POSSIBLE else frame
+    frame = frame[~Predicate(POSSIBLE[name]).broken(frame)] if name in POSSIBLE else frame
     frame = frame.drop(columns=NOT_MEASURED, errors="ignore").drop_duplicates()
     x = frame.to_numpy(dtype=float)
     rng = np.random.default_rng(seed)
@@ -128,7 +129,8 @@ def _table(name: str, folder: Path, seed: int, console: Console) -> list[Row]:
 
 def _whole(folder: Path, seed: int, console: Console) -> None:
     """Diamonds with cut, colour and clarity: fit, draw, and say in a report how good that is."""
-    frame = datasets.load("diamonds").query(POSSIBLE["diamonds"]).drop_duplicates()
+    frame = datasets.load("diamonds")
+    frame = frame[~Predicate(POSSIBLE["diamonds"]).broken(frame)].drop_duplicates()
     frame = frame.sample(WHOLE_ROWS, random_state=seed, ignore_index=True)
     test, train = split(frame)
     console.print(

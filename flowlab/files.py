@@ -141,7 +141,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
     try:
         module = None if header["module"] is None else build(header["module"], tensors)
         if module is not None:
-            module = module.to(device or "cpu").eval()
+            module = module.to(device or "cpu").train(False)
         kind = header["kind"]
         if kind == "module":
             return module

@@ -148,7 +148,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, train: Rows, held_out: Rows | None) -> dict[str, float]:
         """Mean loss of held-out rows under the averaged weights, with its standard error, and of as many training rows."""
-        self.flow.eval()
+        self.flow.train(False)
         current = self.copy()
         self.load(self.average)
         shown = CHUNK if held_out is None else min(len(held_out.weight), CHUNK)

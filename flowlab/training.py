@@ -151,7 +151,7 @@ def fit(
     seed = int(torch.randint(2**62, (), generator=generator))
     generator = torch.Generator(device).manual_seed(seed)
     train, held_out = _split(rows, validation if steps is None else 0.0, generator)
-    flow.eval()  # no dropout while layers learn from data
+    flow.train(False)  # no dropout while layers learn from data
     train, held_out = train.to(device), None if held_out is None else held_out.to(device)
     if train.x is not None:
         flow.initialise(representative(train.x, train.weight, generator))
@@ -240,7 +240,7 @@ def fit(
         trainer.release()
         for module in random:
             module.generator = None
-        flow.eval()
+        flow.train(False)
     history.seconds = time.perf_counter() - started
     return history
 

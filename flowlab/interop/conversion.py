@@ -177,7 +177,7 @@ def verify(flow: Flow, model: M, log_prob: Callable[[M, Tensor, Tensor | None], 
     Raises:
         ConversionError: They differ by more than rounding.
     """
-    flow, model = copy.deepcopy(flow).double().eval(), copy.deepcopy(model).double().eval()
+    flow, model = copy.deepcopy(flow).double().train(False), copy.deepcopy(model).double().train(False)
     device = next((tensor.device for tensor in (*flow.parameters(), *flow.buffers())), torch.device("cpu"))
     generator = torch.Generator(device).manual_seed(0)
     context = None

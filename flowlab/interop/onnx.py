@@ -234,8 +234,8 @@ def _table(model: Any, what: What) -> _Rows:
 
 def _private(flow: Flow | FlowMixture) -> Any:
     """A copy that can be changed."""
-    flow = copy.deepcopy(flow).cpu().eval()
-    return _Shared(flow).eval() if isinstance(flow, FlowMixture) else flow
+    flow = copy.deepcopy(flow).cpu().train(False)
+    return _Shared(flow).train(False) if isinstance(flow, FlowMixture) else flow
 
 
 def _metadata(model: Any, what: What) -> dict[str, str]:

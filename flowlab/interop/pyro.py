@@ -130,7 +130,7 @@ class FlowGuide(AutoContinuous):
             self._setup_prototype(*args, **kwargs)
         space = self.space()
         target = Target(self.log_joint(*args, **kwargs), space, self.flow.dtype)
-        return FlowPosterior(copy.deepcopy(self.flow).double(), space, target).eval()
+        return FlowPosterior(copy.deepcopy(self.flow).double(), space, target).train(False)
 
 
 class PyroFlow(FlowDistribution, TorchDistributionMixin):  # type: ignore[override]

@@ -150,7 +150,7 @@ class AmortizedPosterior(nn.Module):
         flow = copy.deepcopy(self.flow).double()
         layers = [Given(layer, encoded) if layer.context_features else layer for layer in flow]
         target = None if self.target is None else self.target.at(context)
-        return FlowPosterior(Flow(flow.base, layers), self.space, target).eval()
+        return FlowPosterior(Flow(flow.base, layers), self.space, target).train(False)
 
     def elbo(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Estimate[float] | list[Estimate[float]]:
         """The evidence lower bound with its standard error, in nats, from n draws: of one context (width,), or of each (contexts, width)."""
@@ -309,7 +309,7 @@ def fit_amortized(
     options = {"steps": steps, "draws": draws, "learning_rate": learning_rate}
     posterior.fit(target, context, generator=generator, progress=progress, **options)  # type: ignore[arg-type]
     _check_finite(posterior, target, some, generator)
-    return posterior.eval()
+    return posterior.train(False)
 
 
 def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator) -> tuple[Whitening, Tensor]:

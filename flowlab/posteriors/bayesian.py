@@ -117,7 +117,7 @@ class BayesianModule(nn.Module):
         self.likelihood, self.noise = likelihood, noise
         joint = [] if posterior == "mean-field" else covered_by(module, weights, over)
         # The skeleton stands in a tuple, where torch registers nothing.
-        self._skeleton = (copy.deepcopy(module).requires_grad_(False).to("meta").eval(),)
+        self._skeleton = (copy.deepcopy(module).requires_grad_(False).to("meta").train(False),)
         self._aliases = aliases_of(module)
         self._constants: dict[str, str] = {}
         for name, tensor in (*module.named_buffers(), *module.named_parameters()):

@@ -235,7 +235,7 @@ def fit_posterior(
         q = q.double()
     _check_finite(q, target, generator)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
-    return FlowPosterior(q, space, target, history=history, **facts).eval()
+    return FlowPosterior(q, space, target, history=history, **facts).train(False)
 
 
 def _whitened(layers: Sequence[Layer], mean: Tensor, scale_tril: Tensor) -> Flow:

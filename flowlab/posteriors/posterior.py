@@ -220,7 +220,7 @@ class FlowPosterior(nn.Module):
         space = Space.from_description(header["space"])
         if not isinstance(module, Flow | FlowMixture) or module.features != space.features:
             raise ValueError("the flow does not fit the parameters")
-        return cls(module, space, evaluations=int(header["evaluations"])).eval()
+        return cls(module, space, evaluations=int(header["evaluations"])).train(False)
 
     def _target(self) -> Target:
         if self.target is None:

@@ -358,7 +358,7 @@ def _width(decoder: nn.Module, latent: int) -> int:
     modes = [(module, module.training) for module in decoder.modules()]
     place = next(decoder.parameters(), torch.zeros(()))
     z = torch.zeros(2, latent, dtype=dtype_of(decoder) or place.dtype, device=place.device)
-    decoder.eval()
+    decoder.train(False)
     try:
         outputs = decoder(z)
     except RuntimeError as error:

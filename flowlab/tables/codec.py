@@ -107,12 +107,12 @@ class Codec:
                 ok &= self._agrees(column, df)
         return ok
 
-    def fits(self, matrix: Array) -> NDArray[np.bool_]:
-        """Which rows of a matrix give derived columns values within their support, and within the range that they had in training."""
+    def fits(self, matrix: Array, seen: bool = True) -> NDArray[np.bool_]:
+        """Which rows of a matrix give derived columns values within their support, and with `seen` within their range in training."""
         ok = np.ones(len(matrix), dtype=bool)
         for column in self.schema:
             if column.kind == "derived":
-                ok &= supports(column, self._derived(column, matrix), 0.0)
+                ok &= supports(column, self._derived(column, matrix), 0.0, seen)
         return ok
 
     def _derived(self, column: ColumnSchema, matrix: Array) -> Array:

@@ -28,6 +28,7 @@ from flowlab.tables.ensemble import Report, fit_ensemble
 from flowlab.tables.frame import TableEstimator, read_rows, seed_from
 from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
+from flowlab.tables.rules import read_rules
 from flowlab.tables.schema import Schema
 from flowlab.tables.synthesis import Synthesis, measure_support
 from flowlab.tables.tabular import Kind, kind_of, to_pandas
@@ -68,7 +69,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         validation: Share of rows held out, from 2,000 rows on; 0 holds out none, and weighs members equally.
         schema: What columns are, where that is not to be guessed: a `Schema`, or for columns' names a kind ("integer", "categorical", "excluded", …) or a
             dict of fields ({"lower": 0, "upper": 1}).
-        rules: Rules between columns that rows keep, as text ("low <= high", "total = a * b", any condition) or as `FixedCombinations` and the like.
+        rules: Rules between columns that rows keep, as text ("low <= high", "total = a * b", any condition) or as `FixedCombinations` and the like; one, or a list.
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members; None takes all cores for large tables, one for small ones. Each runs on one thread.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
@@ -114,7 +115,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         time_limit: float | None = None,
         validation: float = 0.1,
         schema: Any = None,
-        rules: Sequence[Any] | None = None,
+        rules: Any = None,
         device: str = "cpu",
         n_jobs: int | None = None,
         random_state: int | None = None,
@@ -218,7 +219,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     ) -> tuple[NDArray[np.float64], list[Unit] | None, list[str]]:
         """Looks at the columns of a table: its matrix (n, variables), what they are (None for complete numbers), their names."""
         mixed = any((m if isinstance(m, str) else m.kind) == "mixed" for m in self.members or ())
-        if not (mixed or self.schema is not None or self.rules or is_whole(X)):
+        if not (mixed or self.schema is not None or read_rules(self.rules) or is_whole(X)):
             return self._learn_numbers(X, rng)
         if isinstance(X, pd.DataFrame):
             frame = X

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
 
 ROUNDS = 100  # of draws before a row of conditions counts as too improbable
+ROUNDS_WITHIN = 20  # of these, in which rows must also lie within what training spans
 LEAST = 0.001  # share of draws that are kept, below which nothing more is tried
 SUPPORT_DRAWS, SUPPORT_ROUNDS = 2_000, 10  # draws at once, and how often, by which the support's probability is found
 SUPPORT_ERROR = 0.002  # nats of standard error that are enough
@@ -180,16 +181,20 @@ class Synthesis:
     ) -> NDArray[np.float64]:
         """As `_fill`, drawn anew where a row breaks a rule, or where a column made of others leaves its support.
 
+        Rows that leave what training spans are drawn anew, too, but not for ever: their known cells may lie beyond.
+
         Raises:
             ConditionError: The known cells of a row leave (nearly) nothing else; the message names the row.
         """
         out = x.copy()
         left = np.arange(len(x))
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
+            seen = turn < ROUNDS_WITHIN
             out[left] = self._fill(x[left], known[left], missing, generator)
-            fine = table.codec.fits(out[left])
-            if table.rules and fine.any():
-                fine[fine] = table.unbroken(table.decode(out[left][fine]))
+            fine = table.codec.fits(out[left], seen)
+            if table.rejects and fine.any():
+                rows = table.decode(out[left][fine])
+                fine[fine] = table.acceptable(rows) if seen else table.unbroken(rows)
             left = left[~fine]
             if not len(left):
                 return out

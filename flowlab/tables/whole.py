@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from flowlab.tables import cells
 from flowlab.tables.codec import UNKNOWN, Codec, Unit, decode_column, encode_column
 from flowlab.tables.column import LEVELLED
 from flowlab.tables.frame import only_known
-from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
+from flowlab.tables.rules import LessThan, Predicate, Rule, parse_rule, read_rules
 from flowlab.tables.schema import Schema, read_overrides
 
 
@@ -52,7 +52,9 @@ class WholeTable:
             rules: Rules, or strings that say them.
             array: Whether rows were given as an array.
         """
-        parsed = in_order([read_rule(rule, frame) for rule in rules or ()])
+        said = read_overrides(overrides, list(frame.columns))
+        parsed = in_order([read_rule(rule, frame) for rule in read_rules(rules)])
+        check_included(parsed, said)
         kept = np.ones(len(frame), dtype=bool)
         for rule in parsed:
             kept &= ~np.asarray(rule.broken(frame))
@@ -63,10 +65,13 @@ class WholeTable:
         rewritten = frame[kept]
         known: dict[Any, Any] = {}
         for rule in parsed:
-            rewritten = rule.forward(rewritten)
+            if not rule.order:
+                rule.learn(rewritten, said)
+            rule.order = list(rewritten.columns)  # one that was learnt before may have seen others
+            rewritten = rule.rewrite(rewritten)
             known |= rule.overrides()
         if parsed:  # what is said of columns that rules have replaced concerns none that is left
-            said = read_overrides(overrides, list(frame.columns)) | known
+            said = said | known
             overrides = {name: value for name, value in said.items() if name in rewritten.columns}
         codec = Codec(Schema.infer(rewritten, overrides))
         excluded = {column.name for column in codec.schema if column.kind == "excluded"}
@@ -148,7 +153,7 @@ class WholeTable:
     def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows that break no rule, with the columns that are modelled in place of the user's."""
         for rule in self.rules:
-            frame = rule.forward(frame)
+            frame = rule.rewrite(frame)
         return frame
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
@@ -184,11 +189,16 @@ class WholeTable:
     def rejects(self) -> bool:
         """Whether a row from `decode` can be one that is not to be given out."""
         derived = any(column.kind == "derived" for column in self.codec.schema)
-        return bool(self.ends) or derived or any(isinstance(rule, Predicate) for rule in self.rules)
+        return bool(self.ends) or derived or any(rule.rejects for rule in self.rules)
 
     def acceptable(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows from `decode` break no rule, and have no time before the first or after the last in training."""
+        """Which rows from `decode` break no rule, and lie within what training spans.
+
+        That concerns times, and what rules compute; all else cannot lie outside.
+        """
         good = self.unbroken(frame)
+        for rule in self.rules:
+            good &= ~rule.outside(frame)
         for name, first, last in self.ends:
             if name in frame.columns:
                 values = frame[name]
@@ -221,9 +231,11 @@ class WholeTable:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WholeTable":
         """The table that `to_json` wrote down."""
+        rules = [Rule.from_json(rule) for rule in data["rules"]]
+        check_chain(rules, data["names"], codec := Codec.from_json(data["schema"]))
         return cls(
-            Codec.from_json(data["schema"]),
-            [Rule.from_json(r) for r in data["rules"]],
+            codec,
+            rules,
             data["names"],
             data["array"],
             data["ends"],
@@ -231,7 +243,10 @@ class WholeTable:
 
 
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
-    """A rule of the table's own, from an object or its text; "low <= high" is a condition where differences would lose values."""
+    """A rule of the table's own, from an object or its text.
+
+    "low <= high" is a condition where differences would lose values.
+    """
     if not isinstance(rule, str):
         return copy.deepcopy(rule)
     parsed = parse_rule(rule)
@@ -240,33 +255,60 @@ def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
     return parsed
 
 
+def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Raises a ValueError for a rule about a column that the user leaves out: no sample would have it."""
+    for rule in rules:
+        for name in rule.columns():
+            if said.get(name, {}).get("kind") == "excluded":
+                raise ValueError(f"the rule {rule.shown} names column {name!r}, which the schema excludes: drop either")
+
+
+def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> None:
+    """Raises a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
+    there = {str(name) for name in names}
+    for rule in rules:
+        lacking = [name for name in rule.columns() if str(name) not in there]
+        if lacking:
+            raise ValueError(f"the rule {rule.shown} names column {lacking[0]!r}, which is not in the table")
+        if not there <= set(map(str, rule.order)):
+            raise ValueError(f"the rule {rule.shown} has learnt from another table")
+        there = there - {str(name) for name in rule.replaced()} | {str(name) for name in rule.made()}
+    modelled = {str(column.name) for column in codec.schema if column.kind != "excluded"}
+    if rules and there != modelled:
+        raise ValueError(f"rules and columns do not fit together: {', '.join(sorted(there ^ modelled)[:5])}")
+    for rule in rules:
+        rule.check_modelled(codec.schema)
+
+
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
     """Rules so that each still finds its columns: what one replaces, none after it speaks of.
+
+    One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a
+    "<=" is a condition.
 
     Raises:
         ValueError: They go in a circle.
     """
-    left, done = list(rules), []
+    left, done = [rule for k, rule in enumerate(rules) if rule not in rules[:k]], []
     while left:
         free = [
             rule
             for rule in left
-            if not any(set(replaced(rule)) & set(other.columns()) for other in left if other is not rule)
+            if not any(set(rule.replaced()) & set(other.columns()) for other in left if other is not rule)
         ]
         if not free:
-            raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
+            loose = [
+                k
+                for k, rule in enumerate(left)
+                if isinstance(rule, LessThan) and all(isinstance(name, str) for name in rule.columns())
+            ]
+            if not loose:
+                raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
+            left[loose[-1]] = Predicate(str(left[loose[-1]]))
+            continue
         done += free[:1]
-        left.remove(free[0])
+        left = [rule for rule in left if rule is not free[0]]
     return done
-
-
-def replaced(rule: Rule) -> list[Any]:
-    """The columns that a rule takes out of the modelled table."""
-    if isinstance(rule, LessThan):
-        return [rule.high]
-    if isinstance(rule, Derived):
-        return [rule.name]
-    return rule.columns() if isinstance(rule, FixedCombinations) else []
 
 
 def is_whole(X: Any) -> bool:
