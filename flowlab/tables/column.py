@@ -11,7 +11,7 @@ import pandas as pd
 
 from flowlab.tables import cells
 from flowlab.tables.cells import DAY, Array
-from flowlab.tables.encode import FAR_FROM_ZERO, check_scale, check_size, decimal_grid, learn_column, on_grid
+from flowlab.tables.encode import FAR_FROM_ZERO, check_size, decimal_grid, learn_column, on_grid
 from flowlab.tables.frame import numpy_dtype, rounding
 
 MODELLED = ("continuous", "integer", "categorical", "boolean", "datetime", "timedelta")
@@ -224,7 +224,6 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
             f"column {column.name!r}: expected whole numbers, got {x[~whole][0]:g} in row {row!r}: round it, or make it 'continuous'"
         )
     check_size(x, column.name)
-    check_scale(x, column.name, present.index)
     # Whole numbers carry no rounding errors.
     learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
     if column.kind == "integer":

@@ -450,7 +450,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             "held_out": self._held_out.tolist(),
             "validation_score": self.validation_score_,
         }
-        header = {"parameters": parameters.to_json(self.get_params(deep=False)), "state": without_infinities(state)}
+        header = {"parameters": parameters.to_json(self.get_params(deep=False)), "state": parameters.finite(state)}
         return {"kind": "FlowDensity", **header}, self.flow_
 
     @classmethod
@@ -475,14 +475,14 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             width = len(model.columns_.modelled)
         if width != getattr(flow, "features", 0):
             raise files.FileError("the columns do not fit the flow")
-        model.flow_, model.race_ = flow, {name: _number(score) for name, score in state["race"].items()}
+        model.flow_, model.race_ = flow, {name: parameters.number(score) for name, score in state["race"].items()}
         model.reports_ = [
-            Report(**{**r, "member": Member.from_json(r["member"]), "score": _number(r["score"])})
+            Report(**{**r, "member": Member.from_json(r["member"]), "score": parameters.number(r["score"])})
             for r in state["reports"]
         ]
         model._held_out = np.array(state["held_out"], dtype=np.float64)
         model.calibration_ = pd.DataFrame(state["calibration"]).set_index("test")
-        model.validation_score_ = _number(state["validation_score"])
+        model.validation_score_ = parameters.number(state["validation_score"])
         if flow is not None:
             model.device = str(next(iter(flow.buffers())).device)
         return model
@@ -495,17 +495,3 @@ def _early(header: dict[str, Any]) -> dict[str, Any]:
     if members is not None:
         members = [Member.from_json(m) if isinstance(m, dict) else m for m in members]
     return {**params, "members": members}
-
-
-def _number(value: float | None) -> float:
-    """A number that `without_infinities` may have taken out."""
-    return np.nan if value is None else float(value)
-
-
-def without_infinities(value: Any) -> Any:
-    """The same structure with None for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {k: without_infinities(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [without_infinities(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

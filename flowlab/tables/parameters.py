@@ -42,6 +42,20 @@ def from_json(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _value(value) for name, value in data.items()}
 
 
+def finite(value: Any) -> Any:
+    """The same structure with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | None) -> float:
+    """A number that `finite` may have taken out."""
+    return math.nan if value is None else float(value)
+
+
 def _seed(random_state: Any) -> int | None:
     whole = isinstance(random_state, int | np.integer) and not isinstance(random_state, bool)
     return int(random_state) if whole else None

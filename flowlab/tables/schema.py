@@ -19,7 +19,7 @@ import pandas as pd
 
 from flowlab.tables import cells
 from flowlab.tables.column import FOUND, KINDS, LEVELLED, MODELLED, NUMERIC, SETTABLE, ColumnSchema, learn
-from flowlab.tables.encode import Columns
+from flowlab.tables.encode import Columns, check_scale
 from flowlab.tables.frame import numpy_dtype, rounding
 
 __all__ = ["ColumnSchema", "Schema"]
@@ -78,6 +78,10 @@ class Schema:
         free = {j for j in open_ if "kind" not in given.get(names[j], {})}
         mark_duplicates(df, columns, free)
         mark_linear(df, columns, free)
+        for j, column in enumerate(columns):
+            if column.kind in NUMERIC:
+                present = df.iloc[:, j].dropna()
+                check_scale(cells.numbers(present, column.name), column.name, present.index)
         label = df.columns.name
         return cls(columns, (cells.spell(df.columns.dtype), label if isinstance(label, str | int) else None))
 
