@@ -7,6 +7,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flowlab.arguments import floating, sizes
 from flowlab.bases import Base
 from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer
@@ -76,19 +77,19 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), without a gradient."""
         return self.rsample(shape, context, generator)
 
     def rsample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), differentiable in the parameters."""
         return self._rsample(shape, context, generator)[0]
 
     def rsample_and_log_prob(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws and their log-densities (*shape, *context_batch), in one pass, both differentiable."""
         x, z, log_det = self._rsample(shape, context, generator)
@@ -160,10 +161,11 @@ class Flow(nn.Module):
         return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
 
     def _rsample(
-        self, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
+        self, shape: int | Sequence[int], context: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch = context.shape[:-1] if isinstance(context, Tensor) else ()
-        z = self.base.rsample((*shape, *batch), generator)
+        context = self._check_context(context)
+        batch = () if context is None else context.shape[:-1]
+        z = self.base.rsample((*sizes(shape), *batch), generator)
         x, log_det = self.forward(z, context)
         return x.contiguous(), z, log_det  # layers hand on features first; users expect rows
 
@@ -219,24 +221,12 @@ class Flow(nn.Module):
         self, name: str, value: Tensor, context: Tensor | None, dtype: torch.dtype | None
     ) -> tuple[Tensor, Tensor | None]:
         """The door: width, type and context are checked here, and nowhere behind it."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}; use torch.as_tensor")
+        floating(name, value, dtype)
         if value.ndim == 0 or value.shape[-1] != self.features:
             raise ValueError(f"{name} must have shape (*batch, {self.features}), not {tuple(value.shape)}")
-        if dtype is not None and value.dtype != dtype:
-            raise ValueError(
-                f"{name} is {value.dtype}, this flow takes {dtype}: convert {name}, or the flow by .to({value.dtype})"
-            )
-        if self.context_features == 0:
-            if context is not None:
-                raise ValueError("this flow takes no context: build it with context_features=…")
-            return value, None
+        context = self._check_context(context)
         if context is None:
-            raise ValueError(f"this flow needs a context of shape (*batch, {self.context_features})")
-        if not isinstance(context, Tensor):
-            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
-        if context.ndim == 0 or context.shape[-1] != self.context_features:
-            raise ValueError(f"context must have shape (*batch, {self.context_features}), not {tuple(context.shape)}")
+            return value, None
         try:
             batch = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
         except RuntimeError as error:
@@ -244,6 +234,19 @@ class Flow(nn.Module):
                 f"the batch of {name} {tuple(value.shape)} and of the context {tuple(context.shape)} do not broadcast"
             ) from error
         return value.expand(*batch, -1), context.expand(*batch, -1)
+
+    def _check_context(self, context: Tensor | None) -> Tensor | None:
+        if self.context_features == 0:
+            if context is not None:
+                raise ValueError("this flow takes no context: build it with context_features=…")
+            return None
+        if context is None:
+            raise ValueError(f"this flow needs a context of shape (*batch, {self.context_features})")
+        if not isinstance(context, Tensor):
+            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+        if context.ndim == 0 or context.shape[-1] != self.context_features:
+            raise ValueError(f"context must have shape (*batch, {self.context_features}), not {tuple(context.shape)}")
+        return context
 
     def __repr__(self) -> str:
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -195,7 +195,7 @@ def test_widths_must_agree() -> None:
         (lambda: Coupling(2, hidden=(8, 4), residual=True), "equal hidden widths"),
         (lambda: Autoregressive(3, order=[0, 1, 1]), "order must be a permutation"),
         (lambda: Autoregressive(3, fast="both"), 'fast must be "density" or "sampling"'),
-        (lambda: Permutation(3, [0, 1, 3]), "permutation must be one of 0"),
+        (lambda: Permutation(3, [0, 1, 3]), "permutation must be a permutation of 0"),
         (lambda: flowlab.layers.Householder(3, 3), "positive even number"),
         (lambda: flowlab.layers.Sylvester(3, 4), "directions must be between 1 and features = 3"),
     ],
