@@ -51,16 +51,23 @@ class Linear(nn.Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
-class Dropout(nn.Module):
-    """Dropout whose noise comes from a generator that `fit` lends for the length of a training run.
+class Random(nn.Module):
+    """A module that draws in training.
 
-    Without one, it draws from torch's global generator like any other torch module.
+    Attributes:
+        generator: Source of the draws. Where it is None, `fit` lends its own for the length of a training run, and otherwise torch's global
+            generator is meant.
     """
+
+    generator: torch.Generator | None = None
+
+
+class Dropout(Random):
+    """Dropout whose noise comes from a generator."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:

@@ -198,7 +198,7 @@ class AmortizedPosterior(nn.Module):
             self.target = log_prob
         assert self.target is not None
         together = min(options.pop("batch_size", TOGETHER), len(context))
-        per_epoch = max(round(0.9 * len(context)) // together, 1)
+        per_epoch = max(math.ceil(round(0.9 * len(context)) / together), 1)
         chosen: dict[str, Any] = {
             "schedule": "cosine",
             "patience": steps,
