@@ -22,7 +22,7 @@ from flowlab.flow import Flow, FlowDistribution
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors import FlowPosterior, fit_posterior
 from flowlab.posteriors.space import Space
-from flowlab.posteriors.target import Target, unvalidated
+from flowlab.posteriors.target import Target
 
 
 class FlowGuide(AutoContinuous):
@@ -104,7 +104,7 @@ class FlowGuide(AutoContinuous):
         def fast(sites: dict[str, Tensor]) -> Tensor:
             # Pyro's handlers work under vmap where neither the model nor the validation of arguments looks at values.
             try:
-                with pyro.validation_enabled(False), unvalidated():
+                with pyro.validation_enabled(False):
                     return torch.vmap(one)(sites)
             except RuntimeError:
                 return batch(sites)
