@@ -49,6 +49,11 @@ def piecewise(function: Callable[[tuple[slice, ...]], Tensor], shape: Sequence[i
     return block(tuple(slice(0, length) for length in shape))
 
 
+def about_dtype(error: Exception) -> bool:
+    """Whether torch complains about floating-point types that do not go together."""
+    return any(words in str(error) for words in ("dtype", "same type", "scalar type"))
+
+
 def _refused(error: Exception) -> bool:
     """Whether it is torch that refused an argument, and not the user's own code."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -135,7 +140,7 @@ class Target:
         try:
             return self.function(value)
         except RuntimeError as error:
-            if any(words in str(error) for words in ("dtype", "same type", "scalar type")):
+            if about_dtype(error):
                 raise ValueError(
                     f"log_prob failed on arguments of {self.dtype}: {error}. Convert the model's tensors to {self.dtype}, or pass dtype=…"
                 ) from error
