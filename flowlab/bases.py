@@ -204,7 +204,10 @@ class GaussianMixture(Base):
 
     def __init__(self, features: int, components: int = 8, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.features, self.components = features, components = whole("features", features), whole("components", components)
+        self.features, self.components = features, components = (
+            whole("features", features),
+            whole("components", components),
+        )
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.empty(components, features).normal_(generator=generator))
         self.lower = nn.Parameter(torch.zeros(components, features, features))  # the strict lower triangles count

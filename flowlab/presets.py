@@ -48,7 +48,9 @@ def planar(
         >>> flowlab.presets.planar(2, layers=4).fast
         'sampling'
     """
-    layer = Planar(features, whole("layers", layers), context_features=context_features, hidden=hidden, generator=generator)
+    layer = Planar(
+        features, whole("layers", layers), context_features=context_features, hidden=hidden, generator=generator
+    )
     return Flow(Gaussian(features), [layer])
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from flowlab.arguments import floating, real, share, whole
+from flowlab.bases import Base
 from flowlab.flow import CHUNK, Flow
+from flowlab.layers.layer import Layer
 from flowlab.mixture import FlowMixture
 from flowlab.networks import Random
 from flowlab.objectives import NLL, Drawing, Objective
@@ -70,8 +72,9 @@ class History:
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
+        count = len(self.records)
         return (
-            f"History({len(self.records)} evaluations in {self.seconds:.1f} s, best {self.best:.4g} nats per row at step "
+            f"History({count} evaluation{'s' * (count != 1)} in {self.seconds:.1f} s, best {self.best:.4g} nats per row at step "
             f"{self.best_step}, {state}: {self.reason})"
         )
 
@@ -159,10 +162,11 @@ def fit(
     """
     started = time.perf_counter()
     objective = NLL() if objective is None else objective
-    _check_arguments(flow, objective, schedule, epochs, steps, batch_size, warmup, patience)
+    _check_counts(epochs, steps, batch_size, warmup, patience)
     _check_numbers(learning_rate, weight_decay, clip, ema, time_limit)
     if (steps is None) == (data is None and context is None):
         raise ValueError("give rows of data or of context, or, for an objective that draws its own, steps")
+    _check_arguments(flow, objective, generator, schedule, data is not None)
     rows = _rows(flow, data, context, sample_weight)
     device = next((t.device for t in (*flow.parameters(), *flow.buffers())), rows.weight.device)
     seed = int(torch.randint(2**62, (), generator=generator))
@@ -302,18 +306,22 @@ def worst_cell(x: Tensor) -> tuple[int, int]:
     return worst // x.shape[1], worst % x.shape[1]
 
 
-def _check_arguments(
-    flow: Any, objective: Any, schedule: str, epochs: Any, steps: Any, batch_size: Any, warmup: Any, patience: Any
-) -> None:
-    if not isinstance(flow, nn.Module):
-        raise TypeError(f"flow must be a Flow or another torch.nn.Module, not {type(flow).__name__}")
+def _check_arguments(flow: Any, objective: Any, generator: Any, schedule: str, rows: bool) -> None:
+    if not isinstance(flow, nn.Module) or isinstance(flow, Layer | Base):
+        raise TypeError(f"flow must be a Flow(base, layers) or have its methods, not a {type(flow).__name__}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, not {generator!r}")
     if not callable(objective):
         raise TypeError(f"objective must be a function of flow, rows and context, such as NLL(), not {objective!r}")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    if isinstance(objective, NLL) and not rows:
+        raise ValueError("NLL needs rows: give data, or an objective that draws its own, such as ReverseKL(log_prob)")
+
+
+def _check_counts(epochs: Any, steps: Any, batch_size: Any, warmup: Any, patience: Any) -> None:
     whole("epochs", epochs, 0)
-    if steps is not None:
-        whole("steps", steps)
+    whole("steps", 1 if steps is None else steps)
     whole("batch_size", batch_size)
     whole("warmup", warmup, 0)
     whole("patience", patience)
@@ -345,7 +353,8 @@ def _lent(flow: nn.Module, generator: torch.Generator) -> Iterator[None]:
 def _checked(name: str, x: Tensor, width: int, count: int) -> Tensor:
     """Rows, looked at, and as constants."""
     if x.ndim != 2 or x.shape[1] != width or len(x) != count or count < 1:
-        raise ValueError(f"{name} must have shape ({count or 'at least 1'}, {width}), not {tuple(x.shape)}")
+        rows = "n" if x.ndim != 2 else count or "at least 1"
+        raise ValueError(f"{name} must have shape ({rows}, {width}), not {tuple(x.shape)}")
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
@@ -398,8 +407,10 @@ def _split(flow: Any, rows: Rows, validation: Any, generator: torch.Generator) -
         if rows.x is None:
             raise ValueError("without data, validation must be a share of the contexts")
         pair = validation if isinstance(validation, tuple) else (validation, None)
-        if len(pair) != 2:
-            raise ValueError(f"validation must be a share, rows, or rows with their context, not {len(pair)} tensors")
+        if len(pair) != 2 or pair[0] is None:
+            raise ValueError(
+                f"validation must be a share, rows, or a pair of rows and their context, not {validation!r}"
+            )
         count, held_x, held_context = _pair(flow, ("validation", "validation context"), *pair)
         return rows, Rows(held_x, held_context, torch.ones(count, dtype=rows.weight.dtype))
     if not 0 <= validation < 1:

@@ -367,7 +367,7 @@ def test_data_that_do_not_fit_are_named():
         bnn.elbo(x, torch.zeros(4, 1))
     with pytest.raises(ValueError, match="rows is the number of all rows"):
         bnn.elbo(x, torch.zeros(5, 1), rows=3)
-    with pytest.raises(ValueError, match=r"x is torch.float64, the weights are torch.float32"):
+    with pytest.raises(ValueError, match=r"x is torch.float64, this module takes torch.float32"):
         bnn.predict(x.double(), 3)
 
 

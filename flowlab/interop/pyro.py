@@ -156,7 +156,9 @@ class FlowGuide(AutoContinuous):
         """Looks whether the model, given its latent sites, still draws something."""
         for name, site in trace.iter_stochastic_nodes():
             if not site_is_subsample(site):
-                raise ValueError(f"the model draws site {name!r}, which the guide does not know: its sites must be the same in every call")
+                raise ValueError(
+                    f"the model draws site {name!r}, which the guide does not know: its sites must be the same in every call"
+                )
             fn = site["fn"]
             if fn.subsample_size is not None and fn.subsample_size < fn.size:
                 raise ValueError(
@@ -179,10 +181,14 @@ class FlowGuide(AutoContinuous):
             value, _ = space.constrain(torch.full((space.features,), z, dtype=torch.float64))
             assert isinstance(value, dict)
             with _ONE_MODEL, pyro.validation_enabled(False):
-                trace = self._run({name: x.to(prototype[name]["value"].dtype) for name, x in value.items()}, args, kwargs)
+                trace = self._run(
+                    {name: x.to(prototype[name]["value"].dtype) for name, x in value.items()}, args, kwargs
+                )
             for name, site in prototype.items():
                 if name not in trace.nodes:
-                    raise ValueError(f"the model has site {name!r} in some calls alone: its sites must be the same in every call")
+                    raise ValueError(
+                        f"the model has site {name!r} in some calls alone: its sites must be the same in every call"
+                    )
                 supports = [_described(s["fn"].support) for s in (site, trace.nodes[name])]
                 if supports[0] != supports[1]:
                     raise ValueError(

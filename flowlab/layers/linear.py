@@ -164,7 +164,10 @@ class ElementwiseAffine(Layer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.features, self.context_features = whole("features", features), whole("context_features", context_features, 0)
+        self.features, self.context_features = (
+            whole("features", features),
+            whole("context_features", context_features, 0),
+        )
         self.hidden, self.bound = widths(hidden), real("bound", bound, 0)
         start = torch.zeros(2 * self.features)
         self.parameters_ = ContextParameters(start, self.context_features, self.hidden, generator)

@@ -131,11 +131,7 @@ class AmortizedPosterior(nn.Module):
         context = context.to(self.flow.dtype)
         if self.encoder is None:
             return context
-        rows = context.reshape(context.shape[:-1].numel(), context.shape[-1])
-        try:
-            encoded = self.encoder(rows)
-        except RuntimeError as error:
-            raise ValueError(f"encoder does not take contexts of shape {tuple(rows.shape)}: {error}") from error
+        encoded = _encoded(self.encoder, context.reshape(context.shape[:-1].numel(), context.shape[-1]))
         if encoded.ndim != 2 or encoded.shape[1] != self.flow.context_features:
             raise ValueError(
                 f"encoder must return (n, {self.flow.context_features}), the flow's context, not {tuple(encoded.shape)}"
@@ -203,7 +199,7 @@ class AmortizedPosterior(nn.Module):
             raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
         if context.ndim != 2 or not len(context):
             raise ValueError(f"context must have shape (n, width), not {tuple(context.shape)}")
-        context = context.to(self.flow.dtype)
+        context = context.detach().to(self.flow.dtype)
         if not isinstance(log_prob, ContextTarget):
             self.attach(log_prob, self.flow.dtype)
         else:
@@ -271,6 +267,14 @@ class _Encoded(nn.Module):
         return self.posterior.flow.rsample(shape, self.posterior.encode(context), generator)
 
 
+def _encoded(encoder: nn.Module, rows: Tensor) -> Tensor:
+    """What an encoder makes of contexts (n, width)."""
+    try:
+        return encoder(rows)
+    except RuntimeError as error:
+        raise ValueError(f"encoder does not take contexts of shape {tuple(rows.shape)}: {error}") from error
+
+
 def fit_amortized(
     log_prob: Callable[..., Tensor],
     context: Tensor,
@@ -293,7 +297,7 @@ def fit_amortized(
         raise ValueError(
             f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
         )
-    context = context.to(dtype)
+    context = context.detach().to(dtype)
     if not bool(torch.isfinite(context).all()):
         row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
         raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
@@ -305,7 +309,7 @@ def fit_amortized(
 
     encoder = Standardise(context) if encoder is None else encoder.to(dtype)
     with torch.no_grad():
-        width = encoder(some[:2]).shape[-1]
+        width = _encoded(encoder, some[:2]).shape[-1]
     if flow is not None and (flow.features, flow.context_features) != (space.features, width):
         raise ValueError(
             f"flow must have {space.features} features and context_features={width}, as the encoder returns, not "

@@ -109,7 +109,7 @@ class Space:
         names = [block.name for block in self.blocks]
         if not isinstance(value, dict) or set(value) != set(names):
             raise ValueError(f"expected a dict with the tensors {', '.join(names)}, not {_described(value)}")
-        pieces, log_det = [], torch.zeros(())
+        pieces, log_dets = [], []
         for block in self.blocks:
             x = value[block.name]
             if not isinstance(x, Tensor):
@@ -121,13 +121,14 @@ class Space:
                 )
             inside = block.constraint.check(x).reshape(*batch, -1).all(-1)
             free = block.transform.inv(x)
-            log_det = log_det + _summed(block.transform.log_abs_det_jacobian(free, x), len(batch))
+            log_dets.append(_summed(block.transform.log_abs_det_jacobian(free, x), len(batch)))
             pieces.append(torch.where(inside.unsqueeze(-1), free.reshape(*batch, -1), math.nan))
         try:
             batch = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
         except RuntimeError as error:
             raise ValueError(f"the batches of the parameters do not broadcast: {_described(value)}") from error
-        return torch.cat([piece.expand(*batch, -1) for piece in pieces], -1), log_det.expand(batch)
+        z = torch.cat([piece.expand(*batch, -1) for piece in pieces], -1)
+        return z, torch.stack([log_det.to(z.dtype).expand(batch) for log_det in log_dets]).sum(0)
 
     def columns(self, value: Value) -> Tensor:
         """A value as one row of numbers for each draw (*batch, len(labels))."""

@@ -57,7 +57,9 @@ def about_dtype(error: Exception) -> bool:
 def _refused(error: Exception) -> bool:
     """Whether it is torch that refused an argument, and not the user's own code."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, torch.linalg.LinAlgError) or str(frame.f_globals.get("__name__")).startswith("torch.distributions")
+    return isinstance(error, torch.linalg.LinAlgError) or str(frame.f_globals.get("__name__")).startswith(
+        "torch.distributions"
+    )
 
 
 class Target:
