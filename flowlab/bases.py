@@ -40,14 +40,14 @@ class Base(nn.Module):
         """Log-density in nats, (*batch,)."""
         raise NotImplementedError
 
-    def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draws (*shape, features), differentiable in the base's parameters."""
         raise NotImplementedError
 
     def sample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draws (*shape, features) without a gradient."""
         with torch.no_grad():
-            return self.rsample(shape, generator)
+            return self.rsample(sizes(shape), generator)
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Noise z (*batch, features) of this distribution as standard normal noise; drawn where several values would do."""

@@ -69,6 +69,9 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of data x (*batch, features), in nats: (*batch,).
 
+        It is −inf where no number of the floating-point type is small enough or the noise overflows: in single precision from about 2e19 standard
+        deviations on, in double from 1e154. NaN in x or context makes it NaN.
+
         Raises:
             ValueError: The width, the context or the floating-point type does not fit.
         """
@@ -196,7 +199,12 @@ class Flow(nn.Module):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         z, log_det = self._chain(x, context, to_noise=True)
-        return (self.base.log_prob(z) + log_det,)
+        value = self.base.log_prob(z) + log_det
+        # Where noise overflows, inf - inf or 0 · inf makes NaN of a density of zero.
+        lost = value.isnan() & ~x.isnan().any(-1)
+        if context is not None:
+            lost = lost & ~context.isnan().any(-1)
+        return (torch.where(lost, -torch.inf, value),)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
         # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether they use it.

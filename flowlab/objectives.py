@@ -323,7 +323,7 @@ class Tempered(Drawing):
         self.steps, self.start = whole("steps", self.steps, 0), real("start", self.start)
 
     @property
-    def generator(self) -> torch.Generator | None:  # type: ignore[override]
+    def generator(self) -> torch.Generator | None:
         return self.objective.generator
 
     @generator.setter

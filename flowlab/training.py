@@ -413,6 +413,7 @@ def _split(flow: Any, rows: Rows, validation: Any, generator: torch.Generator) -
             )
         count, held_x, held_context = _pair(flow, ("validation", "validation context"), *pair)
         return rows, Rows(held_x, held_context, torch.ones(count, dtype=rows.weight.dtype))
+    validation = float(validation)
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a share from 0 to below 1, or rows, not {validation}")
     n = len(rows.weight)
