@@ -9,7 +9,9 @@ import torch
 import flowlab
 from flowlab import bases, layers, networks, presets
 
-PRESETS = [getattr(presets, name) for name in ("planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf")]
+PRESETS = [
+    getattr(presets, name) for name in ("planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf")
+]
 PRESETS += [presets.nsf, presets.circular_nsf]
 
 
