@@ -126,6 +126,7 @@ class FlowGuide(AutoContinuous):
 
         def one(sites: dict[str, Tensor]) -> Tensor:
             trace = self._run({name: value.to(dtypes[name]) for name, value in sites.items()}, args, kwargs)
+            self._check_sites(trace, set(dtypes))
             trace.compute_log_prob()
             terms = [site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample"]
             # Terms in single precision are many rows each; their sum keeps what they have.
@@ -152,13 +153,18 @@ class FlowGuide(AutoContinuous):
         with _ONE_MODEL:
             return poutine.block(poutine.trace(conditioned).get_trace)(*args, **kwargs)
 
+    def _check_sites(self, trace: Any, known: set[str]) -> None:
+        """Looks whether all that a trace draws are sites of the guide, or plates' rows."""
+        for name, site in trace.iter_stochastic_nodes():
+            if name not in known and not site_is_subsample(site):
+                raise ValueError(
+                    f"the model has site {name!r} in some calls alone: its sites must be the same in every call"
+                )
+
     def _check_constant(self, trace: Any, log_density: Callable[[Any], Tensor], sites: dict[str, Tensor]) -> None:
         """Looks whether the model, given its latent sites, still draws something."""
+        self._check_sites(trace, set(sites))
         for name, site in trace.iter_stochastic_nodes():
-            if not site_is_subsample(site):
-                raise ValueError(
-                    f"the model draws site {name!r}, which the guide does not know: its sites must be the same in every call"
-                )
             fn = site["fn"]
             if fn.subsample_size is not None and fn.subsample_size < fn.size:
                 raise ValueError(
@@ -184,6 +190,7 @@ class FlowGuide(AutoContinuous):
                 trace = self._run(
                     {name: x.to(prototype[name]["value"].dtype) for name, x in value.items()}, args, kwargs
                 )
+            self._check_sites(trace, set(prototype))
             for name, site in prototype.items():
                 if name not in trace.nodes:
                     raise ValueError(
@@ -211,7 +218,7 @@ class FlowGuide(AutoContinuous):
             *args: The model's arguments.
             random_state: As in `fit_posterior`, and so are `steps` and `progress`.
             steps: Steps of training.
-            dtype: The flow's floating-point type; the model has its own.
+            dtype: As in `fit_posterior`; the model gets its sites in its own floating-point type all the same.
             progress: Show progress bars.
             **kwargs: Further arguments of the model.
         """
