@@ -1,4 +1,4 @@
-"""Arguments that are numbers, checked where they come in: a message names the argument, what it must be, and what came."""
+"""Arguments that are numbers, checked where they come in: a message names the argument, its range, and what came."""
 
 import math
 from collections.abc import Iterable
@@ -89,7 +89,8 @@ def settle(frozen: Any, **values: Any) -> None:
 
 
 def floating(name: str, value: Any, dtype: torch.dtype | None, what: str = "flow") -> None:
-    """Looks whether a value is a tensor of the floating-point type that `what`, a flow say, takes; any such type where that is None.
+    """Looks whether a value is a tensor of the floating-point type that `what`, a flow say, takes; None for any such
+    type.
 
     Raises:
         TypeError: It is no tensor.

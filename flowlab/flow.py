@@ -69,8 +69,8 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of data x (*batch, features), in nats: (*batch,).
 
-        It is −inf where no number of the floating-point type is small enough or the noise overflows: in single precision from about 2e19 standard
-        deviations on, in double from 1e154. NaN in x or context makes it NaN.
+        It is −inf where no number of the floating-point type is small enough or the noise overflows: in single
+        precision from about 2e19 standard deviations on, in double from 1e154. NaN in x or context makes it NaN.
 
         Raises:
             ValueError: The width, the context or the floating-point type does not fit.

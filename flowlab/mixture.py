@@ -13,12 +13,14 @@ from flowlab.flow import FlowDistribution
 
 
 class FlowMixture(nn.Module):
-    """The distribution that draws from one of several flows, each with its weight; its methods are a `Flow`'s but for those of a chain of layers.
+    """The distribution that draws from one of several flows, each with its weight.
 
-    `flowlab.fit` trains the members together; the weights stay as they are.
+    Its methods are a `Flow`'s, but for those of a chain of layers. `flowlab.fit` trains the members together; the
+    weights stay as they are.
 
     Args:
-        flows: The members, each a `Flow` or with its methods, such as another mixture, of equal features, context and floating-point type.
+        flows: The members, each a `Flow` or with its methods, such as another mixture, of equal features, context and
+            floating-point type.
         weights: Non-negative weight of each member; they are divided by their sum. Equal when None.
 
     Raises:

@@ -55,8 +55,8 @@ class Random(nn.Module):
     """A module that draws in training.
 
     Attributes:
-        generator: Source of the draws. Where it is None, `fit` lends its own for the length of a training run, and otherwise torch's global
-            generator is meant.
+        generator: Source of the draws. Where it is None, `fit` lends its own for the length of a training run, and
+            otherwise torch's global generator is meant.
     """
 
     generator: torch.Generator | None = None

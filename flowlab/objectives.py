@@ -26,8 +26,9 @@ LogProb = Callable[..., Tensor]
 class Drawing:
     """What objectives that draw share: where the draws come from, and that every fit has an objective of its own.
 
-    `fit` trains with what `for_fit` returns. What is counted and kept along the way belongs to that copy, so that a second fit with
-    the same objective is the same algorithm, and a generator that the objective was given stays its own.
+    `fit` trains with what `for_fit` returns. What is counted and kept along the way belongs to that copy, so that a
+    second fit with the same objective is the same algorithm, and a generator that the objective was given stays its
+    own.
 
     Attributes:
         generator: Source of the draws; in a fit that of the fit, and elsewhere torch's global generator, when None.
@@ -241,8 +242,9 @@ class Renyi(Grouped):
 class ForwardKL(Variational):
     """The cross-entropy of the target relative to q, by self-normalised importance weights: covers mass rather than seeking modes.
 
-    Every `refresh` steps `pool` draws of the flow are weighted; each step then takes `draws` of them, by weight, as data. Every flow has a pool of its own. Biased towards
-    what the flow covers at the time (Bornschein & Bengio 2015, "Reweighted wake-sleep", section 3.2).
+    Every `refresh` steps `pool` draws of the flow are weighted; each step then takes `draws` of them, by weight, as
+    data. Every flow has a pool of its own. Biased towards what the flow covers at the time (Bornschein & Bengio 2015,
+    "Reweighted wake-sleep", section 3.2).
 
     Example:
         >>> import torch, flowlab
@@ -387,7 +389,8 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 def constant(module: nn.Module) -> Any:
     """A twin of the module whose parameters are constants: of the same memory, so that they follow the module's own.
 
-    The module itself is not touched, so that others may use it meanwhile. Modules that are held in other ways than torch's own are shared.
+    The module itself is not touched, so that others may use it meanwhile. Modules that are held in other ways than
+    torch's own are shared.
     """
     return _constant(module, {})
 
@@ -412,11 +415,12 @@ def _constant(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 def path_log_prob(
     flow: Any, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Draws of a flow and their log-densities, whose gradients go through the draws alone, not through the density's own parameters.
+    """Draws of a flow and their log-densities, whose gradients go through the draws alone, not the density's
+    parameters.
 
-    Where the density direction is the slow one, nothing is inverted: the gradient of log q at x = g(z) is J⁻ᵀ ∇(log p(z) − log|det J|), J the
-    Jacobian of g (Vaitl et al. 2024, "Fast and unified path gradient estimators for normalizing flows"). J is formed explicitly, in
-    `features` backward passes that share their forward pass.
+    Where the density direction is the slow one, nothing is inverted: the gradient of log q at x = g(z) is
+    J⁻ᵀ ∇(log p(z) − log|det J|), J the Jacobian of g (Vaitl et al. 2024, "Fast and unified path gradient estimators for
+    normalizing flows"). J is formed explicitly, in `features` backward passes that share their forward pass.
     """
     if flow.fast in ("both", "density") or isinstance(flow, FlowMixture):
         x = flow.rsample(shape, context, generator)

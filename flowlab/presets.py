@@ -1,7 +1,7 @@
 """Ready-made flows by the names of the field: each function returns a `Flow`.
 
-All take `features`, then by keyword `context_features`, `layers` and `hidden`, whose single number stands for one hidden layer;
-`generator` decides the initial weights.
+All take `features`, then by keyword `context_features`, `layers` and `hidden`, of which one number stands for one
+layer; `generator` decides the initial weights.
 """
 
 import math

@@ -14,8 +14,9 @@ Result = TypeVar("Result")
 
 
 if sys.platform != "win32":
-    # After a fork only the forking thread goes on: a process that comes of one, as multiprocessing's may, would wait for ever for
-    # the other threads of torch's pool, which are gone. torch's own data loaders let such processes use one thread, too.
+    # After a fork only the forking thread goes on: a process that comes of one, as multiprocessing's may, would wait
+    # for ever for the other threads of torch's pool, which are gone. torch's own data loaders use one thread there,
+    # too.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 

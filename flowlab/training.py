@@ -74,8 +74,8 @@ class History:
         state = "converged" if self.converged else "not converged"
         count = len(self.records)
         return (
-            f"History({count} evaluation{'s' * (count != 1)} in {self.seconds:.1f} s, best {self.best:.4g} nats per row at step "
-            f"{self.best_step}, {state}: {self.reason})"
+            f"History({count} evaluation{'s' * (count != 1)} in {self.seconds:.1f} s, best {self.best:.4g} nats "
+            f"per row at step {self.best_step}, {state}: {self.reason})"
         )
 
 
@@ -116,12 +116,14 @@ def fit(
         data: Rows (n, features), of the flow's floating-point type, on any device; batches are moved to the flow's. None for an
             objective that draws its own.
         context: Context of each row (n, context_features).
-        objective: Each row's loss; `NLL()` when None. Of one that draws (`objectives.Drawing`) a copy is used, and it stays as it is.
+        objective: Each row's loss; `NLL()` when None. Of one that draws (`objectives.Drawing`) a copy is used, and it
+            stays as it is.
         validation: Share of rows held out, 0 for none, or the held-out rows themselves (with their context, as a tuple).
         sample_weight: Non-negative weight of each row (n,).
         epochs: Passes over the data at most, each of all its rows.
         steps: Steps, in place of epochs, where there is neither data nor context.
-        batch_size: Rows per step at most: every pass is divided into as few batches as that allows, of equal size to within one row.
+        batch_size: Rows per step at most: every pass is divided into as few batches as that allows, of equal size to
+            within one row.
         learning_rate: Peak learning rate.
         schedule: "restarts" decays to zero in cycles that double in length, the first of 750 steps, until one of them brings no
             improvement (Loshchilov & Hutter 2017, "SGDR"): a good model early, and a better one for as long as it pays.
@@ -133,10 +135,12 @@ def fit(
         patience: Evaluations without improvement after which training stops, under other schedules than "restarts". There is one per epoch,
             or per 25 steps where epochs are shorter.
         time_limit: Seconds after which training stops at the next evaluation; the result then depends on the machine. None for no limit.
-        generator: Source of the split, the batches, the dropout and what the objective draws; torch's global generator when None.
+        generator: Source of the split, the batches, the dropout and what the objective draws; torch's global generator
+            when None.
         progress: Show a progress bar in terminals and notebooks.
         compile: Run steps through `torch.compile`: a step of a spline flow of a few features takes three quarters of the time, after up to
-            a minute of compilation, and as long again where the batches are not all equal. Scoring gains nothing by it. Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
+            a minute of compilation, and as long again where the batches are not all equal. Scoring gains nothing by it.
+            Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
         matmul_precision: For `torch.set_float32_matmul_precision` during the fit; torch's setting as it is when None. "high" and
             "medium" allow tensor cores on a GPU and bfloat16 units on a CPU to round more coarsely. On an AMD CPU, together with
             `compile`, "medium" saves another fifth at unchanged precision.
@@ -146,8 +150,8 @@ def fit(
 
     Raises:
         TypeError: Rows are no tensors; the message names the argument.
-        ValueError: A number, a shape or a floating-point type does not fit, neither rows nor steps are given, or data hold a value that is not
-            finite (the message names row and column).
+        ValueError: A number, a shape or a floating-point type does not fit, neither rows nor steps are given, or data
+            hold a value that is not finite (the message names row and column).
         TrainingError: Training stayed non-finite; the message names the worst row and column.
 
     Example:
@@ -426,8 +430,8 @@ def _split(flow: Any, rows: Rows, validation: Any, generator: torch.Generator) -
             return train, held_out
     if validation:
         warnings.warn(
-            f"nothing is held out: a share of {validation} of {n} row{'s' * (n > 1)} is no row that counts. The losses are those of the "
-            "rows trained on, and nothing says when to stop",
+            f"nothing is held out: a share of {validation} of {n} row{'s' * (n > 1)} is no row that counts. The "
+            "losses are those of the rows trained on, and nothing says when to stop",
             stacklevel=3,
         )
     return rows, None

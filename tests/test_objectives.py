@@ -223,7 +223,7 @@ def test_arguments_that_do_not_fit_are_named():
         flowlab.fit(affine(), torch.zeros(5, 2), steps=5, progress=False)
 
 
-# One objective, several fits ---------------------------------------------------------------------------------------------
+# One objective, several fits ----------------------------------------------------------------------------------------
 
 
 def fitted(objective: objectives.Objective, **options) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""`Target`, `ContextTarget` and `Space`: somebody's log-density, at whatever points, and parameters in batches that broadcast."""
+"""`Target`, `ContextTarget` and `Space`: somebody's log-density at whatever points, parameters whose batches broadcast."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor

@@ -294,7 +294,7 @@ def test_parameters_have_memory_of_their_own_after_the_fit():
     assert all(p.grad is None for p in flow.parameters())
 
 
-# At the door -------------------------------------------------------------------------------------------------------------
+# At the door --------------------------------------------------------------------------------------------------------
 
 
 def small(context_features: int = 0) -> flowlab.Flow:
@@ -428,7 +428,7 @@ def test_batches_of_one_row_and_of_two_sizes_train(preset):
         assert math.isfinite(history.records[-1]["train"])
 
 
-# Generators ------------------------------------------------------------------------------------------------------------
+# Generators ---------------------------------------------------------------------------------------------------------
 
 
 class Noisy(torch.nn.Module):

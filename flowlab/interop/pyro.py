@@ -41,9 +41,10 @@ class FlowGuide(AutoContinuous):
     draws in each step and a falling rate do better: `Trace_ELBO(num_particles=64, vectorize_particles=True)`, where the model lets draws be a batch, and
     `ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)})`.
 
-    The model gets its sites in the floating-point type in which it draws them itself, or in double precision where it fails with those, as on data in
-    double precision; flow and log-density are in double precision whatever the model is. `fit` and `posterior` need all rows in each call: a model that
-    draws some of them, by `pyro.plate(..., subsample_size=...)`, is for SVI. Supports must not depend on other sites.
+    The model gets its sites in the floating-point type in which it draws them itself, or in double precision where it
+    fails with those, as on data in double precision; flow and log-density are in double precision whatever the model
+    is. `fit` and `posterior` need all rows in each call: a model that draws some of them, by `pyro.plate(...,
+    subsample_size=...)`, is for SVI. Supports must not depend on other sites.
 
     Args:
         model: The Pyro model.
@@ -168,15 +169,17 @@ class FlowGuide(AutoContinuous):
             fn = site["fn"]
             if fn.subsample_size is not None and fn.subsample_size < fn.size:
                 raise ValueError(
-                    f"plate {name!r} draws {fn.subsample_size} of {fn.size} rows anew in every call, so that the log-density is another one each time: "
-                    "leave subsample_size out, so that all rows count, or train the guide by pyro.infer.SVI"
+                    f"plate {name!r} draws {fn.subsample_size} of {fn.size} rows anew in every call, so that the "
+                    "log-density is another one each time: leave subsample_size out, so that all rows count, or train the "
+                    "guide by pyro.infer.SVI"
                 )
         with _ONE_MODEL:
             found = {float(log_density(sites).detach()) for _ in range(10)}
         if len({value for value in found if value == value}) > 1:
             raise ValueError(
-                f"the model's log-density is another one in every call with the same values, {min(found):.6g} or {max(found):.6g}: something in it is drawn "
-                "that is no site of the guide, such as dropout, a hidden site or a random choice of rows. Leave that out, or train the guide by pyro.infer.SVI"
+                f"the model's log-density is another one in every call with the same values, {min(found):.6g} or "
+                f"{max(found):.6g}: something in it is drawn that is no site of the guide, such as dropout, a "
+                "hidden site or a random choice of rows. Leave that out, or train the guide by pyro.infer.SVI"
             )
 
     def _check_supports(self, *args: Any, **kwargs: Any) -> None:
@@ -199,8 +202,9 @@ class FlowGuide(AutoContinuous):
                 supports = [_described(s["fn"].support) for s in (site, trace.nodes[name])]
                 if supports[0] != supports[1]:
                     raise ValueError(
-                        f"the support of site {name!r} depends on other sites: {_named(supports[0])} here, {_named(supports[1])} there. A flow needs one "
-                        f"that stays: where it is Uniform(0, a), say, sample a share of a in Uniform(0, 1), and multiply"
+                        f"the support of site {name!r} depends on other sites: {_named(supports[0])} here, "
+                        f"{_named(supports[1])} there. A flow needs one that stays: where it is Uniform(0, a), "
+                        "say, sample a share of a in Uniform(0, 1), and multiply"
                     )
 
     def fit(
@@ -263,7 +267,8 @@ def _together_or(
             return together
         each(trial)  # an error of the model itself is raised here
         warnings.warn(
-            f"the model runs once for each draw, which takes long: under torch.vmap it fails ({str(error).strip().splitlines()[0]})",
+            "the model runs once for each draw, which takes long: under torch.vmap it fails "
+            f"({str(error).strip().splitlines()[0]})",
             stacklevel=4,
         )
         return each

@@ -20,8 +20,10 @@ class PosteriorError(ArithmeticError):
 
 
 def piecewise(function: Callable[[tuple[slice, ...]], Tensor], shape: Sequence[int], like: Tensor) -> Tensor:
-    """A function of a batch, of this shape, of which torch may refuse some points: a distribution an argument, say a scale that has become zero,
-    or a factorisation a matrix. Their values are −inf; they are found by halving the batch.
+    """A function of a batch of this shape, some of whose points torch may refuse: their values are −inf.
+
+    A distribution refuses an argument, say a scale that has become zero, or a factorisation a matrix. The points are
+    found by halving the batch.
 
     torch could be told not to look at arguments, but only for all threads at once.
 
@@ -65,8 +67,9 @@ def _refused(error: Exception) -> bool:
 class Target:
     """The unnormalised log-posterior as a function of the unconstrained vector, with the log-determinant of getting to the user's space.
 
-    A value or a gradient that is not finite counts as log-density −inf with gradient zero, and so does a point at which one of torch's distributions
-    refuses an argument or a matrix has no Cholesky factor: optimisers look at extreme points. `check` comes first, and there these are errors.
+    A value or a gradient that is not finite counts as log-density −inf with gradient zero, and so does a point at
+    which one of torch's distributions refuses an argument or a matrix has no Cholesky factor: optimisers look at
+    extreme points. `check` comes first, and there these are errors.
 
     Args:
         log_prob: The user's function: a batch (n, features), or a dict of named batches (n, *shape), to (n,) nats.
