@@ -422,7 +422,7 @@ def path_log_prob(
     J⁻ᵀ ∇(log p(z) − log|det J|), J the Jacobian of g (Vaitl et al. 2024, "Fast and unified path gradient estimators for
     normalizing flows"). J is formed explicitly, in `features` backward passes that share their forward pass.
     """
-    if flow.fast in ("both", "density") or isinstance(flow, FlowMixture):
+    if getattr(flow, "fast", "both") in ("both", "density") or isinstance(flow, FlowMixture):
         x = flow.rsample(shape, context, generator)
         return x, constant(flow).log_prob(x, context)
     batch = () if context is None else context.shape[:-1]

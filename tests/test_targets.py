@@ -1,4 +1,4 @@
-"""`Target`, `ContextTarget` and `Space`: somebody's log-density at whatever points, parameters whose batches broadcast."""
+"""`Target`, `ContextTarget` and `Space`: somebody's log-density at any points, parameters in batches that broadcast."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor

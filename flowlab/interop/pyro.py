@@ -170,8 +170,8 @@ class FlowGuide(AutoContinuous):
             if fn.subsample_size is not None and fn.subsample_size < fn.size:
                 raise ValueError(
                     f"plate {name!r} draws {fn.subsample_size} of {fn.size} rows anew in every call, so that the "
-                    "log-density is another one each time: leave subsample_size out, so that all rows count, or train the "
-                    "guide by pyro.infer.SVI"
+                    "log-density is another one each time: leave subsample_size out, so that all rows count, or train "
+                    "the guide by pyro.infer.SVI"
                 )
         with _ONE_MODEL:
             found = {float(log_density(sites).detach()) for _ in range(10)}
@@ -179,7 +179,7 @@ class FlowGuide(AutoContinuous):
             raise ValueError(
                 f"the model's log-density is another one in every call with the same values, {min(found):.6g} or "
                 f"{max(found):.6g}: something in it is drawn that is no site of the guide, such as dropout, a "
-                "hidden site or a random choice of rows. Leave that out, or train the guide by pyro.infer.SVI"
+                "hidden site or a random choice of rows. Leave that out, or train the guide by SVI"
             )
 
     def _check_supports(self, *args: Any, **kwargs: Any) -> None:
