@@ -10,7 +10,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, constraints
 
-from flowlab.arguments import whole
+from flowlab.arguments import is_whole
 from flowlab.posteriors.matrices import bijector
 
 # A point in the user's space: a tensor (*batch, features), or named tensors (*batch, *shape).
@@ -66,7 +66,9 @@ class Space:
             raise ValueError("give features=… for an unconstrained space, or supports={name: (shape, constraint)}")
         self.blocks: list[Block] | None = None
         if supports is None:
-            self.features: int = whole("features", features)
+            if not is_whole(features) or features < 1:  # type: ignore[operator]
+                raise ValueError(f"features must be a positive whole number, not {features!r}")
+            self.features: int = int(features)  # type: ignore[arg-type]
             self.labels: list[str] = [f"z[{i}]" for i in range(self.features)]
             return
         if not isinstance(supports, Mapping):
