@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowlab.arguments import real, sizes, whole
 from flowlab.kernels import transforming
 from flowlab.layers.linear import SOFTPLUS_ONE
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf
@@ -43,10 +44,10 @@ class Base(nn.Module):
         """Draws (*shape, features), differentiable in the base's parameters."""
         raise NotImplementedError
 
-    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draws (*shape, features) without a gradient."""
         with torch.no_grad():
-            return self.rsample(shape, generator)
+            return self.rsample(sizes(shape), generator)
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Noise z (*batch, features) of this distribution as standard normal noise; drawn where several values would do."""
@@ -74,12 +75,12 @@ class Gaussian(Base):
 
     def __init__(self, features: int, *, learnable: bool = False) -> None:
         super().__init__()
-        self.features, self.learnable = features, learnable
+        self.features, self.learnable = whole("features", features), learnable
         for name in ("loc", "log_scale"):
             if learnable:
-                self.register_parameter(name, nn.Parameter(torch.zeros(features)))
+                self.register_parameter(name, nn.Parameter(torch.zeros(self.features)))
             else:
-                self.register_buffer(name, torch.zeros(features))
+                self.register_buffer(name, torch.zeros(self.features))
 
     def log_prob(self, z: Tensor) -> Tensor:
         if self.learnable:
@@ -87,8 +88,8 @@ class Gaussian(Base):
         log_prob = -z.square().sum(-1) / 2 - self.features * LOG_SQRT_2PI
         return log_prob - self.log_scale.sum() if self.learnable else log_prob
 
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        noise = self.loc.new_empty((*shape, self.features)).normal_(generator=generator)
+    def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        noise = self.loc.new_empty((*sizes(shape), self.features)).normal_(generator=generator)
         return self.loc + self.log_scale.exp() * noise if self.learnable else noise
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -106,11 +107,12 @@ class StudentT(Base):
 
     def __init__(self, features: int, *, df: float = 10.0, min_df: float = 0.5) -> None:
         super().__init__()
+        df, min_df = real("df", df), real("min_df", min_df)
         if not df > min_df > 0:
             raise ValueError(f"df must exceed min_df > 0, not df={df}, min_df={min_df}")
-        self.features, self.df, self.min_df = features, df, min_df
+        self.features, self.df, self.min_df = whole("features", features), df, min_df
         raw = math.log(math.expm1(df - min_df)) if df - min_df < 30 else df - min_df  # softplus's inverse
-        self.raw_df = nn.Parameter(torch.full((features,), raw))
+        self.raw_df = nn.Parameter(torch.full((self.features,), raw))
 
     def degrees_of_freedom(self) -> Tensor:
         """The current degrees of freedom, (features,)."""
@@ -129,8 +131,8 @@ class StudentT(Base):
         )
         return (constant - (df + 1) / 2 * tail).sum(-1)
 
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        df = self.degrees_of_freedom().expand(*shape, self.features)
+    def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        df = self.degrees_of_freedom().expand(*sizes(shape), self.features)
         noise = torch.empty_like(df).normal_(generator=generator)
         gamma = torch._standard_gamma(df / 2, generator)
         return noise * (df / 2 / gamma.clamp(min=torch.finfo(df.dtype).tiny)).sqrt()
@@ -157,9 +159,10 @@ class Uniform(Base):
 
     def __init__(self, features: int, *, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
+        low, high = real("low", low), real("high", high)
         if not low < high:
             raise ValueError(f"low must be below high, not low={low}, high={high}")
-        self.features, self.low, self.high = features, low, high
+        self.features, self.low, self.high = whole("features", features), low, high
         self.register_buffer("like", torch.zeros(()))  # has the floating-point type and the device of the draws
 
     @property
@@ -172,8 +175,8 @@ class Uniform(Base):
         zero = 0 * torch.where(inside, z, self.low).sum(-1)
         return zero + torch.where(inside.all(-1), zero - self.features * math.log(self.high - self.low), -math.inf)
 
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        return self.like.new_empty((*shape, self.features)).uniform_(self.low, self.high, generator=generator)
+    def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        return self.like.new_empty((*sizes(shape), self.features)).uniform_(self.low, self.high, generator=generator)
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.special.ndtri((z - self.low) / (self.high - self.low))
@@ -201,7 +204,10 @@ class GaussianMixture(Base):
 
     def __init__(self, features: int, components: int = 8, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.features, self.components = features, components
+        self.features, self.components = features, components = (
+            whole("features", features),
+            whole("components", components),
+        )
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.empty(components, features).normal_(generator=generator))
         self.lower = nn.Parameter(torch.zeros(components, features, features))  # the strict lower triangles count
@@ -262,7 +268,7 @@ class GaussianMixture(Base):
         weights = torch.softmax(before + self.logits.log_softmax(0).unsqueeze(-1), dim=-2)
         return (weights * torch.special.ndtr(u)).sum(-2)
 
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         z = self._draw(shape, generator)
         if not torch.is_grad_enabled() or z.numel() == 0:
             return z
@@ -278,7 +284,8 @@ class GaussianMixture(Base):
         return (rows - moved).view(z.shape)
 
     @torch.no_grad()
-    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    def _draw(self, shape: int | Sequence[int], generator: torch.Generator | None) -> Tensor:
+        shape = sizes(shape)
         n = math.prod(shape)
         weights = self.logits.softmax(0)
         which = (
@@ -302,7 +309,7 @@ class Kernels(Base):
 
     def __init__(self, features: int, count: int) -> None:
         super().__init__()
-        self.features, self.count = features, count
+        self.features, self.count = features, count = whole("features", features), whole("count", count)
         self.register_buffer("centres", torch.zeros(count, features))
         self.register_buffer("log_bandwidth", torch.zeros(()))
 
@@ -318,9 +325,10 @@ class Kernels(Base):
         rows = self._log_shares(z.reshape(-1, self.features)).logsumexp(-1).view(z.shape[:-1])
         return rows - math.log(self.count) - self.features * (LOG_SQRT_2PI + self.log_bandwidth)
 
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        which = torch.randint(self.count, tuple(shape), generator=generator, device=self.centres.device)
-        noise = self.centres.new_empty((*shape, self.features)).normal_(generator=generator)
+    def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        shape = sizes(shape)
+        which = torch.randint(self.count, shape, generator=generator, device=self.centres.device)
+        noise = self.centres.new_empty((*sizes(shape), self.features)).normal_(generator=generator)
         return self.centres[which] + self.log_bandwidth.exp() * noise
 
     @torch.no_grad()

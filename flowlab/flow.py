@@ -7,6 +7,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from flowlab.arguments import floating, sizes
 from flowlab.bases import Base
 from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer
@@ -68,6 +69,9 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of data x (*batch, features), in nats: (*batch,).
 
+        It is −inf where no number of the floating-point type is small enough or the noise overflows: in single
+        precision from about 2e19 standard deviations on, in double from 1e154. NaN in x or context makes it NaN.
+
         Raises:
             ValueError: The width, the context or the floating-point type does not fit.
         """
@@ -76,19 +80,19 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), without a gradient."""
         return self.rsample(shape, context, generator)
 
     def rsample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), differentiable in the parameters."""
         return self._rsample(shape, context, generator)[0]
 
     def rsample_and_log_prob(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws and their log-densities (*shape, *context_batch), in one pass, both differentiable."""
         x, z, log_det = self._rsample(shape, context, generator)
@@ -160,10 +164,11 @@ class Flow(nn.Module):
         return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
 
     def _rsample(
-        self, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
+        self, shape: int | Sequence[int], context: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch = context.shape[:-1] if isinstance(context, Tensor) else ()
-        z = self.base.rsample((*shape, *batch), generator)
+        context = self._check_context(context)
+        batch = () if context is None else context.shape[:-1]
+        z = self.base.rsample((*sizes(shape), *batch), generator)
         x, log_det = self.forward(z, context)
         return x.contiguous(), z, log_det  # layers hand on features first; users expect rows
 
@@ -194,7 +199,12 @@ class Flow(nn.Module):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         z, log_det = self._chain(x, context, to_noise=True)
-        return (self.base.log_prob(z) + log_det,)
+        value = self.base.log_prob(z) + log_det
+        # Where noise overflows, inf - inf or 0 · inf makes NaN of a density of zero.
+        lost = value.isnan() & ~x.isnan().any(-1)
+        if context is not None:
+            lost = lost & ~context.isnan().any(-1)
+        return (torch.where(lost, -torch.inf, value),)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
         # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether they use it.
@@ -219,24 +229,12 @@ class Flow(nn.Module):
         self, name: str, value: Tensor, context: Tensor | None, dtype: torch.dtype | None
     ) -> tuple[Tensor, Tensor | None]:
         """The door: width, type and context are checked here, and nowhere behind it."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}; use torch.as_tensor")
+        floating(name, value, dtype)
         if value.ndim == 0 or value.shape[-1] != self.features:
             raise ValueError(f"{name} must have shape (*batch, {self.features}), not {tuple(value.shape)}")
-        if dtype is not None and value.dtype != dtype:
-            raise ValueError(
-                f"{name} is {value.dtype}, this flow takes {dtype}: convert {name}, or the flow by .to({value.dtype})"
-            )
-        if self.context_features == 0:
-            if context is not None:
-                raise ValueError("this flow takes no context: build it with context_features=…")
-            return value, None
+        context = self._check_context(context)
         if context is None:
-            raise ValueError(f"this flow needs a context of shape (*batch, {self.context_features})")
-        if not isinstance(context, Tensor):
-            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
-        if context.ndim == 0 or context.shape[-1] != self.context_features:
-            raise ValueError(f"context must have shape (*batch, {self.context_features}), not {tuple(context.shape)}")
+            return value, None
         try:
             batch = torch.broadcast_shapes(value.shape[:-1], context.shape[:-1])
         except RuntimeError as error:
@@ -244,6 +242,19 @@ class Flow(nn.Module):
                 f"the batch of {name} {tuple(value.shape)} and of the context {tuple(context.shape)} do not broadcast"
             ) from error
         return value.expand(*batch, -1), context.expand(*batch, -1)
+
+    def _check_context(self, context: Tensor | None) -> Tensor | None:
+        if self.context_features == 0:
+            if context is not None:
+                raise ValueError("this flow takes no context: build it with context_features=…")
+            return None
+        if context is None:
+            raise ValueError(f"this flow needs a context of shape (*batch, {self.context_features})")
+        if not isinstance(context, Tensor):
+            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+        if context.ndim == 0 or context.shape[-1] != self.context_features:
+            raise ValueError(f"context must have shape (*batch, {self.context_features}), not {tuple(context.shape)}")
+        return context
 
     def __repr__(self) -> str:
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)

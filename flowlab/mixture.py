@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowlab.arguments import real, sizes
 from flowlab.flow import FlowDistribution
 
 
 class FlowMixture(nn.Module):
-    """The distribution that draws from one of several flows, each with its weight; its methods are those of a `Flow`.
+    """The distribution that draws from one of several flows, each with its weight.
+
+    Its methods are a `Flow`'s, but for those of a chain of layers. `flowlab.fit` trains the members together; the
+    weights stay as they are.
 
     Args:
-        flows: The members, each a `Flow` or with its methods, of equal features, context and floating-point type.
+        flows: The members, each a `Flow` or with its methods, such as another mixture, of equal features, context and
+            floating-point type.
         weights: Non-negative weight of each member; they are divided by their sum. Equal when None.
 
     Raises:
@@ -42,11 +47,14 @@ class FlowMixture(nn.Module):
                 f"flows must agree in features, context_features and dtype, not have {sorted(map(str, kinds))}"
             )
         self.features, self.context_features = flows[0].features, flows[0].context_features
-        shares = [1.0] * len(flows) if weights is None else torch.as_tensor(weights, device="cpu").double().tolist()
-        if len(shares) != len(flows) or not all(0 <= w < math.inf for w in shares) or not sum(shares) > 0:
-            raise ValueError(
-                f"weights must be {len(flows)} finite non-negative numbers, some above zero, not {weights}"
-            )
+        given = weights.tolist() if isinstance(weights, Tensor) else [1.0] * len(flows) if weights is None else weights
+        message = f"weights must be {len(flows)} finite non-negative numbers, some above zero, not {weights}"
+        try:
+            shares = [real("weight", weight) for weight in given]
+        except (TypeError, ValueError) as error:
+            raise ValueError(message) from error
+        if len(shares) != len(flows) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
+            raise ValueError(message)
         self.register_buffer("log_weights", (torch.tensor(shares, dtype=torch.float64) / sum(shares)).log())
 
     def __iter__(self) -> Iterator[Any]:
@@ -67,21 +75,24 @@ class FlowMixture(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), without a gradient."""
         return self._draws("sample", shape, context, generator)
 
     def rsample(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), differentiable in the members' parameters; the weights are fixed."""
         return self._draws("rsample", shape, context, generator)
 
     def _draws(
-        self, method: str, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
+        self, method: str, shape: int | Sequence[int], context: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
+        shape = sizes(shape)
         if context is not None:
+            if not isinstance(context, Tensor):
+                raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
             return self._draws_in_context(method, shape, context, generator)
         n = math.prod(shape)
         which = self._choose(n, generator)
@@ -90,7 +101,7 @@ class FlowMixture(nn.Module):
         return torch.cat(draws)[place].view(*shape, self.features)
 
     def rsample_and_log_prob(
-        self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws and their log-densities (*shape, *context_batch), both differentiable."""
         x = self.rsample(shape, context, generator)
@@ -102,15 +113,30 @@ class FlowMixture(nn.Module):
 
         Which member a row came from is not known: it is drawn, with the probability that each has given the row.
         """
-        shares = self._joint(x, context).softmax(0)
-        which = torch.multinomial(shares.reshape(len(shares), -1).T, 1, generator=generator).view(x.shape[:-1])
-        z = torch.empty_like(x)
+        joint = self._joint(x, context)
+        # Where no member has a density, any will do.
+        shares = joint.softmax(0).nan_to_num(1.0).reshape(len(joint), -1).T
+        batch = joint.shape[1:]
+        x = x.expand(*batch, -1)
+        z = torch.empty_like(x, memory_format=torch.contiguous_format)
+        if not z.numel():
+            return z
+        which = torch.multinomial(shares, 1, generator=generator).view(batch)
         for k, flow in enumerate(self):
             rows = which == k
             if bool(rows.any()):
-                own = None if context is None else context.expand(*x.shape[:-1], -1)[rows]
+                own = None if context is None else context.expand(*batch, -1)[rows]
                 z[rows] = flow.to_normal(x[rows], own, generator)
         return z
+
+    def to_normal(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The same as `to_noise`, whose noise is standard normal."""
+        return self.to_noise(x, context, generator)
+
+    def initialise(self, x: Tensor) -> None:
+        """Let the members' layers that learn from data do so, once, given rows x (n, features); `fit` calls it."""
+        for flow in self:
+            flow.initialise(x)
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """This mixture, given a context, as a `torch.distributions.Distribution`."""
@@ -125,6 +151,12 @@ class FlowMixture(nn.Module):
     def has_rsample(self) -> bool:
         """Whether samples carry gradients."""
         return all(flow.has_rsample for flow in self)
+
+    @property
+    def fast(self) -> str:
+        """Which direction is one cheap pass in every member: "both", "density", "sampling" or "neither"."""
+        kinds = {flow.fast for flow in self} - {"both"}
+        return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
 
     @property
     def support(self) -> constraints.Constraint:

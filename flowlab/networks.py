@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowlab.arguments import share, whole, widths
 from flowlab.kernels import ACTIVATIONS, columns, network
 
 
@@ -50,16 +51,23 @@ class Linear(nn.Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
-class Dropout(nn.Module):
-    """Dropout whose noise comes from a generator that `fit` lends for the length of a training run.
+class Random(nn.Module):
+    """A module that draws in training.
 
-    Without one, it draws from torch's global generator like any other torch module.
+    Attributes:
+        generator: Source of the draws. Where it is None, `fit` lends its own for the length of a training run, and
+            otherwise torch's global generator is meant.
     """
+
+    generator: torch.Generator | None = None
+
+
+class Dropout(Random):
+    """Dropout whose noise comes from a generator."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -73,13 +81,14 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-def hidden_widths(hidden: Sequence[int], residual: bool) -> tuple[int, ...]:
+def hidden_widths(hidden: int | Sequence[int], residual: bool) -> tuple[int, ...]:
     """The widths of a network's hidden layers: a residual block has two."""
+    hidden = widths(hidden)
     if not residual:
-        return tuple(hidden)
+        return hidden
     if len(set(hidden)) != 1:
-        raise ValueError(f"a residual network needs one or more equal hidden widths, not {tuple(hidden)}")
-    return tuple(hidden[:1]) * (2 * len(hidden) + 1)
+        raise ValueError(f"a residual network needs one or more equal hidden widths, not {hidden}")
+    return hidden[:1] * (2 * len(hidden) + 1)
 
 
 def start_at(last: Linear, initial: Tensor | None) -> None:
@@ -110,7 +119,7 @@ class MLP(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         *,
         residual: bool = False,
         activation: str = "relu",
@@ -121,14 +130,15 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-        self.in_features, self.out_features, self.hidden = in_features, out_features, tuple(hidden)
-        self.residual, self.activation, self.dropout = residual, activation, dropout
-        widths = (in_features, *hidden_widths(self.hidden, residual), out_features)
-        last = len(widths) - 2
+        self.in_features, self.out_features = whole("in_features", in_features, 0), whole("out_features", out_features)
+        self.hidden, self.residual, self.activation = widths(hidden), residual, activation
+        self.dropout = share("dropout", dropout)
+        layers = (self.in_features, *hidden_widths(self.hidden, residual), self.out_features)
+        last = len(layers) - 2
         linears = [
             Linear(
-                widths[i],
-                widths[i + 1],
+                layers[i],
+                layers[i + 1],
                 None if masks is None else masks[i],
                 zero=i == last,
                 generator=generator,
@@ -136,7 +146,7 @@ class MLP(nn.Module):
             for i in range(last + 1)
         ]
         self.linears = nn.ModuleList(linears)
-        self.drop = Dropout(dropout)
+        self.drop = Dropout(self.dropout)
 
     @property
     def last(self) -> Linear:
@@ -203,7 +213,7 @@ class MaskedMLP(MLP):
         self,
         features: int,
         outputs: int,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         *,
         context_features: int = 0,
         inputs_per_feature: int = 1,
@@ -212,6 +222,8 @@ class MaskedMLP(MLP):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
+        features, outputs = whole("features", features), whole("outputs", outputs)
+        context_features = whole("context_features", context_features, 0)
         # Degree 0 sees the context alone; without a context it is of no use, except to a single feature, whose outputs
         # need some unit to live on.
         lowest = 0 if context_features or features == 1 else 1
@@ -249,7 +261,7 @@ class ContextParameters(nn.Module):
         self,
         initial: Tensor,
         context_features: int = 0,
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()

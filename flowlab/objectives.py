@@ -1,15 +1,18 @@
 """What training minimises: the negative log-likelihood of rows, or a variational bound that draws from the flow itself."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from flowlab.arguments import real, whole
 from flowlab.flow import Flow
+from flowlab.mixture import FlowMixture
 
 # An objective takes a flow and a batch of rows, with their context, and returns losses in nats, (n,), which `fit` averages, with
 # sample weights: each row's. The variational ones draw from the flow, take no rows, and return each draw's loss, or, given a
@@ -18,6 +21,27 @@ Objective = Callable[[Any, Any, Any], Tensor]
 
 # An unnormalised log-density: draws (n, features) to nats, (n,); given contexts, (draws, n, features) and (n, context_features) to (draws, n).
 LogProb = Callable[..., Tensor]
+
+
+class Drawing:
+    """What objectives that draw share: where the draws come from, and that every fit has an objective of its own.
+
+    `fit` trains with what `for_fit` returns. What is counted and kept along the way belongs to that copy, so that a
+    second fit with the same objective is the same algorithm, and a generator that the objective was given stays its
+    own.
+
+    Attributes:
+        generator: Source of the draws; in a fit that of the fit, and elsewhere torch's global generator, when None.
+    """
+
+    generator: torch.Generator | None
+
+    def for_fit(self, generator: torch.Generator) -> Self:
+        """A copy for one fit, which draws from `generator` where it has no generator of its own."""
+        own = copy.copy(self)
+        if own.generator is None:
+            own.generator = generator
+        return own
 
 
 class NLL:
@@ -38,7 +62,7 @@ class NLL:
 
 
 @dataclass(eq=False)
-class Variational:
+class Variational(Drawing):
     """What variational objectives share: a target, and draws from the flow with their log-weights log p(z) − log q(z).
 
     Draws at which the target is not finite are left out of the mean.
@@ -48,13 +72,18 @@ class Variational:
             context it is called as log_prob(z, context) with z (draws, n, features), and returns (draws, n).
         draws: Draws in every step, for each context.
         beta: Inverse temperature: the target is log_prob times beta (see `Tempered`).
-        generator: Source of the draws; `fit` lends its own.
+        generator: Source of the draws; in a fit that of the fit, and elsewhere torch's global generator, when None.
     """
 
     log_prob: LogProb
     draws: int = 256
     beta: float = field(default=1.0, kw_only=True)
     generator: torch.Generator | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.log_prob):
+            raise TypeError(f"log_prob must be a function of draws, not {type(self.log_prob).__name__}")
+        self.draws, self.beta = whole("draws", self.draws), real("beta", self.beta)
 
     def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -71,12 +100,7 @@ class Variational:
 
     def weigh_by_path(self, flow: Flow, context: Tensor | None) -> Tensor:
         """The same, with gradients that go through the draws alone, not through the density's own parameters."""
-        if getattr(flow, "fast", "both") in ("both", "density"):
-            z = flow.rsample((self.draws,), context, self.generator)
-            with constant(flow):
-                log_q = flow.log_prob(z, context)
-        else:
-            z, log_q = path_log_prob(flow, (self.draws,), context, self.generator)
+        z, log_q = path_log_prob(flow, (self.draws,), context, self.generator)
         return self.target(z, context) - log_q
 
 
@@ -131,7 +155,9 @@ class Grouped(Variational):
     k: int = 16
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.draws % self.k:
+        super().__post_init__()
+        self.k = whole("k", self.k)
+        if self.draws % self.k:
             raise ValueError(f"draws must be a multiple of k >= 1, not draws={self.draws}, k={self.k}")
 
     def grouped(self, log_w: Tensor) -> Tensor:
@@ -200,6 +226,10 @@ class Renyi(Grouped):
 
     alpha: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.alpha = real("alpha", self.alpha)
+
     def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         log_w = self.weigh(flow, context)
         if self.alpha == 1:
@@ -212,8 +242,9 @@ class Renyi(Grouped):
 class ForwardKL(Variational):
     """The cross-entropy of the target relative to q, by self-normalised importance weights: covers mass rather than seeking modes.
 
-    Every `refresh` steps `pool` draws of the flow are weighted; each step then takes `draws` of them, by weight, as data. Biased towards
-    what the flow covers at the time (Bornschein & Bengio 2015, "Reweighted wake-sleep", section 3.2).
+    Every `refresh` steps `pool` draws of the flow are weighted; each step then takes `draws` of them, by weight, as
+    data. Every flow has a pool of its own. Biased towards what the flow covers at the time (Bornschein & Bengio 2015,
+    "Reweighted wake-sleep", section 3.2).
 
     Example:
         >>> import torch, flowlab
@@ -228,17 +259,28 @@ class ForwardKL(Variational):
 
     pool: int = 4096
     refresh: int = 25
-    _kept: Tensor | None = field(default=None, init=False, repr=False)
-    _calls: int = field(default=0, init=False, repr=False)
+    _pools: "weakref.WeakKeyDictionary[Flow, _Pool]" = field(
+        default_factory=weakref.WeakKeyDictionary, init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pool, self.refresh = whole("pool", self.pool), whole("refresh", self.refresh)
+
+    def for_fit(self, generator: torch.Generator) -> Self:
+        own = super().for_fit(generator)
+        own._pools = weakref.WeakKeyDictionary()
+        return own
 
     def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         if context is not None:
             raise ValueError("ForwardKL takes no context: its pool of draws belongs to one target")
-        if self._kept is None or self._calls % self.refresh == 0:
-            self._kept = self._draw(flow)
-        self._calls += flow.training
-        which = torch.randint(self.pool, (self.draws,), generator=self.generator, device=self._kept.device)
-        return -flow.log_prob(self._kept[which])
+        kept = self._pools.get(flow)
+        if kept is None or kept.calls == self.refresh:
+            kept = self._pools[flow] = _Pool(self._draw(flow))
+        kept.calls += flow.training
+        which = torch.randint(self.pool, (self.draws,), generator=self.generator, device=kept.draws.device)
+        return -flow.log_prob(kept.draws[which])
 
     @torch.no_grad()
     def _draw(self, flow: Flow) -> Tensor:
@@ -249,8 +291,16 @@ class ForwardKL(Variational):
         return z[torch.multinomial(share, self.pool, replacement=True, generator=self.generator)]
 
 
+@dataclass
+class _Pool:
+    """A flow's weighted draws, and how many steps have taken some of them."""
+
+    draws: Tensor
+    calls: int = 0
+
+
 @dataclass(eq=False)
-class Tempered:
+class Tempered(Drawing):
     """Any variational objective with a target that starts flat: its beta rises from `start` to one over `steps` steps of training.
 
     It helps a posterior of several modes to be seen whole before it is fitted.
@@ -271,6 +321,9 @@ class Tempered:
     start: float = 0.1
     taken: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self.steps, self.start = whole("steps", self.steps, 0), real("start", self.start)
+
     @property
     def generator(self) -> torch.Generator | None:
         return self.objective.generator
@@ -278,6 +331,11 @@ class Tempered:
     @generator.setter
     def generator(self, generator: torch.Generator | None) -> None:
         self.objective.generator = generator
+
+    def for_fit(self, generator: torch.Generator) -> Self:
+        own = copy.copy(self)
+        own.objective, own.taken = self.objective.for_fit(generator), 0
+        return own
 
     def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         share = min(self.taken / max(self.steps, 1), 1.0)
@@ -328,35 +386,53 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 
-@contextmanager
-def constant(module: nn.Module) -> Iterator[None]:
-    """Inside the block the module's parameters count as constants; gradients recorded before are not affected."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for p in trained:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
+def constant(module: nn.Module) -> Any:
+    """A twin of the module whose parameters are constants: of the same memory, so that they follow the module's own.
+
+    The module itself is not touched, so that others may use it meanwhile. Modules that are held in other ways than
+    torch's own are shared.
+    """
+    return _constant(module, {})
+
+
+def _constant(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    twin = made.get(module)  # it may be in several places
+    if twin is not None:
+        return twin
+    twin = made[module] = object.__new__(type(module))
+    state = twin.__dict__
+    state.update(module.__dict__)
+    if module._parameters:
+        state["_parameters"] = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
+    if module._modules:
+        children = module._modules.items()
+        state["_modules"] = {name: None if m is None else _constant(m, made) for name, m in children}
+    if isinstance(module, nn.RNNBase):  # keeps a list of its parameters besides
+        state["_flat_weights"] = [getattr(twin, name) for name in module._flat_weights_names]
+    return twin
 
 
 def path_log_prob(
-    flow: Flow, shape: tuple[int, ...], context: Tensor | None, generator: torch.Generator | None
+    flow: Any, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Draws of a flow and their log-densities, whose gradients go through the draws alone, without an inverse.
+    """Draws of a flow and their log-densities, whose gradients go through the draws alone, not the density's
+    parameters.
 
-    The gradient of log q at x = g(z) is J⁻ᵀ ∇(log p(z) − log|det J|), J the Jacobian of g, solved layer by layer (Vaitl et al. 2024,
-    "Fast and unified path gradient estimators for normalizing flows"). J is formed explicitly, in `features` backward
-    passes that share their forward pass: for flows whose density direction is the slow one.
+    Where the density direction is the slow one, nothing is inverted: the gradient of log q at x = g(z) is
+    J⁻ᵀ ∇(log p(z) − log|det J|), J the Jacobian of g (Vaitl et al. 2024, "Fast and unified path gradient estimators for
+    normalizing flows"). J is formed explicitly, in `features` backward passes that share their forward pass.
     """
+    if getattr(flow, "fast", "both") in ("both", "density") or isinstance(flow, FlowMixture):
+        x = flow.rsample(shape, context, generator)
+        return x, constant(flow).log_prob(x, context)
     batch = () if context is None else context.shape[:-1]
     z = flow.base.rsample((*shape, *batch), generator)
     x, _ = flow.forward(z, context)
-    with torch.enable_grad(), constant(flow):
+    with torch.enable_grad():
+        still = constant(flow)
         z = z.detach().requires_grad_()
-        value, own = flow.forward(z, context)
-        log_q = flow.base.log_prob(z) - own
+        value, own = still.forward(z, context)
+        log_q = still.base.log_prob(z) - own
         rows = [torch.autograd.grad(value[..., i].sum(), z, retain_graph=True)[0] for i in range(flow.features)]
         slope = torch.autograd.grad(log_q.sum(), z)[0]
     score = torch.linalg.solve(torch.stack(rows, -1), slope)  # the rows of J stand as columns: Jᵀ

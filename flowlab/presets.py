@@ -1,6 +1,7 @@
 """Ready-made flows by the names of the field: each function returns a `Flow`.
 
-All take `features`, then by keyword `context_features`, `layers` and `hidden`; `generator` decides the initial weights.
+All take `features`, then by keyword `context_features`, `layers` and `hidden`, of which one number stands for one
+layer; `generator` decides the initial weights.
 """
 
 import math
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from flowlab.arguments import whole
 from flowlab.bases import Gaussian, Uniform
 from flowlab.flow import Flow
 from flowlab.layers import (
@@ -36,7 +38,7 @@ def planar(
     *,
     context_features: int = 0,
     layers: int = 16,
-    hidden: Sequence[int] = (64,),
+    hidden: int | Sequence[int] = (64,),
     generator: Generator = None,
 ) -> Flow:
     """Planar flow (Rezende & Mohamed 2015): one `Planar` of `layers` steps. Sampling is fast; `hidden` belongs to the context's network.
@@ -46,7 +48,9 @@ def planar(
         >>> flowlab.presets.planar(2, layers=4).fast
         'sampling'
     """
-    layer = Planar(features, layers, context_features=context_features, hidden=hidden, generator=generator)
+    layer = Planar(
+        features, whole("layers", layers), context_features=context_features, hidden=hidden, generator=generator
+    )
     return Flow(Gaussian(features), [layer])
 
 
@@ -55,7 +59,7 @@ def radial(
     *,
     context_features: int = 0,
     layers: int = 16,
-    hidden: Sequence[int] = (64,),
+    hidden: int | Sequence[int] = (64,),
     generator: Generator = None,
 ) -> Flow:
     """Radial flow (Rezende & Mohamed 2015); `hidden` belongs to the context's network."""
@@ -67,7 +71,7 @@ def sylvester(
     *,
     context_features: int = 0,
     layers: int = 4,
-    hidden: Sequence[int] = (64,),
+    hidden: int | Sequence[int] = (64,),
     directions: int | None = None,
     generator: Generator = None,
 ) -> Flow:
@@ -84,7 +88,7 @@ def nice(
     *,
     context_features: int = 0,
     layers: int = 6,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     generator: Generator = None,
 ) -> Flow:
     """NICE (Dinh et al. 2014): additive couplings and one elementwise scaling."""
@@ -98,7 +102,7 @@ def real_nvp(
     *,
     context_features: int = 0,
     layers: int = 8,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     generator: Generator = None,
 ) -> Flow:
     """RealNVP (Dinh et al. 2017): affine couplings with alternating masks."""
@@ -110,7 +114,7 @@ def glow(
     *,
     context_features: int = 0,
     layers: int = 6,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     generator: Generator = None,
 ) -> Flow:
     """Glow (Kingma & Dhariwal 2018) for vectors: per step an affine coupling, an LU mixing and an ActNorm."""
@@ -125,7 +129,7 @@ def maf(
     *,
     context_features: int = 0,
     layers: int = 5,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     generator: Generator = None,
 ) -> Flow:
     """Masked autoregressive flow (Papamakarios et al. 2017): density is one pass, sampling one per feature."""
@@ -140,7 +144,7 @@ def iaf(
     *,
     context_features: int = 0,
     layers: int = 5,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     generator: Generator = None,
 ) -> Flow:
     """Inverse autoregressive flow (Kingma et al. 2016): sampling is one pass, density one per feature."""
@@ -155,7 +159,7 @@ def nsf(
     *,
     context_features: int = 0,
     layers: int = 6,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     bins: int = 8,
     bound: float = 5.0,
     autoregressive: bool = False,
@@ -182,7 +186,7 @@ def circular_nsf(
     *,
     context_features: int = 0,
     layers: int = 6,
-    hidden: Sequence[int] = (128, 128),
+    hidden: int | Sequence[int] = (128, 128),
     bins: int = 8,
     autoregressive: bool = False,
     generator: Generator = None,
@@ -201,11 +205,11 @@ def _residual(
     features: int,
     context_features: int,
     layers: int,
-    hidden: Sequence[int],
+    hidden: int | Sequence[int],
     generator: Generator,
 ) -> Flow:
     options = {"context_features": context_features, "hidden": hidden, "generator": generator}
-    return Flow(Gaussian(features), [layer(features, **options) for _ in range(layers)])
+    return Flow(Gaussian(features), [layer(features, **options) for _ in range(whole("layers", layers))])
 
 
 def _couplings(
@@ -213,10 +217,11 @@ def _couplings(
     features: int,
     context_features: int,
     layers: int,
-    hidden: Sequence[int],
+    hidden: int | Sequence[int],
     generator: Generator,
 ) -> list[Layer]:
     """Couplings with alternating masks."""
+    features = whole("features", features)
     return [
         Coupling(
             features,
@@ -226,7 +231,7 @@ def _couplings(
             hidden=hidden,
             generator=generator,
         )
-        for i in range(layers)
+        for i in range(whole("layers", layers))
     ]
 
 
@@ -236,11 +241,11 @@ def _autoregressive(
     features: int,
     context_features: int,
     layers: int,
-    hidden: Sequence[int],
+    hidden: int | Sequence[int],
     generator: Generator,
 ) -> list[Layer]:
     """Autoregressive layers whose order alternates between the features' own and its reverse."""
-    own = list(range(features))
+    own = list(range(whole("features", features)))
     return [
         Autoregressive(
             features,
@@ -251,5 +256,5 @@ def _autoregressive(
             hidden=hidden,
             generator=generator,
         )
-        for i in range(layers)
+        for i in range(whole("layers", layers))
     ]

@@ -1,5 +1,7 @@
 """What a run asks of torch and of the system: threads, memory, precision of products, compilation."""
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,13 @@ import torch
 
 Precision = Literal["highest", "high", "medium"]
 Result = TypeVar("Result")
+
+
+if sys.platform != "win32":
+    # After a fork only the forking thread goes on: a process that comes of one, as multiprocessing's may, would wait
+    # for ever for the other threads of torch's pool, which are gone. torch's own data loaders use one thread there,
+    # too.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Trainer:
         self.flow, self.objective, self.rate = flow, objective, rate
         self.loss_of: Callable[..., Tensor] = functools.partial(objective, flow)
         if compile:
-            self.loss_of = compiled(self.loss_of)  # all steps have the same number of rows
+            self.loss_of = compiled(self.loss_of)  # steps have one number of rows, or two
         self.weight_decay, self.clip, self.ema = weight_decay, clip, ema
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         if not self.parameters:

@@ -2,16 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flowlab.arguments import floating, real, share, whole
+from flowlab.bases import Base
 from flowlab.flow import CHUNK, Flow
-from flowlab.objectives import NLL, Objective
+from flowlab.layers.layer import Layer
+from flowlab.mixture import FlowMixture
+from flowlab.networks import Random
+from flowlab.objectives import NLL, Drawing, Objective
 from flowlab.runtime import Precision
 from flowlab.runtime import matmul_precision as at_precision
 from flowlab.trainer import Rows, Trainer
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 FIRST_CYCLE = 750  # steps of the first cycle of the learning rate under schedule="restarts"
 CHECK_EVERY = 25  # steps between looks at whether steps were skipped
 SKIPS_TO_ROLL_BACK = 5  # skipped steps in a row
+SCHEDULES = ("restarts", "cosine", "plateau", "constant")
 ROLL_BACKS = 6  # halvings of the learning rate before training gives up
 
 
@@ -29,7 +37,7 @@ class TrainingError(ArithmeticError):
     """Training kept producing non-finite losses or gradients at ever smaller learning rates."""
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What happened in a fit.
 
@@ -61,6 +69,14 @@ class History:
     def best(self) -> float:
         """The lowest validation loss (training loss where there was no validation), nats per row."""
         return min((r["validation"] for r in self.records), default=math.nan)
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        count = len(self.records)
+        return (
+            f"History({count} evaluation{'s' * (count != 1)} in {self.seconds:.1f} s, best {self.best:.4g} nats "
+            f"per row at step {self.best_step}, {state}: {self.reason})"
+        )
 
 
 def fit(
@@ -96,16 +112,18 @@ def fit(
     A step whose loss or gradient is not finite is skipped; after several in a row the best weights come back and the learning rate halves.
 
     Args:
-        flow: The flow; layers that learn from data (`ActNorm`, …) are initialised first.
+        flow: The flow, or a mixture of flows; layers that learn from data (`ActNorm`, …) are initialised first.
         data: Rows (n, features), of the flow's floating-point type, on any device; batches are moved to the flow's. None for an
             objective that draws its own.
         context: Context of each row (n, context_features).
-        objective: Each row's loss; `NLL()` when None.
+        objective: Each row's loss; `NLL()` when None. Of one that draws (`objectives.Drawing`) a copy is used, and it
+            stays as it is.
         validation: Share of rows held out, 0 for none, or the held-out rows themselves (with their context, as a tuple).
         sample_weight: Non-negative weight of each row (n,).
-        epochs: Passes over the data at most.
+        epochs: Passes over the data at most, each of all its rows.
         steps: Steps, in place of epochs, where there is neither data nor context.
-        batch_size: Rows per step.
+        batch_size: Rows per step at most: every pass is divided into as few batches as that allows, of equal size to
+            within one row.
         learning_rate: Peak learning rate.
         schedule: "restarts" decays to zero in cycles that double in length, the first of 750 steps, until one of them brings no
             improvement (Loshchilov & Hutter 2017, "SGDR"): a good model early, and a better one for as long as it pays.
@@ -117,10 +135,12 @@ def fit(
         patience: Evaluations without improvement after which training stops, under other schedules than "restarts". There is one per epoch,
             or per 25 steps where epochs are shorter.
         time_limit: Seconds after which training stops at the next evaluation; the result then depends on the machine. None for no limit.
-        generator: Source of the split, the batches and the dropout; torch's global generator when None.
+        generator: Source of the split, the batches, the dropout and what the objective draws; torch's global generator
+            when None.
         progress: Show a progress bar in terminals and notebooks.
         compile: Run steps through `torch.compile`: a step of a spline flow of a few features takes three quarters of the time, after up to
-            a minute of compilation. Scoring gains nothing by it. Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
+            a minute of compilation, and as long again where the batches are not all equal. Scoring gains nothing by it.
+            Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
         matmul_precision: For `torch.set_float32_matmul_precision` during the fit; torch's setting as it is when None. "high" and
             "medium" allow tensor cores on a GPU and bfloat16 units on a CPU to round more coarsely. On an AMD CPU, together with
             `compile`, "medium" saves another fifth at unchanged precision.
@@ -129,7 +149,9 @@ def fit(
         The history, with the reason for stopping.
 
     Raises:
-        ValueError: Shapes do not fit, neither rows nor steps are given, or data hold a value that is not finite (the message names row and column).
+        TypeError: Rows are no tensors; the message names the argument.
+        ValueError: A number, a shape or a floating-point type does not fit, neither rows nor steps are given, or data
+            hold a value that is not finite (the message names row and column).
         TrainingError: Training stayed non-finite; the message names the worst row and column.
 
     Example:
@@ -144,26 +166,27 @@ def fit(
     """
     started = time.perf_counter()
     objective = NLL() if objective is None else objective
+    _check_counts(epochs, steps, batch_size, warmup, patience)
+    _check_numbers(learning_rate, weight_decay, clip, ema, time_limit)
     if (steps is None) == (data is None and context is None):
         raise ValueError("give rows of data or of context, or, for an objective that draws its own, steps")
+    _check_arguments(flow, objective, generator, schedule, data is not None)
     rows = _rows(flow, data, context, sample_weight)
     device = next((t.device for t in (*flow.parameters(), *flow.buffers())), rows.weight.device)
     seed = int(torch.randint(2**62, (), generator=generator))
     generator = torch.Generator(device).manual_seed(seed)
-    train, held_out = _split(rows, validation if steps is None else 0.0, generator)
+    train, held_out = _split(flow, rows, validation if steps is None else 0.0, generator)
     flow.train(False)  # no dropout while layers learn from data
     train, held_out = train.to(device), None if held_out is None else held_out.to(device)
     if train.x is not None:
         flow.initialise(representative(train.x, train.weight, generator))
     head, train, held_out, offset = _precompute(flow, objective, train, held_out)
+    if isinstance(objective, Drawing):
+        objective = objective.for_fit(generator)
     trainer = Trainer(head, objective, learning_rate, weight_decay, clip, ema, compile)
 
-    random = [module for module in (*head.modules(), objective) if hasattr(module, "generator")]
-    for module in random:
-        module.generator = generator
     n = len(train.weight)
-    batch_size = max(min(batch_size, n), 1)
-    per_epoch, epochs = n // batch_size, epochs if steps is None else steps
+    per_epoch, epochs = math.ceil(n / batch_size), epochs if steps is None else steps
     total = per_epoch * epochs
     every = max(per_epoch, min(CHECK_EVERY, total))
     cycles = _cycles(FIRST_CYCLE, total) if schedule == "restarts" else [(0, total)]
@@ -177,13 +200,14 @@ def fit(
     lent = ExitStack()
     try:
         lent.enter_context(at_precision(matmul_precision))
+        lent.enter_context(_lent(head, generator))
         step = 0
         for epoch in range(epochs):
             order = torch.randperm(n, generator=generator, device=device)
-            for i in range(per_epoch):
+            for batch in order.tensor_split(per_epoch):
                 start, end = next(cycle for cycle in cycles if step < cycle[1])
                 rate = plateau_scale * _schedule(schedule, step, warmup if start == 0 else 0, start, end)
-                trainer.step(train.take(order[i * batch_size : (i + 1) * batch_size]), rate)
+                trainer.step(train.take(batch), rate)
                 step += 1
                 bar.update()
                 evaluate = step % every == 0 or step in ends
@@ -238,8 +262,6 @@ def fit(
         lent.close()
         trainer.load(best_weights)
         trainer.release()
-        for module in random:
-            module.generator = None
         flow.train(False)
     history.seconds = time.perf_counter() - started
     return history
@@ -288,52 +310,131 @@ def worst_cell(x: Tensor) -> tuple[int, int]:
     return worst // x.shape[1], worst % x.shape[1]
 
 
-def _check_rows(name: str, x: Tensor, width: int, count: int) -> None:
+def _check_arguments(flow: Any, objective: Any, generator: Any, schedule: str, rows: bool) -> None:
+    if not isinstance(flow, nn.Module) or isinstance(flow, Layer | Base):
+        raise TypeError(f"flow must be a Flow(base, layers) or have its methods, not a {type(flow).__name__}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, not {generator!r}")
+    if not callable(objective):
+        raise TypeError(f"objective must be a function of flow, rows and context, such as NLL(), not {objective!r}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    if isinstance(objective, NLL) and not rows:
+        raise ValueError("NLL needs rows: give data, or an objective that draws its own, such as ReverseKL(log_prob)")
+
+
+def _check_counts(epochs: Any, steps: Any, batch_size: Any, warmup: Any, patience: Any) -> None:
+    whole("epochs", epochs, 0)
+    whole("steps", 1 if steps is None else steps)
+    whole("batch_size", batch_size)
+    whole("warmup", warmup, 0)
+    whole("patience", patience)
+
+
+def _check_numbers(learning_rate: Any, weight_decay: Any, clip: Any, ema: Any, time_limit: Any) -> None:
+    real("learning_rate", learning_rate, 0)
+    for name, value in (("weight_decay", weight_decay), ("time_limit", 0 if time_limit is None else time_limit)):
+        if real(name, value) < 0:
+            raise ValueError(f"{name} must not be negative, as {value} is")
+    if clip != math.inf:
+        real("clip", clip, 0)
+    share("ema", ema)
+
+
+@contextmanager
+def _lent(flow: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Lets modules that draw, and have no generator of their own, draw from this one inside the block."""
+    borrowers = [module for module in flow.modules() if isinstance(module, Random) and module.generator is None]
+    for module in borrowers:
+        module.generator = generator
+    try:
+        yield
+    finally:
+        for module in borrowers:
+            module.generator = None
+
+
+def _checked(name: str, x: Tensor, width: int, count: int) -> Tensor:
+    """Rows, looked at, and as constants."""
     if x.ndim != 2 or x.shape[1] != width or len(x) != count or count < 1:
-        raise ValueError(f"{name} must have shape ({count or 'at least 1'}, {width}), not {tuple(x.shape)}")
+        rows = "n" if x.ndim != 2 else count or "at least 1"
+        raise ValueError(f"{name} must have shape ({rows}, {width}), not {tuple(x.shape)}")
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(f"{name} has {int(bad.sum())} non-finite values, the first in row {row}, column {column}")
+    if x.grad_fn is not None:
+        warnings.warn(f"{name} has a gradient, but fit trains the flow alone: it counts as constant", stacklevel=5)
+    return x.detach()
 
 
-def _rows(flow: Flow, data: Tensor | None, context: Tensor | None, sample_weight: Tensor | None) -> Rows:
-    """The rows to train on, checked; where there is neither data nor context, one that stands for a batch of draws."""
-    given = data if data is not None else context
-    count = 1 if given is None else len(given)
+def _pair(flow: Any, names: tuple[str, str], data: Any, context: Any) -> tuple[int, Tensor | None, Tensor | None]:
+    """The number of rows, and data and context as checked tensors, at least one of them."""
+    known = isinstance(flow, Flow | FlowMixture)
+    for name, value in zip(names, (data, context), strict=True):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}; use torch.as_tensor")
+    given = context if data is None else data
+    count = len(given) if given.ndim else 0
     if data is not None:
-        _check_rows("data", data, flow.features, count)
+        floating(names[0], data, flow.dtype if known else None)
+        data = _checked(names[0], data, flow.features, count)
     if context is not None:
-        _check_rows("context", context, flow.context_features, count)
-    weight = torch.ones(count, dtype=torch.float64) if sample_weight is None else sample_weight.double().cpu()
+        if known and not flow.context_features:
+            raise ValueError(f"{names[1]} is given, but this flow takes none: build it with context_features=…")
+        context = _checked(names[1], context, flow.context_features, count)
+    elif known and flow.context_features:
+        raise ValueError(f"this flow needs {names[1]} of shape ({count}, {flow.context_features}), one for each row")
+    return count, data, context
+
+
+def _rows(flow: Any, data: Any, context: Any, sample_weight: Any) -> Rows:
+    """The rows to train on, checked; where there is neither data nor context, one that stands for a batch of draws."""
+    count = 1
+    if data is not None or context is not None:
+        count, data, context = _pair(flow, ("data", "context"), data, context)
+    if sample_weight is None:
+        sample_weight = torch.ones(count)
+    elif not isinstance(sample_weight, Tensor):
+        kind = type(sample_weight).__name__
+        raise TypeError(f"sample_weight must be a torch.Tensor, not {kind}; use torch.as_tensor")
+    weight = sample_weight.detach().double().cpu()
     if weight.shape != (count,) or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
         raise ValueError(f"sample_weight must be {count} finite non-negative numbers, got shape {tuple(weight.shape)}")
-    if not float(weight.sum()) > 0:
-        raise ValueError("sample_weight is zero everywhere: give some row a positive weight")
+    if not 0 < float(weight.sum()) < math.inf:
+        raise ValueError("sample_weight is zero everywhere, or its sum overflows: give weights that average about one")
     return Rows(data, context, weight / weight.mean())
 
 
-def _split(
-    rows: Rows, validation: float | Tensor | tuple[Tensor, Tensor], generator: torch.Generator
-) -> tuple[Rows, Rows | None]:
-    if not isinstance(validation, float | int):
+def _split(flow: Any, rows: Rows, validation: Any, generator: torch.Generator) -> tuple[Rows, Rows | None]:
+    if not isinstance(validation, Real):
         if rows.x is None:
             raise ValueError("without data, validation must be a share of the contexts")
-        held_x, held_context = validation if isinstance(validation, tuple) else (validation, None)
-        _check_rows("validation", held_x, rows.x.shape[1], len(held_x))
-        return rows, Rows(held_x, held_context, torch.ones(len(held_x), dtype=rows.weight.dtype))
+        pair = validation if isinstance(validation, tuple) else (validation, None)
+        if len(pair) != 2 or pair[0] is None:
+            raise ValueError(
+                f"validation must be a share, rows, or a pair of rows and their context, not {validation!r}"
+            )
+        count, held_x, held_context = _pair(flow, ("validation", "validation context"), *pair)
+        return rows, Rows(held_x, held_context, torch.ones(count, dtype=rows.weight.dtype))
+    validation = float(validation)
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a share from 0 to below 1, or rows, not {validation}")
     n = len(rows.weight)
     count = round(validation * n)
-    if count == 0 or n < 2:
-        return rows, None
-    order = torch.randperm(n, generator=generator, device=generator.device).to(rows.weight.device)
-    train, held_out = rows.take(order[count:]), rows.take(order[:count])
-    if not float(held_out.weight.sum()) > 0 or not float(train.weight.sum()) > 0:
-        return rows, None
-    train.weight = train.weight / train.weight.mean()
-    return train, held_out
+    if n > 1 and count:
+        order = torch.randperm(n, generator=generator, device=generator.device).to(rows.weight.device)
+        train, held_out = rows.take(order[count:]), rows.take(order[:count])
+        if float(held_out.weight.sum()) > 0 and float(train.weight.sum()) > 0:
+            train.weight = train.weight / train.weight.mean()
+            return train, held_out
+    if validation:
+        warnings.warn(
+            f"nothing is held out: a share of {validation} of {n} row{'s' * (n > 1)} is no row that counts. The "
+            "losses are those of the rows trained on, and nothing says when to stop",
+            stacklevel=3,
+        )
+    return rows, None
 
 
 def representative(x: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:

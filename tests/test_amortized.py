@@ -252,3 +252,28 @@ def test_posteriors_that_cannot_be_are_told_why():
         q.diagnostics(torch.zeros(5))
     with pytest.raises(PosteriorError, match="no posterior was found for any of 10 contexts"):
         fit_posterior(lambda z, y: z.sum(-1) * math.nan, context=targets(10, 0), features=WEIGHTS, **QUIET)
+
+
+def test_searches_that_end_nowhere_are_an_error_of_the_posterior(monkeypatch):
+    monkeypatch.setattr("flowlab.posteriors.amortized.pathfinder.find", lambda *_: [])
+    with pytest.raises(PosteriorError, match="no posterior was found for any of 16 contexts"):
+        fit_posterior(lambda z, c: -(z - c).square().sum(-1), features=2, context=torch.randn(20, 2), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda c: c.numpy(), TypeError, "context must be a torch.Tensor, not ndarray"),
+        (lambda c: c[0], ValueError, r"context must have shape \(n, width\)"),
+        (lambda c: c[:0], ValueError, r"context must have shape \(n, width\)"),
+        (lambda c: c[:, :1], ValueError, r"encoder does not take contexts of shape"),
+    ],
+)
+def test_contexts_that_do_not_fit_are_named(make, error, message):
+    flow = flowlab.presets.iaf(2, context_features=3, layers=1, hidden=4)
+    q = AmortizedPosterior(torch.nn.Linear(2, 3), flow)
+    context = torch.randn(6, 2)
+    with pytest.raises(error, match=message):
+        q.fit(lambda z, c: -z.square().sum(-1), make(context), steps=2, progress=False)
+    assert q.sample(5, context).shape == (5, 6, 2)
+    q.fit(lambda z, c: -z.square().sum(-1), context.requires_grad_() * 2, steps=2, progress=False)

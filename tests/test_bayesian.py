@@ -367,7 +367,7 @@ def test_data_that_do_not_fit_are_named():
         bnn.elbo(x, torch.zeros(4, 1))
     with pytest.raises(ValueError, match="rows is the number of all rows"):
         bnn.elbo(x, torch.zeros(5, 1), rows=3)
-    with pytest.raises(ValueError, match=r"x is torch.float64, the weights are torch.float32"):
+    with pytest.raises(ValueError, match=r"x is torch.float64, this module takes torch.float32"):
         bnn.predict(x.double(), 3)
 
 
@@ -380,3 +380,36 @@ def test_the_example_runs_and_draws(tmp_path, capsys):
     assert all(scores[posterior][0] > scores["deterministic"][0] for posterior in ("mean-field", "full", "flow"))
     assert (tmp_path / "pit.png").stat().st_size > 10_000
     assert "in 90 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda x, y: (x.numpy(), y), TypeError, "x must be a torch.Tensor, not ndarray"),
+        (lambda x, y: (x, y.numpy()), TypeError, "y must be a torch.Tensor, not ndarray"),
+        (lambda x, y: (x.long(), y), ValueError, r"x is torch.int64, this module takes torch.float32: convert x by"),
+        (lambda x, y: (x.bfloat16(), y), ValueError, r"convert x by .to\(torch.float32\)$"),
+        (lambda x, y: (x * math.nan, y), ValueError, "x holds a value that is not finite in row 0"),
+        (lambda x, y: (x, y / 0), ValueError, "y holds a value that is not finite in row 0"),
+        (lambda x, y: (x[:0], y[:0]), ValueError, "at least one"),
+        (lambda x, y: (x, y[:3]), ValueError, "same number of rows"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named_before_training(make, error, message):
+    bnn = BayesianModule(nn.Linear(3, 1), posterior="mean-field")
+    with pytest.raises(error, match=message):
+        bnn.fit(*make(torch.ones(10, 3), torch.ones(10, 1)), steps=2, progress=False)
+
+
+def test_numbers_and_classes_are_looked_at():
+    for options in ({"noise": 0}, {"noise": math.inf}, {"start_scale": -1}, {"start_noise": "1"}, {"rank": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            BayesianModule(nn.Linear(3, 1), **options)
+    with pytest.raises(TypeError, match=r"module must be a torch.nn.Module"):
+        BayesianModule("net")
+    bnn = BayesianModule(nn.Linear(3, 2), posterior="mean-field", likelihood="categorical")
+    x = torch.ones(10, 3)
+    with pytest.raises(ValueError, match=r"convert y by .long"):
+        bnn.fit(x, torch.zeros(10), steps=1, progress=False)
+    bnn.fit(x, torch.zeros(10, dtype=torch.int32), steps=1, progress=False)
+    assert bnn.sample(5)["weight"].shape == (5, 2, 3)

@@ -165,3 +165,44 @@ def test_rows_that_no_member_knows_do_not_count():
     assert torch.isfinite(stack(log_probs)).all()
     prior = stack(torch.tensor([[0.0, 0.0], [-50.0, -50.0]]), prior=torch.tensor([0.0, 1.0]))
     assert float(prior[1]) == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_noise_broadcasts_as_a_flows_does_and_mixtures_nest():
+    mixture = FlowMixture(members(2))
+    x, context = torch.zeros(3, dtype=F64), torch.randn(4, 2, generator=seeded(), dtype=F64)
+    assert mixture.to_noise(x, context).shape == members(2)[0].to_noise(x, context).shape == (4, 3)
+    assert mixture.to_noise(torch.zeros(5, 1, 3, dtype=F64), context).shape == (5, 4, 3)
+    assert mixture.to_noise(torch.zeros(0, 3, dtype=F64), context[:1]).shape == (0, 3)
+    nested = FlowMixture([FlowMixture(members()), members()[0]])
+    x = nested.sample((4000,), generator=seeded())
+    z = nested.to_normal(x, generator=seeded(1))
+    assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
+    assert nested.fast == "density"
+
+
+def test_fit_trains_the_members_together():
+    centre = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])
+    x = centre[torch.arange(600) % 2] + 0.3 * torch.randn(600, 2, generator=seeded())
+    flows = [presets.glow(2, layers=1, hidden=4, generator=seeded(i)) for i in range(2)]
+    mixture = FlowMixture([FlowMixture([flows[0]]), flows[1]])
+    before = float(mixture.log_prob(x).mean().detach())
+    history = flowlab.fit(mixture, x, epochs=40, generator=seeded(), progress=False)
+    assert -history.best > before + 1
+    assert all(bool(flow.layers[-1].initialised) for flow in flows)
+    assert mixture.weights.tolist() == [0.5, 0.5]
+
+
+def test_a_row_without_density_has_no_noise_and_spoils_no_other():
+    box = FlowMixture([Flow(bases.Uniform(2), []), Flow(bases.Uniform(2), [])])
+    z = box.to_noise(torch.tensor([[2.0, 2.0], [0.5, 0.5]]))
+    assert bool(z[0].isnan().all())
+    assert torch.allclose(z[1], torch.zeros(2))
+
+
+def test_a_context_that_is_no_tensor_is_named():
+    mixture = FlowMixture(members(2))
+    for call in (lambda: mixture.sample(3, [1.0, 2.0]), lambda: members(2)[0].sample(3, [1.0, 2.0])):
+        with pytest.raises(TypeError, match=r"context must be a torch.Tensor, not list"):
+            call()
+    with pytest.raises(ValueError, match="weights must be 2"):
+        FlowMixture(members(), ["a", 1.0])

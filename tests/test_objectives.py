@@ -136,8 +136,7 @@ def test_path_gradients_agree_whichever_direction_is_slow(context_features, gene
 
     def inverted(objective: objectives.Variational) -> torch.Tensor:
         z = flow.rsample((16,), context, objective.generator)
-        with objectives.constant(flow):
-            return target(z, context) - flow.log_prob(z, context)
+        return target(z, context) - objectives.constant(flow).log_prob(z, context)
 
     assert flow.fast == "sampling"
     assert torch.allclose(found(lambda o: o.weigh_by_path(flow, context)), found(inverted), atol=1e-7, rtol=1e-6)
@@ -222,3 +221,82 @@ def test_arguments_that_do_not_fit_are_named():
         flowlab.fit(affine(), objective=objectives.ReverseKL(log_prob), progress=False)
     with pytest.raises(ValueError, match="steps"):
         flowlab.fit(affine(), torch.zeros(5, 2), steps=5, progress=False)
+
+
+# One objective, several fits ----------------------------------------------------------------------------------------
+
+
+def fitted(objective: objectives.Objective, **options) -> list[torch.Tensor]:
+    flow = flowlab.Flow(Gaussian(2), [LULinear(2)])
+    flowlab.fit(
+        flow, steps=12, objective=objective, generator=torch.Generator().manual_seed(1), progress=False, **options
+    )
+    return list(flow.parameters())
+
+
+@pytest.mark.parametrize("name", [*ALL, "Tempered"])
+def test_a_second_fit_with_the_same_objective_is_the_same_algorithm(name):
+    def make() -> objectives.Objective:
+        if name == "Tempered":
+            return objectives.Tempered(objectives.ReverseKL(log_prob, 16), steps=10)
+        return ALL[name](log_prob, 16)
+
+    objective = make()
+    state = dict(vars(objective))
+    first, second, other = fitted(objective), fitted(objective), fitted(make())
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, other, strict=True))
+    assert vars(objective) == state
+    assert objective.generator is None
+
+
+def test_a_generator_of_the_objective_is_used_and_stays():
+    own = torch.Generator().manual_seed(5)
+    objective = objectives.IWAE(log_prob, 16, k=4, generator=own)
+    before = own.get_state().clone()
+    fitted(objective)
+    assert objective.generator is own
+    assert not torch.equal(own.get_state(), before)
+
+
+def test_forward_kl_has_a_pool_for_each_flow(generator):
+    objective = objectives.ForwardKL(log_prob, 32, generator=generator, pool=256)
+    near, far = affine(), affine()
+    with torch.no_grad():
+        far.layers[0].shift.fill_(50.0)
+    objective(near), objective(far)
+    pools = {flow: pool.draws for flow, pool in objective._pools.items()}
+    assert float(pools[near].abs().max()) < 20 < float(pools[far].min())
+
+
+def test_constant_parameters_leave_the_flow_alone_in_other_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    flow = flowlab.presets.real_nvp(2, layers=2, hidden=8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+
+    def run(i: int) -> bool:
+        for _ in range(10):
+            if i % 2:
+                objectives.StickingTheLanding(log_prob, 16)(flow)
+            elif not all(p.requires_grad for p in flow.parameters()) or not flow.log_prob(x).requires_grad:
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(8)))
+    still = objectives.constant(flow)
+    assert torch.equal(still.log_prob(x), flow.log_prob(x))
+    assert not still.log_prob(x).requires_grad
+    assert all(p.requires_grad for p in flow.parameters())
+
+
+def test_constant_knows_shared_and_recurrent_modules():
+    lstm = torch.nn.LSTM(2, 3, batch_first=True)
+    both = torch.nn.ModuleList([lstm, lstm])
+    still = objectives.constant(both)
+    assert still[0] is still[1]
+    assert still[0] is not lstm
+    x = torch.randn(4, 5, 2)
+    assert not still[0](x)[0].requires_grad
+    assert torch.equal(still[0](x)[0], lstm(x)[0])
+    assert lstm(x)[0].requires_grad

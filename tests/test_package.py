@@ -1,5 +1,6 @@
 """The package as a whole: what importing it costs, what the wheel and the source distribution hold, what is declared."""
 
+import os
 import re
 import subprocess
 import sys
@@ -104,3 +105,22 @@ def test_the_citation_is_of_this_version():
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= citation.keys()
     assert (citation["version"], citation["license"]) == (flowlab.__version__, PROJECT["license"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_forked_processes_go_on_after_torch_used_threads():
+    """The child of a fork has one thread of torch's, and waits for no others."""
+    program = """
+import multiprocessing, torch, flowlab
+torch.set_num_threads(2)
+flow, x = flowlab.presets.maf(8, hidden=(256, 256)), torch.randn(20_000, 8)
+work = lambda _: float(flow.log_prob(x).sum().detach())
+work(0)
+def child(i): return work(i), torch.get_num_threads()
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        print([n for _, n in pool.map_async(child, range(2)).get(60)], torch.get_num_threads())
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout.strip() == "[1, 1] 2", done.stderr

@@ -135,3 +135,134 @@ def test_a_flow_of_the_wrong_width_is_named():
     guide = FlowGuide(eight_schools, flow=flowlab.presets.maf(3))
     with pytest.raises(ValueError, match="10 unconstrained latent numbers"):
         guide()
+
+
+X = torch.linspace(-1, 1, 20).unsqueeze(1)
+OBSERVED = 2 * X[:, 0] + 0.3 * torch.randn(20, generator=torch.Generator().manual_seed(0))
+
+
+def by_matrix(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+    weight = pyro.sample("weight", dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("rows", len(x)):
+        return pyro.sample("y", dist.Normal(x @ weight, sigma), obs=y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_regression_by_a_matrix_product_in_either_precision(dtype):
+    x, y = X.to(dtype), OBSERVED.to(dtype)
+    guide = FlowGuide(by_matrix)
+    posterior = guide.fit(x, y, steps=50)
+    assert posterior.diagnostics(1000).verdict == "good"
+    assert posterior.flow.dtype == torch.float64
+    assert guide.posterior(x, y).diagnostics(1000).verdict == "good"
+    # Given sigma all is Gaussian: the mean follows from the draws of sigma.
+    drawn = posterior.sample((4000,), generator=torch.Generator().manual_seed(0))
+    square = x.double().square().sum()
+    exact = (x[:, 0] * y).double().sum() / (square + drawn["sigma"].square())
+    assert float(drawn["weight"].mean()) == pytest.approx(float(exact.mean()), abs=0.03)
+    assert {value.dtype for value in guide(x, y).values()} == {dtype}
+    if dtype == torch.float32:
+        assert Predictive(by_matrix, guide=guide, num_samples=4)(x)["y"].dtype == dtype
+
+
+def test_dtype_is_the_training_s_and_not_the_model_s():
+    posterior = FlowGuide(by_matrix).fit(X, OBSERVED, steps=20, dtype=torch.float32)
+    assert posterior.target.dtype == torch.float32
+
+
+def test_networks_of_torch_in_the_model():
+    class Net(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = pyro.nn.PyroModule[torch.nn.Linear](1, 1)
+            self.inner.weight = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([1, 1]).to_event(2))
+            self.outer = torch.nn.Linear(1, 1)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            mean = self.outer(self.inner(x)).squeeze(-1)
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    for dtype in (torch.float32, torch.float64):
+        posterior = FlowGuide(Net().to(dtype)).fit(X.to(dtype), OBSERVED.to(dtype), steps=20)
+        assert posterior.diagnostics(1000).verdict == "good"
+
+
+def subsampled(x: torch.Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), subsample_size=2) as i:
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x[i])
+
+
+def test_plates_that_draw_rows_are_for_svi():
+    x = torch.tensor([0.5, -1.0, 2.0, 0.3])
+    guide = FlowGuide(subsampled)
+    for call in (lambda: guide.fit(x, steps=20), lambda: guide.posterior(x)):
+        with pytest.raises(ValueError, match=r"plate 'rows' draws 2 of 4 rows anew .* leave subsample_size out"):
+            call()
+    svi = SVI(subsampled, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(torch.isfinite(torch.tensor(svi.step(x))) for _ in range(3))
+
+    def chosen(x: torch.Tensor, rows: torch.Tensor) -> None:  # always the same
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x), subsample=rows) as i:
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x[i])
+
+    posterior = FlowGuide(chosen).fit(x, torch.tensor([0, 2]), steps=20)
+    assert float(posterior.summary(4000).loc["mu", "mean"]) == pytest.approx(2 * 2.5 / 5, abs=0.03)
+
+
+def with_a_share() -> None:
+    top = pyro.sample("top", dist.Gamma(3.0, 1.0))
+    height = pyro.sample("height", dist.Uniform(0.0, top))
+    pyro.sample("y", dist.Normal(height, 0.1), obs=torch.tensor(0.5))
+
+
+def with_noise_of_its_own() -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu + torch.randn(()), 1.0), obs=torch.tensor(0.5))
+
+
+def with_a_hidden_choice() -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    kind = pyro.sample("kind", dist.Bernoulli(0.5))
+    pyro.sample("y", dist.Normal(mu + kind, 1.0), obs=torch.tensor(0.5))
+
+
+def with_a_site_at_times() -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    if mu > 0:
+        pyro.sample("nu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu, 1.0), obs=torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (with_a_share, r"support of site 'height' depends on other sites: .*sample a share"),
+        (with_noise_of_its_own, "is another one in every call with the same values"),
+        (pyro.poutine.block(with_a_hidden_choice, hide=["kind"]), "is another one in every call with the same values"),
+        (with_a_hidden_choice, "cannot handle discrete sample site 'kind'"),
+        (with_a_site_at_times, r"'nu'.* sites must be the same in every call"),
+    ],
+)
+def test_models_without_one_log_density_are_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        FlowGuide(model).fit(steps=20)
+
+
+def test_control_flow_on_values_runs_draw_by_draw_with_a_warning():
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0 if mu > 0 else 2.0), obs=torch.tensor(0.5))
+
+    guide = FlowGuide(model)
+    with pytest.warns(UserWarning, match="the model runs once for each draw"):
+        log_joint = guide.log_joint()
+    found = log_joint({"mu": torch.tensor([-1.0, 1.0], dtype=torch.float64)})
+    exact = [
+        dist.Normal(0.0, 1.0).log_prob(torch.tensor(mu)) + dist.Normal(mu, sd).log_prob(torch.tensor(0.5))
+        for mu, sd in ((-1.0, 2.0), (1.0, 1.0))
+    ]
+    assert found.tolist() == pytest.approx([float(value) for value in exact], abs=1e-6)

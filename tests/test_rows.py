@@ -86,6 +86,14 @@ def test_conditions_as_rows(model, df):
         model.conditional("x", {"cut": ["a", "b"]})
 
 
+def test_conditions_on_rare_levels_are_said(df):
+    rare = pd.concat([df] * 4, ignore_index=True).assign(fraud=lambda t: t.index < 12)
+    model = FlowDensity(**WHOLE).fit(rare)
+    assert model.n_rows_ == 1200
+    with pytest.warns(UserWarning, match="fraud = True: about .* of 1,200 training rows"):
+        model.sample(2, given={"fraud": True})
+
+
 def test_any_number_of_rows_under_improbable_conditions(model, monkeypatch):
     given = {"x": (0.5, 0.7), "y": (1.0, 1.1)}
     monkeypatch.setattr("flowlab.tables.conditions.CHUNK", 64)  # many turns

@@ -292,3 +292,174 @@ def test_parameters_have_memory_of_their_own_after_the_fit():
     flowlab.fit(flow, torch.randn(200, 2, generator=seeded(1)), epochs=1, progress=False, generator=seeded())
     assert all(p.untyped_storage().nbytes() == p.numel() * p.element_size() for p in flow.parameters())
     assert all(p.grad is None for p in flow.parameters())
+
+
+# At the door --------------------------------------------------------------------------------------------------------
+
+
+def small(context_features: int = 0) -> flowlab.Flow:
+    return flowlab.presets.nice(3, layers=1, hidden=4, context_features=context_features, generator=seeded())
+
+
+X = torch.randn(20, 3, generator=seeded())
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (X.numpy(), TypeError, "data must be a torch.Tensor, not ndarray; use torch.as_tensor"),
+        (X.tolist(), TypeError, "data must be a torch.Tensor, not list"),
+        (
+            X.long(),
+            ValueError,
+            r"data is torch.int64, this flow takes torch.float32: convert data by .to\(torch.float32\)$",
+        ),
+        (X.bfloat16(), ValueError, r"convert data by .to\(torch.float32\)$"),
+        (X > 0, ValueError, r"convert data by .to\(torch.float32\)$"),
+        (X.double(), ValueError, r"or the flow by .to\(torch.float64\)"),
+        (X[0], ValueError, r"data must have shape \(n, 3\), not \(3,\)"),
+        (X[0, 0], ValueError, r"data must have shape \(n, 3\), not \(\)"),
+        (X[:0], ValueError, "at least 1"),
+    ],
+)
+@pytest.mark.parametrize("mixture", [False, True])
+def test_rows_that_a_flow_cannot_take_are_named(data, error, message, mixture):
+    flow = flowlab.FlowMixture([small(), small()]) if mixture else small()
+    with pytest.raises(error, match=message):
+        flowlab.fit(flow, data, progress=False)
+    with pytest.raises(error, match=message.replace("data", "validation")):
+        flowlab.fit(flow, X, validation=data, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1}, "epochs must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"learning_rate": 0}, "learning_rate must be"),
+        ({"schedule": "Cosine"}, "schedule must be one of restarts, cosine"),
+        ({"weight_decay": -1}, "weight_decay must not be negative"),
+        ({"clip": 0}, "clip must be"),
+        ({"ema": 1}, "ema must be"),
+        ({"patience": 0}, "patience must be"),
+        ({"time_limit": -1}, "time_limit must not"),
+        ({"generator": 0}, "generator must be a torch.Generator"),
+        ({"objective": "nll"}, "objective must be a function"),
+        ({"sample_weight": [1.0] * 20}, "sample_weight must be a torch.Tensor"),
+        ({"validation": None}, "validation must be a share"),
+        ({"validation": (X, X, X)}, "validation must be a share"),
+        ({"validation": True}, "validation must be a share"),
+        ({"context": X}, "this flow takes none"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        flowlab.fit(small(), X, progress=False, **options)
+
+
+def test_what_is_not_a_flow_is_named():
+    for wrong in (X, flowlab.layers.Coupling(3), Gaussian(3)):
+        with pytest.raises(TypeError, match="flow must be a Flow"):
+            flowlab.fit(wrong, X, progress=False)
+    with pytest.raises(ValueError, match="NLL needs rows"):
+        flowlab.fit(small(), steps=3, progress=False)
+
+
+def test_a_flow_with_a_context_gets_one_for_every_row():
+    flow, context = small(2), X[:, :2]
+    with pytest.raises(ValueError, match=r"needs context of shape \(20, 2\)"):
+        flowlab.fit(flow, X, progress=False)
+    with pytest.raises(ValueError, match=r"needs validation context of shape \(5, 2\)"):
+        flowlab.fit(flow, X, context, validation=X[:5], progress=False)
+    with pytest.raises(ValueError, match=r"validation context must have shape \(5, 2\), not \(1, 2\)"):
+        flowlab.fit(flow, X, context, validation=(X[:5], context[:1]), progress=False)
+    with pytest.raises(ValueError, match=r"context must have shape \(20, 2\), not \(1, 2\)"):
+        flowlab.fit(flow, X, context[:1], progress=False)
+    assert flowlab.fit(flow, X, context, validation=(X[:5], context[:5]), epochs=1, progress=False).records
+
+
+def test_nothing_held_out_is_said_and_gradients_of_rows_are_left_alone():
+    with pytest.warns(UserWarning, match=r"nothing is held out: a share of 0.1 of 3 rows"):
+        flowlab.fit(small(), X[:3], epochs=1, progress=False)
+    x = X.clone().requires_grad_()
+    flowlab.fit(small(), x, epochs=1, progress=False)
+    assert x.grad is None
+    with pytest.warns(UserWarning, match="data has a gradient"):
+        flowlab.fit(small(), 2 * x, epochs=1, progress=False)
+
+
+def test_the_history_is_one_line():
+    shown = repr(flowlab.fit(small(), X, epochs=60, progress=False, generator=seeded()))
+    assert len(shown) < 200
+    assert "nats per row at step" in shown
+
+
+# Passes over the data ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (7, 6), (7, 1), (7, 7), (7, 100), (1, 4)])
+def test_every_epoch_sees_every_row_once(n, batch_size):
+    seen: list[torch.Tensor] = []
+
+    def objective(flow: flowlab.Flow, x: torch.Tensor, context: None) -> torch.Tensor:
+        if flow.training:
+            seen.append(x[:, 0])
+        return -flow.log_prob(x)
+
+    x = torch.arange(n).float().unsqueeze(1).expand(n, 3).contiguous()
+    options = {"validation": 0, "epochs": 4, "batch_size": batch_size, "progress": False, "schedule": "constant"}
+    history = flowlab.fit(small(), x, objective=objective, generator=seeded(), **options)
+    steps = math.ceil(n / batch_size)
+    assert len(seen) == 4 * steps == history.records[-1]["step"]
+    assert max(len(rows) for rows in seen) <= batch_size
+    assert (
+        max(len(rows) for rows in seen) - min(len(rows) for rows in seen) <= 1
+    )  # no batch of a few rows that counts as much
+    for epoch in range(4):
+        assert torch.equal(torch.cat(seen[epoch * steps : (epoch + 1) * steps]).sort().values, x[:, 0])
+
+
+@pytest.mark.parametrize("preset", ["nsf", "maf", "glow", "circular_nsf", "planar"])
+def test_batches_of_one_row_and_of_two_sizes_train(preset):
+    for batch_size in (1, 6):
+        flow = getattr(flowlab.presets, preset)(3, layers=1, generator=seeded())
+        options = {"validation": 0, "epochs": 1, "progress": False, "generator": seeded()}
+        history = flowlab.fit(flow, X[:7] / 3, batch_size=batch_size, **options)
+        assert math.isfinite(history.records[-1]["train"])
+
+
+# Generators ---------------------------------------------------------------------------------------------------------
+
+
+class Noisy(torch.nn.Module):
+    """A network of the user's own with a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = seeded(7)
+        self.features, self.context_features = 3, 0
+        self.flow = flowlab.presets.real_nvp(3, layers=1, hidden=4, generator=seeded())
+
+    def initialise(self, x: torch.Tensor) -> None:
+        pass
+
+    def log_prob(self, x: torch.Tensor, context: None = None) -> torch.Tensor:
+        return self.flow.log_prob(x + 0.1 * torch.randn(x.shape, generator=self.generator))
+
+
+def test_generators_of_others_stay_theirs():
+    noisy = Noisy()
+    own = noisy.generator
+    flow = flowlab.Flow(Gaussian(3), [Autoregressive(3, hidden=(4,), dropout=0.2)])
+    dropout, lent = flow.layers[0].network.drop, seeded(8)
+    dropout.generator = lent
+    before = own.get_state().clone(), lent.get_state().clone()
+    flowlab.fit(noisy, X, epochs=1, progress=False)
+    flowlab.fit(flow, X, epochs=1, progress=False)
+    assert noisy.generator is own
+    assert dropout.generator is lent
+    for generator, state in zip((own, lent), before, strict=True):
+        assert not torch.equal(generator.get_state(), state)  # it was used
+    dropout.generator = None
+    flowlab.fit(flow, X, epochs=1, progress=False)
+    assert dropout.generator is None

@@ -430,3 +430,46 @@ def test_the_example_starts_its_flow_where_its_twin_is():
     x = example.rows(0)[2][:20]
     a, b = (vae.log_prob(x, 50, generator=torch.Generator().manual_seed(0)) for vae in (diagonal, flow))
     assert torch.allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda x: x.numpy(), TypeError, "x must be a torch.Tensor, not ndarray"),
+        (
+            lambda x: x.long(),
+            ValueError,
+            r"x is torch.int64, this VAE takes torch.float32: convert x by .to\(torch.float32\)$",
+        ),
+        (lambda x: x.double(), ValueError, r"or the VAE by .to\(torch.float64\)"),
+        (lambda x: x.bfloat16(), ValueError, r"convert x by .to\(torch.float32\)$"),
+        (lambda x: x[:, :3], ValueError, r"x must have shape \(\*batch, 6\)"),
+        (lambda x: x[:0], ValueError, "at least 1"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named_before_training(make, error, message):
+    vae = VAE(nn.Linear(6, 4), nn.Linear(2, 6), 2)
+    with pytest.raises(error, match=message):
+        vae.fit(make(torch.zeros(20, 6)), progress=False)
+
+
+def test_a_second_fit_warms_up_again_and_one_number_is_a_shape():
+    vae, x = VAE(nn.Linear(6, 4), nn.Linear(2, 6), 2), torch.zeros(20, 6)
+    objective = vae.objective(kl_warmup=100)
+    flowlab.fit(vae, x, objective=objective, epochs=2, progress=False)
+    assert (objective.taken, objective.generator) == (0, None)
+    assert vae.encode(x, 5).shape == (5, 20, 2)
+    assert vae.sample(5).shape == (5, 6)
+    for options in ({"draws": 0}, {"kl_warmup": -1}, {"free_bits": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
+            vae.objective(**options)
+    with pytest.raises(ValueError, match=r"z must be a tensor of shape \(\*batch, 2\), not \(3, 5\)"):
+        vae.decode(torch.zeros(3, 5))
+
+
+def test_a_last_batch_of_one_row_does_not_come_to_batch_normalisation():
+    encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    history = VAE(encoder, nn.Linear(2, 6), 2).fit(
+        torch.zeros(21, 6), validation=0, batch_size=20, epochs=2, progress=False
+    )
+    assert history.records[-1]["step"] == 4

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from flowlab.arguments import whole, widths
 from flowlab.kernels import columns, permute, transforming
 from flowlab.layers.conditioned import by_parameter, conditioned, conditioner_inputs, initial_parameters, scalar_support
 from flowlab.layers.incremental import Implicit, Map, Sweep
 from flowlab.layers.layer import Layer
+from flowlab.layers.linear import ordering
 from flowlab.layers.scalar import Affine, ScalarMap
 from flowlab.networks import MaskedMLP, start_at
 
@@ -54,7 +56,7 @@ class Autoregressive(Layer):
         fast: Literal["density", "sampling"] = "density",
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         residual: bool = False,
         activation: str = "relu",
         dropout: float = 0.0,
@@ -63,12 +65,11 @@ class Autoregressive(Layer):
         super().__init__()
         if fast not in ("density", "sampling"):
             raise ValueError(f'fast must be "density" or "sampling", not {fast!r}')
+        features, context_features = whole("features", features), whole("context_features", context_features, 0)
         self.features, self.context_features, self.fast = features, context_features, fast
         self.scalar: ScalarMap = Affine() if scalar is None else scalar
-        self.hidden, self.residual, self.activation, self.dropout = tuple(hidden), residual, activation, dropout
-        order = list(range(features)) if order is None else [int(i) for i in order]
-        if sorted(order) != list(range(features)):
-            raise ValueError(f"order must be a permutation of 0 … {features - 1}, not {order}")
+        self.hidden, self.residual, self.activation, self.dropout = widths(hidden), residual, activation, dropout
+        order = list(range(features)) if order is None else ordering("order", order, features)
         self.register_buffer("order", torch.tensor(order, dtype=torch.long))
         self.register_buffer("rank", torch.tensor(order, dtype=torch.long).argsort())
         self.permutes = order != sorted(order)
@@ -76,7 +77,7 @@ class Autoregressive(Layer):
         self.network = MaskedMLP(
             features,
             self.scalar.count,
-            hidden,
+            self.hidden,
             context_features=context_features,
             inputs_per_feature=2 if self.scalar.periodic else 1,
             residual=residual,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from flowlab.arguments import whole, widths
 from flowlab.kernels import columns
 from flowlab.layers.conditioned import Places, conditioned, initial_parameters, scalar_support
 from flowlab.layers.layer import Layer
@@ -48,19 +49,20 @@ class Coupling(Layer):
         mask: Sequence[bool] | None = None,
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         residual: bool = False,
         activation: str = "relu",
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        features, context_features = whole("features", features), whole("context_features", context_features, 0)
         mask = alternating_mask(features) if mask is None else [bool(m) for m in mask]
         if len(mask) != features or not any(mask):
             raise ValueError(f"mask must have {features} entries, at least one of them True, not {mask}")
         self.features, self.context_features = features, context_features
         self.scalar: ScalarMap = Affine() if scalar is None else scalar
-        self.hidden, self.residual, self.activation, self.dropout = tuple(hidden), residual, activation, dropout
+        self.hidden, self.residual, self.activation, self.dropout = widths(hidden), residual, activation, dropout
         kept = [i for i in range(features) if not mask[i]]
         changed = [i for i in range(features) if mask[i]]
         self.register_buffer("mask", torch.tensor(mask))
@@ -72,7 +74,7 @@ class Coupling(Layer):
         self.network = MLP(
             len(kept) * (2 if self.scalar.periodic else 1) + context_features,
             len(changed) * self.scalar.count,
-            hidden,
+            self.hidden,
             residual=residual,
             activation=activation,
             dropout=dropout,

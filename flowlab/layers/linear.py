@@ -1,13 +1,15 @@
 """Linear layers: permutations, triangular and orthogonal maps, elementwise scaling, and whitening fitted to data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowlab.arguments import is_whole, real, whole, widths
 from flowlab.layers.layer import Layer, flat, zero_log_det
 from flowlab.layers.scalar.affine import Affine
 from flowlab.networks import ContextParameters
@@ -31,11 +33,10 @@ class Permutation(Layer):
         self, features: int, permutation: Sequence[int] | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.features = features
+        self.features = features = whole("features", features)
         if permutation is None:
             permutation = torch.randperm(features, generator=generator, device="cpu").tolist()
-        if sorted(permutation) != list(range(features)):
-            raise ValueError(f"permutation must be one of 0 … {features - 1}, not {list(permutation)}")
+        permutation = ordering("permutation", permutation, features)
         self.register_buffer("permutation", torch.tensor(permutation))
         self.register_buffer("back", torch.tensor(permutation).argsort())
 
@@ -47,6 +48,14 @@ class Permutation(Layer):
 
     def support(self, noise: constraints.Constraint) -> constraints.Constraint:
         return noise
+
+
+def ordering(name: str, value: Any, features: int) -> list[int]:
+    """A permutation of 0 … features − 1, as a list."""
+    numbers = value.tolist() if isinstance(value, Tensor) else value
+    if not isinstance(numbers, Iterable) or not all(map(is_whole, numbers)) or sorted(numbers) != list(range(features)):
+        raise ValueError(f"{name} must be a permutation of 0 … {features - 1}, not {value!r}")
+    return [int(i) for i in numbers]
 
 
 class LULinear(Layer):
@@ -61,7 +70,7 @@ class LULinear(Layer):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.features = features
+        self.features = features = whole("features", features)
         self.lower = nn.Parameter(torch.zeros(features, features))  # the strict lower triangle counts
         self.upper = nn.Parameter(torch.zeros(features, features))  # the strict upper triangle counts
         self.diagonal = nn.Parameter(torch.full((features,), SOFTPLUS_ONE))
@@ -105,9 +114,9 @@ class Householder(Layer):
         self, features: int, reflections: int | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.features = features
-        self.reflections = features + features % 2 if reflections is None else reflections
-        if self.reflections % 2 or self.reflections < 2:
+        self.features = features = whole("features", features)
+        self.reflections = features + features % 2 if reflections is None else whole("reflections", reflections, 2)
+        if self.reflections % 2:
             raise ValueError(f"reflections must be a positive even number, not {reflections}")
         pairs = torch.empty(self.reflections // 2, features).normal_(generator=generator)
         self.vectors = nn.Parameter(pairs.repeat_interleave(2, 0))
@@ -150,14 +159,18 @@ class ElementwiseAffine(Layer):
         features: int,
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         bound: float = 30.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.features, self.context_features = features, context_features
-        self.hidden, self.bound = tuple(hidden), bound
-        self.parameters_ = ContextParameters(torch.zeros(2 * features), context_features, hidden, generator)
+        self.features, self.context_features = (
+            whole("features", features),
+            whole("context_features", context_features, 0),
+        )
+        self.hidden, self.bound = widths(hidden), real("bound", bound, 0)
+        start = torch.zeros(2 * self.features)
+        self.parameters_ = ContextParameters(start, self.context_features, self.hidden, generator)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_scale = Affine(self.bound).forward(z, self._params(context))
@@ -221,10 +234,10 @@ class Whitening(Layer):
 
     def __init__(self, features: int, *, floor: float = 1e-9) -> None:
         super().__init__()
-        self.features, self.floor = features, floor
+        self.features, self.floor = whole("features", features), real("floor", floor, 0, 1)
         self.register_buffer("initialised", torch.tensor(False))
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale_tril", torch.eye(features))
+        self.register_buffer("mean", torch.zeros(self.features))
+        self.register_buffer("scale_tril", torch.eye(self.features))
 
     def initialise(self, x: Tensor) -> None:
         # In double precision: a covariance in single precision loses half of its seven digits.

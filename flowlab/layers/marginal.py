@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowlab.arguments import is_whole, whole
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.linear import mean_and_scale
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf, log_cdf_and_hazard
@@ -54,11 +55,14 @@ class Marginal(Layer):
 
     def __init__(self, features: int, *, bins: int | Sequence[int] = 64) -> None:
         super().__init__()
-        self.features, self.bins = features, bins if isinstance(bins, int) else list(bins)
+        self.features = features = whole("features", features)
+        each = [bins] * features if is_whole(bins) else bins
+        if isinstance(each, str) or not isinstance(each, Sequence) or len(each) != features:
+            raise ValueError(f"bins must be one number, or one for each of {features} features, not {bins!r}")
+        each = [whole("bins", number) for number in each]
+        self.bins = each[0] if is_whole(bins) else each
         self.chosen: list[int] = []
-        most = self.most = bins if isinstance(bins, int) else max(bins)
-        if not isinstance(bins, int) and len(bins) != features:
-            raise ValueError(f"bins must be one number, or one for each of {features} features, not {len(bins)}")
+        most = self.most = max(each)
         grid = torch.linspace(-3, 3, most + 1)[:, None].expand(-1, features).contiguous()
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("knots_x", grid.clone())

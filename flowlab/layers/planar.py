@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowlab.arguments import whole, widths
 from flowlab.kernels import differentiable_backward, plain_backward, transforming
 from flowlab.layers.layer import Fast, Layer, flat, zero_log_det
 from flowlab.layers.linear import SOFTPLUS_ONE, reflect
@@ -45,12 +46,13 @@ class _Residual(Layer):
         features: int,
         initial: Tensor,
         context_features: int,
-        hidden: Sequence[int],
+        hidden: int | Sequence[int],
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
-        self.features, self.context_features, self.hidden = features, context_features, tuple(hidden)
-        self.parameters_ = ContextParameters(initial, context_features, hidden, generator)
+        self.features, self.hidden = features, widths(hidden)
+        self.context_features = whole("context_features", context_features, 0)
+        self.parameters_ = ContextParameters(initial, self.context_features, self.hidden, generator)
 
 
 class Planar(_Residual):
@@ -79,11 +81,10 @@ class Planar(_Residual):
         steps: int = 1,
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         generator: torch.Generator | None = None,
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
+        features, steps = whole("features", features), whole("steps", steps)
         w = torch.empty(steps * features).normal_(generator=generator)
         initial = torch.cat([torch.zeros_like(w), w, torch.zeros(steps)])
         super().__init__(features, initial, context_features, hidden, generator)
@@ -211,9 +212,10 @@ class Radial(_Residual):
         features: int,
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         generator: torch.Generator | None = None,
     ) -> None:
+        features = whole("features", features)
         centre = torch.empty(features).normal_(generator=generator)
         initial = torch.cat([centre, torch.tensor([SOFTPLUS_ONE, 0.0])])
         super().__init__(features, initial, context_features, hidden, generator)
@@ -271,11 +273,12 @@ class Sylvester(_Residual):
         directions: int | None = None,
         *,
         context_features: int = 0,
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         generator: torch.Generator | None = None,
     ) -> None:
-        m = min(features, 8) if directions is None else directions
-        if not 1 <= m <= features:
+        features = whole("features", features)
+        m = min(features, 8) if directions is None else whole("directions", directions)
+        if m > features:
             raise ValueError(f"directions must be between 1 and features = {features}, not {directions}")
         reflections = torch.empty(m, features).normal_(generator=generator)
         inner = torch.eye(m) + 0.1 * torch.empty(m, m).normal_(generator=generator)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowlab.arguments import whole
 from flowlab.bases import Base, Gaussian
 from flowlab.divergence import Estimate
 from flowlab.flow import Flow
@@ -93,19 +94,19 @@ class AmortizedPosterior(nn.Module):
     # ---- as a flow ------------------------------------------------------------------------------------------------
 
     def rsample_and_log_prob(
-        self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None
+        self, shape: int | Sequence[int], context: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Value, Tensor]:
         """Draws and their log-densities (*shape, *context_batch) in nats, in one pass, both differentiable."""
         z, log_q = self.flow.rsample_and_log_prob(shape, self.encode(context), generator)
         value, log_det = self.space.constrain(z)
         return value, log_q - log_det
 
-    def rsample(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
+    def rsample(self, shape: int | Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
         """Draws, differentiable in flow and encoder: (*shape, *context_batch, features), or a dict of (*shape, *context_batch, *own shape)."""
         return self.space.constrain(self.flow.rsample(shape, self.encode(context), generator))[0]
 
     @torch.no_grad()
-    def sample(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
+    def sample(self, shape: int | Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
         """Draws without a gradient."""
         return self.rsample(shape, context, generator)
 
@@ -121,21 +122,23 @@ class AmortizedPosterior(nn.Module):
 
         Raises:
             TypeError: `context` is not a tensor.
-            ValueError: The encoder does not return what the flow needs.
+            ValueError: The encoder does not take the context, or does not return what the flow needs.
         """
         if not isinstance(context, Tensor):
             raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+        if context.ndim == 0:
+            raise ValueError("context must have shape (*batch, width), not ()")
         context = context.to(self.flow.dtype)
         if self.encoder is None:
             return context
-        encoded = self.encoder(context.reshape(-1, context.shape[-1]) if context.numel() else context.flatten(0, -2))
+        encoded = _encoded(self.encoder, context.reshape(context.shape[:-1].numel(), context.shape[-1]))
         if encoded.ndim != 2 or encoded.shape[1] != self.flow.context_features:
             raise ValueError(
                 f"encoder must return (n, {self.flow.context_features}), the flow's context, not {tuple(encoded.shape)}"
             )
         return encoded.view(*context.shape[:-1], self.flow.context_features)
 
-    def forward(self, shape: Sequence[int], context: Tensor) -> Value:
+    def forward(self, shape: int | Sequence[int], context: Tensor) -> Value:
         """The same as `rsample`."""
         return self.rsample(shape, context)
 
@@ -191,14 +194,19 @@ class AmortizedPosterior(nn.Module):
         Returns:
             The history; its losses are negative bounds in nats, the mean over contexts.
         """
-        context = context.to(self.flow.dtype)
+        steps, draws = whole("steps", steps), whole("draws", draws)
+        if not isinstance(context, Tensor):
+            raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+        if context.ndim != 2 or not len(context):
+            raise ValueError(f"context must have shape (n, width), not {tuple(context.shape)}")
+        context = context.detach().to(self.flow.dtype)
         if not isinstance(log_prob, ContextTarget):
             self.attach(log_prob, self.flow.dtype)
         else:
             self.target = log_prob
         assert self.target is not None
-        together = min(options.pop("batch_size", TOGETHER), len(context))
-        per_epoch = max(round(0.9 * len(context)) // together, 1)
+        together = min(whole("batch_size", options.pop("batch_size", TOGETHER)), len(context))
+        per_epoch = max(math.ceil(round(0.9 * len(context)) / together), 1)
         chosen: dict[str, Any] = {
             "schedule": "cosine",
             "patience": steps,
@@ -255,8 +263,16 @@ class _Encoded(nn.Module):
     def log_prob(self, z: Tensor, context: Tensor) -> Tensor:
         return self.posterior.flow.log_prob(z, self.posterior.encode(context))
 
-    def rsample(self, shape: Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, shape: int | Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.posterior.flow.rsample(shape, self.posterior.encode(context), generator)
+
+
+def _encoded(encoder: nn.Module, rows: Tensor) -> Tensor:
+    """What an encoder makes of contexts (n, width)."""
+    try:
+        return encoder(rows)
+    except RuntimeError as error:
+        raise ValueError(f"encoder does not take contexts of shape {tuple(rows.shape)}: {error}") from error
 
 
 def fit_amortized(
@@ -281,7 +297,7 @@ def fit_amortized(
         raise ValueError(
             f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
         )
-    context = context.to(dtype)
+    context = context.detach().to(dtype)
     if not bool(torch.isfinite(context).all()):
         row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
         raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
@@ -293,7 +309,7 @@ def fit_amortized(
 
     encoder = Standardise(context) if encoder is None else encoder.to(dtype)
     with torch.no_grad():
-        width = encoder(some[:2]).shape[-1]
+        width = _encoded(encoder, some[:2]).shape[-1]
     if flow is not None and (flow.features, flow.context_features) != (space.features, width):
         raise ValueError(
             f"flow must have {space.features} features and context_features={width}, as the encoder returns, not "
@@ -319,12 +335,13 @@ def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator)
         PosteriorError: None of them was found.
     """
     found = []
+    failure = "the search ended nowhere"
     for context in contexts:
         one = target.at(context)
         try:
             found += pathfinder.find(one, pathfinder.finite_starts(one, STARTS, SPREAD, generator), generator)[:1]
         except PosteriorError as error:
-            failure = error
+            failure = str(error)
         target.evaluations += one.evaluations
     if not found:
         raise PosteriorError(f"no posterior was found for any of {len(contexts)} contexts; of the last: {failure}")

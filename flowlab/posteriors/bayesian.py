@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
+from flowlab.arguments import floating, real, whole
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
+from flowlab.objectives import Drawing
+from flowlab.posteriors.target import about_dtype
 from flowlab.posteriors.weights import (
     NOISE,
     Posterior,
@@ -107,10 +111,14 @@ class BayesianModule(nn.Module):
             raise ValueError(f'posterior must be "flow", "full", "mean-field" or a function, not {posterior!r}')
         if not callable(likelihood) and likelihood not in ("gaussian", "categorical"):
             raise ValueError(f'likelihood must be "gaussian", "categorical" or a function, not {likelihood!r}')
-        if noise not in ("learnt", "posterior") and (isinstance(noise, str) or not noise > 0):
+        if isinstance(noise, str) and noise not in ("learnt", "posterior"):
             raise ValueError(f'noise must be a positive number, "learnt" or "posterior", not {noise!r}')
-        if not (start_scale > 0 and start_noise > 0):
-            raise ValueError(f"start_scale and start_noise must be positive, not {start_scale} and {start_noise}")
+        if not isinstance(noise, str):
+            noise = real("noise", noise, 0)
+        start_scale, start_noise = real("start_scale", start_scale, 0), real("start_noise", start_noise, 0)
+        rank = None if rank is None else whole("rank", rank)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
         weights = weights_of(module)
         if likelihood == "gaussian" and noise == "posterior":
             weights[NOISE] = next(iter(weights.values())).new_tensor(math.log(start_noise))
@@ -194,8 +202,8 @@ class BayesianModule(nn.Module):
     def outputs(self, w: Tensor, x: Tensor, chunk_size: int | None = None) -> Tensor:
         """The network's outputs (draws, *batch, …) for inputs x (*batch, …) under each of the weights w (draws, features)."""
         dtype = self.prior_scale.dtype
-        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != dtype:
-            raise ValueError(f"x is {x.dtype}, the weights are {dtype}: convert x, or the module by .to({x.dtype})")
+        if not isinstance(x, Tensor) or x.is_floating_point():  # whole numbers are what embeddings take
+            floating("x", x, dtype, "module")
         weights = self.unflatten(w)
         weights.pop(NOISE, None)
         constants = {name: getattr(self, buffer) for name, buffer in self._constants.items()}
@@ -205,7 +213,13 @@ class BayesianModule(nn.Module):
             tensors |= {alias: tensors[name] for alias, name in self._aliases.items()}
             return functional_call(self._skeleton[0], tensors, (x,), tie_weights=False)
 
-        return vmap(one, chunk_size=chunk_size)(weights)
+        try:
+            return vmap(one, chunk_size=chunk_size)(weights)
+        except RuntimeError as error:
+            if about_dtype(error):
+                floating("x", x, dtype, "module")
+            error.add_note(f"flowlab had called the network with x of shape {tuple(x.shape)}")
+            raise
 
     def log_likelihood(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Log-likelihood (draws, n) in nats of rows y (n, …), given inputs x (n, …), under each of the weights w (draws, features)."""
@@ -324,8 +338,8 @@ class BayesianModule(nn.Module):
         self, x: Tensor, y: Tensor, rows: int | None, draws: int, path: bool, generator: torch.Generator | None
     ) -> Tensor:
         """The bound by each draw (draws,)."""
-        if len(x) != len(y) or len(x) == 0:
-            raise ValueError(f"x and y must have the same number of rows, at least one, not {len(x)} and {len(y)}")
+        _check_pair(x, y)
+        draws = whole("draws", draws)
         rows = len(x) if rows is None else rows
         if rows < len(x):
             raise ValueError(f"rows is the number of all rows, at least the {len(x)} that were given, not {rows}")
@@ -344,6 +358,8 @@ class BayesianModule(nn.Module):
 
     def _log_likelihood(self, w: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         expected = outputs.shape[1:-1] if self.likelihood == "categorical" else outputs.shape[1:]
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y must be a torch.Tensor, not {type(y).__name__}; use torch.as_tensor")
         if callable(self.likelihood):
             value, expected = self.likelihood(outputs, y), outputs.shape[:2]
             if value.shape != expected:
@@ -354,8 +370,10 @@ class BayesianModule(nn.Module):
                 f"y must have shape {tuple(expected)} for outputs {tuple(outputs.shape[1:])}, not {tuple(y.shape)}"
             )
         if self.likelihood == "categorical":
+            if y.is_floating_point() or y.is_complex():
+                raise ValueError(f"y is {y.dtype}: classes are whole numbers, convert y by .long()")
             logits = outputs.movedim(-1, 1)
-            value = -F.cross_entropy(logits, y.expand(len(outputs), *y.shape), reduction="none")
+            value = -F.cross_entropy(logits, y.long().expand(len(outputs), *y.shape), reduction="none")
         else:
             log_sd = self._log_noise(w, outputs)
             value = -((y - outputs) * (-log_sd).exp()).square() / 2 - log_sd - LOG_SQRT_2PI
@@ -365,12 +383,32 @@ class BayesianModule(nn.Module):
         return f"{type(self._skeleton[0]).__name__}, {self.features} weights, {self.likelihood}, noise={self.noise}"
 
 
-class NegativeELBO:
-    """An objective for `flowlab.fit`: each draw's negative bound per row, from a mini-batch drawn with replacement."""
+@dataclass(eq=False)
+class NegativeELBO(Drawing):
+    """An objective for `flowlab.fit`: each draw's negative bound per row, from a mini-batch drawn with replacement.
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int, draws: int) -> None:
-        self.x, self.y, self.batch_size, self.draws = x, y, batch_size, draws
-        self.generator: torch.Generator | None = None
+    Attributes:
+        x: Inputs (n, …), all of them.
+        y: Targets (n, …).
+        batch_size: Rows in each call.
+        draws: Draws of the weights in each.
+        generator: Source of both; that of the fit when None.
+    """
+
+    x: Tensor
+    y: Tensor
+    batch_size: int
+    draws: int
+    generator: torch.Generator | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_pair(self.x, self.y)
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not bool(torch.isfinite(value).all()):
+                first = (~torch.isfinite(value)).nonzero()[0].tolist()
+                raise ValueError(f"{name} holds a value that is not finite in row {first[0]}")
+        self.x, self.y = self.x.detach(), self.y.detach()
+        self.batch_size, self.draws = whole("batch_size", self.batch_size), whole("draws", self.draws)
 
     def __call__(self, bnn: BayesianModule, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         rows = len(self.x)
@@ -379,3 +417,13 @@ class NegativeELBO:
             which = torch.randint(rows, (self.batch_size,), generator=self.generator, device=x.device)
             x, y = x[which], y[which]
         return -bnn._bounds(x, y, rows, self.draws, True, self.generator) / rows
+
+
+def _check_pair(x: Any, y: Any) -> None:
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}; use torch.as_tensor")
+        if not value.ndim:
+            raise ValueError(f"{name} must have shape (n, …), not ()")
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"x and y must have the same number of rows, at least one, not {len(x)} and {len(y)}")

@@ -11,7 +11,7 @@ from flowlab.flow import CHUNK
 from flowlab.layers import Layer
 from flowlab.layers.linear import mean_and_scale
 from flowlab.posteriors.space import Space, Value
-from flowlab.posteriors.target import Target
+from flowlab.posteriors.target import Target, at, piecewise
 
 
 class ContextTarget:
@@ -68,9 +68,17 @@ class ContextTarget:
 
         def rows(value: Value) -> Tensor:
             """Rows in the order of (draws, n)."""
-            if isinstance(value, Tensor):
-                return self.function(value.unflatten(0, (-1, n)), context).flatten()
-            return self.function({name: x.unflatten(0, (-1, n)) for name, x in value.items()}, context).flatten()
+            pairs = (
+                value.unflatten(0, (-1, n))
+                if isinstance(value, Tensor)
+                else {name: x.unflatten(0, (-1, n)) for name, x in value.items()}
+            )
+            some = pairs if isinstance(pairs, Tensor) else next(iter(pairs.values()))
+
+            def function(place: tuple[slice, ...]) -> Tensor:
+                return self.function(at(pairs, place), context[place[1]])
+
+            return piecewise(function, some.shape[:2], some).flatten()
 
         return Target(rows, self.space, self.dtype)
 

@@ -4,13 +4,13 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, constraints
 
+from flowlab.arguments import is_whole
 from flowlab.posteriors.matrices import bijector
 
 # A point in the user's space: a tensor (*batch, features), or named tensors (*batch, *shape).
@@ -66,9 +66,9 @@ class Space:
             raise ValueError("give features=… for an unconstrained space, or supports={name: (shape, constraint)}")
         self.blocks: list[Block] | None = None
         if supports is None:
-            if isinstance(features, bool) or not isinstance(features, Integral) or features < 1:
+            if not is_whole(features) or features < 1:  # type: ignore[operator]
                 raise ValueError(f"features must be a positive whole number, not {features!r}")
-            self.features: int = int(features)
+            self.features: int = int(features)  # type: ignore[arg-type]
             self.labels: list[str] = [f"z[{i}]" for i in range(self.features)]
             return
         if not isinstance(supports, Mapping):
@@ -91,7 +91,7 @@ class Space:
             return z, z.new_zeros(z.shape[:-1])
         value, log_det = {}, z.new_zeros(z.shape[:-1])
         for block in self.blocks:
-            free = z[..., block.place].reshape(*z.shape[:-1], *block.free_shape)
+            free = z[..., block.place].reshape((*z.shape[:-1], *block.free_shape))
             value[block.name] = block.transform(free)
             log_det = log_det + _summed(block.transform.log_abs_det_jacobian(free, value[block.name]), z.ndim - 1)
         return value, log_det
@@ -111,9 +111,11 @@ class Space:
         names = [block.name for block in self.blocks]
         if not isinstance(value, dict) or set(value) != set(names):
             raise ValueError(f"expected a dict with the tensors {', '.join(names)}, not {_described(value)}")
-        pieces, log_det = [], torch.zeros(())
+        pieces, log_dets = [], []
         for block in self.blocks:
             x = value[block.name]
+            if not isinstance(x, Tensor):
+                raise ValueError(f"{block.name} must be a torch.Tensor, not {type(x).__name__}; use torch.as_tensor")
             batch = x.shape[: x.ndim - len(block.shape)]
             if x.shape != (*batch, *block.shape):
                 raise ValueError(
@@ -121,11 +123,14 @@ class Space:
                 )
             inside = block.constraint.check(x).reshape(*batch, -1).all(-1)
             free = block.transform.inv(x)
-            log_det = log_det + _summed(block.transform.log_abs_det_jacobian(free, x), len(batch))
+            log_dets.append(_summed(block.transform.log_abs_det_jacobian(free, x), len(batch)))
             pieces.append(torch.where(inside.unsqueeze(-1), free.reshape(*batch, -1), math.nan))
-        return torch.cat(
-            torch.broadcast_tensors(*pieces) if len({p.shape for p in pieces}) == 1 else pieces, -1
-        ), log_det
+        try:
+            batch = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+        except RuntimeError as error:
+            raise ValueError(f"the batches of the parameters do not broadcast: {_described(value)}") from error
+        z = torch.cat([piece.expand(*batch, -1) for piece in pieces], -1)
+        return z, torch.stack([log_det.to(z.dtype).expand(batch) for log_det in log_dets]).sum(0)
 
     def columns(self, value: Value) -> Tensor:
         """A value as one row of numbers for each draw (*batch, len(labels))."""
@@ -181,7 +186,13 @@ def _summed(log_det: Tensor, batch_dims: int) -> Tensor:
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return f"a dict with {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+    if not isinstance(value, dict):
+        return type(value).__name__
+    return "a dict with " + ", ".join(f"{name} {_shape(x)}" for name, x in value.items())
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 # Constraints that files can name: those of torch.distributions that have a bijector, with their numbers.

@@ -1,14 +1,13 @@
 """`Target`: somebody's log-density, evaluated with care."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.distributions import Distribution
 
 from flowlab.flow import CHUNK
 from flowlab.posteriors.space import Space, Value
@@ -20,22 +19,57 @@ class PosteriorError(ArithmeticError):
     """A posterior could not be fitted, or what was asked of it cannot be trusted; the message says why, and what to do."""
 
 
-@contextmanager
-def unvalidated() -> Iterator[None]:
-    """Inside the block torch's distributions take what they are given: a scale that has become zero gives NaN, not an error."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
+def piecewise(function: Callable[[tuple[slice, ...]], Tensor], shape: Sequence[int], like: Tensor) -> Tensor:
+    """A function of a batch of this shape, some of whose points torch may refuse: their values are −inf.
+
+    A distribution refuses an argument, say a scale that has become zero, or a factorisation a matrix. The points are
+    found by halving the batch.
+
+    torch could be told not to look at arguments, but only for all threads at once.
+
+    Args:
+        function: From slices of the batch's axes to its values there.
+        shape: The batch's shape.
+        like: A tensor of the values' type and device.
+    """
+
+    def block(place: tuple[slice, ...]) -> Tensor:
+        try:
+            return function(place)
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            if not _refused(error):
+                raise
+        lengths = [part.stop - part.start for part in place]
+        if math.prod(lengths) == 1:
+            return like.new_full(lengths, -math.inf)
+        axis = lengths.index(max(lengths))
+        part = place[axis]
+        middle = (part.start + part.stop) // 2
+        halves = slice(part.start, middle), slice(middle, part.stop)
+        return torch.cat([block((*place[:axis], half, *place[axis + 1 :])) for half in halves], axis)
+
+    return block(tuple(slice(0, length) for length in shape))
+
+
+def about_dtype(error: Exception) -> bool:
+    """Whether torch complains about floating-point types that do not go together."""
+    return any(words in str(error) for words in ("dtype", "same type", "scalar type"))
+
+
+def _refused(error: Exception) -> bool:
+    """Whether it is torch that refused an argument, and not the user's own code."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, torch.linalg.LinAlgError) or str(frame.f_globals.get("__name__")).startswith(
+        "torch.distributions"
+    )
 
 
 class Target:
     """The unnormalised log-posterior as a function of the unconstrained vector, with the log-determinant of getting to the user's space.
 
-    A value or a gradient that is not finite counts as log-density −inf with gradient zero. torch's distributions are not validated
-    meanwhile, since optimisers look at extreme points; `check` comes first, and there they are.
+    A value or a gradient that is not finite counts as log-density −inf with gradient zero, and so does a point at
+    which one of torch's distributions refuses an argument or a matrix has no Cholesky factor: optimisers look at
+    extreme points. `check` comes first, and there these are errors.
 
     Args:
         log_prob: The user's function: a batch (n, features), or a dict of named batches (n, *shape), to (n,) nats.
@@ -68,9 +102,12 @@ class Target:
 
     def shown(self, z: Tensor) -> str:
         """What the user's function says at z (n, features), for messages."""
-        with torch.no_grad(), unvalidated():
+        with torch.no_grad():
             value, _ = self.space.constrain(z.to(self.dtype))
-            found = self.function(value)
+            try:
+                found = self._ask(value)
+            except (ValueError, torch.linalg.LinAlgError) as error:
+                return f"at {value} it fails: {str(error).strip().splitlines()[0]}"
             gradient = "" if not bool(torch.isfinite(found).all()) else ", without a finite gradient"
             return f"at {value} it is {found.tolist()}{gradient}"
 
@@ -108,27 +145,32 @@ class Target:
         try:
             return self.function(value)
         except RuntimeError as error:
-            if any(words in str(error) for words in ("dtype", "same type", "scalar type")):
+            if about_dtype(error):
                 raise ValueError(
                     f"log_prob failed on arguments of {self.dtype}: {error}. Convert the model's tensors to {self.dtype}, or pass dtype=…"
                 ) from error
             raise
 
+    def _asked(self, value: Value, n: int, like: Tensor) -> Tensor:
+        """The user's log-density (n,) of n points; −inf where torch refuses."""
+        return piecewise(lambda place: self._ask(at(value, place)), (n,), like)
+
     def _values(self, z: Tensor) -> Tensor:
-        with torch.no_grad(), unvalidated():
+        with torch.no_grad():
             value, log_det = self.space.constrain(z.to(self.dtype))
-            found = self._ask(value).to(self.dtype) + log_det
+            found = self._asked(value, len(z), log_det).to(self.dtype) + log_det
             self.evaluations += len(z)
             return torch.where(torch.isfinite(found), found, -math.inf).to(z.dtype)
 
     def _value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), unvalidated():
+        with torch.enable_grad():
             free = z.detach().to(self.dtype).requires_grad_()
             value, log_det = self.space.constrain(free)
-            found = self._ask(value).to(self.dtype) + log_det
+            found = self._asked(value, len(z), log_det).to(self.dtype) + log_det
             # Only finite values are asked for their gradient: the others' would be NaN, also for what they share with their neighbours.
             finite = torch.isfinite(found)
-            (gradient,) = torch.autograd.grad(torch.where(finite, found, 0).sum(), free)
+            total = torch.where(finite, found, 0).sum() + 0 * free.sum()
+            (gradient,) = torch.autograd.grad(total, free)
         self.evaluations += len(z)
         finite = finite & torch.isfinite(gradient).all(-1)
         found = torch.where(finite, found.detach(), -math.inf)
@@ -138,6 +180,11 @@ class Target:
         if isinstance(value, Tensor):
             return f"shape {tuple(value.shape)}"
         return ", ".join(f"{name} {tuple(x.shape)}" for name, x in value.items())
+
+
+def at(value: Value, place: tuple[slice, ...]) -> Value:
+    """Some of the points of a batch."""
+    return value[place] if isinstance(value, Tensor) else {name: x[place] for name, x in value.items()}
 
 
 class _Evaluate(Function):

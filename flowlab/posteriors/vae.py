@@ -3,14 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from flowlab.arguments import floating, is_whole, real, sizes, whole
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow, dtype_of
 from flowlab.mixture import FlowMixture
+from flowlab.objectives import Drawing
 from flowlab.posteriors.likelihoods import Bernoulli, Categorical, Likelihood, Normal
 from flowlab.training import History, fit
 
@@ -80,8 +82,8 @@ class VAE(nn.Module):
         for name, module in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, not {type(module).__name__}")
-        if isinstance(flow, int) and flow >= 1:
-            flow = Flow(Gaussian(flow), [])
+        if is_whole(flow) and flow >= 1:  # type: ignore[operator]
+            flow = Flow(Gaussian(flow), [])  # type: ignore[arg-type]
         if not isinstance(flow, Flow):
             raise TypeError(f"flow must be a Flow, or the number of latent features for none, not {flow!r}")
         if flow.fast not in ("both", "sampling"):
@@ -120,8 +122,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: x does not fit, or the encoder or decoder returns the wrong width.
         """
-        if draws < 1:
-            raise ValueError(f"draws must be a positive whole number, not {draws}")
+        draws = whole("draws", draws)
         log_likelihood, log_ratio = self._terms(self._check(x), draws, generator)
         kl = log_ratio.mean(0)
         if free_bits:
@@ -155,7 +156,7 @@ class VAE(nn.Module):
 
         Where errors are much above 0.1, take more draws: the bound is then loose as well.
         """
-        if not isinstance(k, int) or k < 1:
+        if not is_whole(k) or k < 1:
             raise ValueError(
                 f"k must be a positive whole number of draws, not {k!r}; flowlab.fit needs objective=vae.objective()"
             )
@@ -180,17 +181,17 @@ class VAE(nn.Module):
     # ---- latent space and back ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, x: Tensor, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, x: Tensor, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draws of z (*shape, *batch, latent) from the posteriors of rows x (*batch, features), without a gradient."""
         return self.rsample_and_log_prob(x, shape, generator)[0]
 
     def rsample_and_log_prob(
-        self, x: Tensor, shape: Sequence[int] = (), generator: torch.Generator | None = None
+        self, x: Tensor, shape: int | Sequence[int] = (), generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws of z (*shape, *batch, latent) given rows x (*batch, features), and their log q(z | x) (*shape, *batch), nats, both differentiable."""
         mean, log_sd, context = self._encoded(self._check(x))
         batch = () if context is not None else mean.shape[:-1]
-        u, log_q = self.flow.rsample_and_log_prob((*shape, *batch), context, generator)
+        u, log_q = self.flow.rsample_and_log_prob((*sizes(shape), *batch), context, generator)
         return mean + log_sd.exp() * u, log_q - log_sd.sum(-1)
 
     def posterior_log_prob(self, z: Tensor, x: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class VAE(nn.Module):
         return self.decode(self.encode(x, (draws,), generator)).mean(0)
 
     @torch.no_grad()
-    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """New rows (*shape, features): z from the prior, x from the likelihood."""
         z = self.prior.sample(shape, generator=generator)
         return self.likelihood.sample(self._decoded(z), generator)
@@ -236,7 +237,7 @@ class VAE(nn.Module):
             The history; its validation losses are negative bounds in nats per row, without warm-up and free bits.
         """
         objective = self.objective(draws=draws, kl_warmup=kl_warmup, free_bits=free_bits)
-        return fit(self, x, objective=objective, **options)  # type: ignore[arg-type]
+        return fit(self, self._check(x), objective=objective, **options)  # type: ignore[arg-type]
 
     def initialise(self, x: Tensor) -> None:
         """Look whether rows x (n, features) fit the likelihood; `flowlab.fit` calls it before training.
@@ -244,7 +245,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: They do not; the message names row and column.
         """
-        bad = ~self.likelihood.fits(x)
+        bad = ~self.likelihood.fits(self._check(x))
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
             raise ValueError(
@@ -277,16 +278,16 @@ class VAE(nn.Module):
         return mean, log_sd.clamp(-WIDEST, WIDEST), context if widths[2] else None
 
     def _decoded(self, z: Tensor) -> Tensor:
+        if not isinstance(z, Tensor) or z.ndim == 0 or z.shape[-1] != self.latent:
+            found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"z must be a tensor of shape (*batch, {self.latent}), not {found}")
         outputs = self.decoder(z.reshape(-1, self.latent))
         return outputs.view(*z.shape[:-1], outputs.shape[-1])
 
     def _check(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}; use torch.as_tensor")
+        floating("x", x, self.dtype, "VAE")
         if x.ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"x must have shape (*batch, {self.features}), not {tuple(x.shape)}")
-        if x.dtype != self.dtype:
-            raise ValueError(f"x is {x.dtype}, this VAE takes {self.dtype}: convert x, or the VAE by .to({x.dtype})")
         return x
 
     def extra_repr(self) -> str:
@@ -294,7 +295,7 @@ class VAE(nn.Module):
 
 
 @dataclass(eq=False)
-class NegativeBound:
+class NegativeBound(Drawing):
     """An objective for `flowlab.fit`: each row's negative bound, nats.
 
     In evaluation mode it is the bound itself, without warm-up and free bits, by the same draws every time: what differs between
@@ -304,7 +305,7 @@ class NegativeBound:
         draws: Draws of z for each row.
         kl_warmup: Steps over which the KL term's weight rises from zero to one.
         free_bits: Nats of KL without a price.
-        generator: Source of the draws in training; `fit` lends its own.
+        generator: Source of the draws in training; that of the fit when None.
         taken: Steps so far.
     """
 
@@ -313,6 +314,16 @@ class NegativeBound:
     free_bits: float = 0.0
     generator: torch.Generator | None = field(default=None, repr=False)
     taken: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.draws, self.kl_warmup = whole("draws", self.draws), whole("kl_warmup", self.kl_warmup, 0)
+        if real("free_bits", self.free_bits) < 0:
+            raise ValueError(f"free_bits must not be negative, as {self.free_bits} is")
+
+    def for_fit(self, generator: torch.Generator) -> Self:
+        own = super().for_fit(generator)
+        own.taken = 0
+        return own
 
     def __call__(self, vae: VAE, x: Tensor, context: Tensor | None = None) -> Tensor:
         if not vae.training:
@@ -333,7 +344,7 @@ def _prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | FlowMixture:
         raise ValueError(
             f"prior must have {latent} features, as flow has, and no context, not {prior.features} and {prior.context_features}"
         )
-    if getattr(prior, "fast", "both") not in ("both", "density"):
+    if prior.fast not in ("both", "density"):
         raise ValueError(
             "prior's density is slow, and training needs it: take presets.maf in place of iaf, real_nvp or nsf"
         )

@@ -13,7 +13,7 @@ from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer
 from flowlab.layers.coupling import alternating_mask
 from flowlab.layers.layer import zero_log_det
 from flowlab.layers.linear import solve_rows
-from flowlab.objectives import constant, path_log_prob
+from flowlab.objectives import path_log_prob
 
 Prior = float | Mapping[str, float] | Callable[[str, Tensor], float | Tensor] | None
 Posterior = Literal["flow", "full", "mean-field"] | Callable[[int], Flow]
@@ -190,8 +190,4 @@ def draw(flow: Flow, shape: Sequence[int], generator: torch.Generator | None, pa
     """Draws and log-densities, by the path alone if asked: as `Variational.weigh_by_path` does."""
     if not path:
         return flow.rsample_and_log_prob(shape, generator=generator)
-    if flow.fast not in ("both", "density"):
-        return path_log_prob(flow, tuple(shape), None, generator)
-    w = flow.rsample(shape, generator=generator)
-    with constant(flow):
-        return w, flow.log_prob(w)
+    return path_log_prob(flow, shape, None, generator)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowlab.networks import Random
 from flowlab.tables.heads import FAR, Cells, Head
 
 FIELDS = 8  # numbers that a cell is made into: see `MixedFlow.cells`
@@ -19,7 +20,7 @@ EMBEDDING = 8  # numbers that stand for a class in other columns' networks
 BUCKETS = (2, 4, 8, 16, 32, 64, 128, 512, 2048)  # classes are computed together, padded to the next of these sizes
 
 
-class ConditionalNetworks(nn.Module):
+class ConditionalNetworks(Random):
     """One small residual network per unit, all computed together; each sees the units that come before its own in the order at hand.
 
     Args:
@@ -83,7 +84,6 @@ class ConditionalNetworks(nn.Module):
             beyond = torch.tensor([[-FAR if k >= outcomes[j] else 0.0 for k in range(size)] for j in own])
             self.register_buffer(f"padding{i}", beyond.unsqueeze(-1), persistent=False)
         self.dropout = dropout
-        self.generator: torch.Generator | None = None  # of orders and dropout in training; `fit` lends one
         self.order = list(range(max(self.columns) + 1)) if order is None else list(order)
         self.register_buffer("rank", torch.tensor(self.order).argsort())  # of each column in the main order
         self.offsets = [sum(self.outcomes[:j]) for j in range(units)]  # of each unit's classes in the embedding

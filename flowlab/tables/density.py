@@ -88,6 +88,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         calibration_: DataFrame of tests of fit on the held-out rows; see `goodness_of_fit`.
         converged_: Whether more training is not expected to help.
         n_features_in_: Number of columns.
+        n_rows_: Number of rows fitted to; None in a model of a file that does not say it.
         feature_names_in_: Their names, if fitted to a table with string names.
 
     Example:
@@ -102,6 +103,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     columns_: Any  # a `Columns` where the columns are complete numbers
     schema_: Schema
     flow_: FlowMixture | None
+    n_rows_: int | None
     _kind: Kind | None  # the sort of table that it was fitted to, unless pandas' or an array
     _log_mass: float  # log of the probability that the flow gives to the columns' supports
     _reach: float  # how far beyond the training rows' range samples of numbers may lie, in widths of it
@@ -166,7 +168,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             warnings.warn(
                 f"only {len(x)} rows: none is held out, and how well the model fits is not known", stacklevel=3
             )
-        rows = torch.from_numpy(x)
+        rows, self.n_rows_ = torch.from_numpy(x), len(x)
         self.flow_, self.reports_, self.race_ = None, [], {}
         held_out, held_weight, noise = torch.zeros(0), torch.ones(0), torch.zeros(0, 1)
         self._log_mass, self._reach = 0.0, 0.0
@@ -444,6 +446,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
                 "reach": self._reach,
                 "schema": self.schema_.to_json(),
             },
+            "rows": self.n_rows_,
             "race": self.race_,
             "reports": [{**asdict(r), "member": r.member.to_json()} for r in self.reports_],
             "calibration": self.calibration_.reset_index().to_dict("list"),
@@ -457,7 +460,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowDensity":
         state = header["state"]
         model = cls(**(parameters.from_json(header["parameters"]) if "parameters" in header else _early(header)))
-        model.n_features_in_ = int(state["n_features_in_"])
+        model.n_features_in_, model.n_rows_ = int(state["n_features_in_"]), state.get("rows")
         if state["feature_names_in_"] is not None:
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
         model.table_ = model.columns_ = None

@@ -384,7 +384,7 @@ def _train(
     assert member.steps is not None
     assert member.batch_size is not None
     assert member.learning_rate is not None
-    per_epoch = max(len(rows) // member.batch_size, 1)
+    per_epoch = max(math.ceil(len(rows) / member.batch_size), 1)
     history = fit(
         part,
         rows,

@@ -1,6 +1,7 @@
 """New rows from a fitted `FlowDensity`: as they come, under conditions, and for the cells that are missing."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from flowlab.mixture import FlowMixture
 from flowlab.tables import cells
 from flowlab.tables.conditions import (
     ConditionError,
+    Conditions,
     class_probabilities,
     draw,
     fill,
@@ -33,6 +35,7 @@ from flowlab.tables.whole import WholeTable
 if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
 
+RARE_SHARE, RARE_ROWS = 0.02, 100  # of training rows, both below which a level is rare
 ROUNDS = 100  # of draws before a row of conditions counts as too improbable
 ROUNDS_WITHIN = 20  # of these, in which rows must also lie within what training spans
 LEAST = 0.001  # share of draws that are kept, below which nothing more is tried
@@ -90,6 +93,8 @@ class Synthesis:
             rows, _ = self._keep(count, lambda n: (self._draw(n, generator), n), {})
             return like(self._kind, rows, fresh=True)
         conditions = None if self.table_ is None else read_conditions(self.table_, given)
+        if conditions is not None:
+            self._warn_of_rare_levels(conditions)
 
         def propose(n: int) -> tuple[NDArray[np.float64], float]:
             if conditions is None:
@@ -112,6 +117,21 @@ class Synthesis:
         if self.flow_ is None:
             return np.empty((count, 0))
         return self.flow_.sample((count,), generator=generator).cpu().double().numpy()
+
+    def _warn_of_rare_levels(self: "FlowDensity", conditions: Conditions) -> None:  # type: ignore[misc]
+        """Warns of conditions on levels that so few training rows had that the model takes such rows to be much like all others."""
+        assert self.table_ is not None
+        nothing = torch.full((1, self._mixture.features), math.nan, dtype=torch.float64, device=self.device)
+        for j, value in conditions.values.items():
+            if not self.table_.units[j].classes or math.isnan(value) or self.n_rows_ is None:
+                continue
+            share = float(class_probabilities(self._mixture, nothing, ~torch.isnan(nothing), j)[0, int(value)])
+            if share < RARE_SHARE and share * self.n_rows_ < RARE_ROWS:
+                warnings.warn(
+                    f"{conditions.words[j]}: about {share * self.n_rows_:.0f} of {self.n_rows_:,} training rows are so, too few to learn all that "
+                    "sets them apart: rows drawn under this condition lean towards the others",
+                    stacklevel=3,
+                )
 
     def _keep(  # type: ignore[misc]
         self: "FlowDensity", n: int, propose: Any, given: Mapping[Any, Any]

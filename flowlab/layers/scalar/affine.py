@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowlab.arguments import real, settle
 from flowlab.layers.scalar.scalar_map import Explicit
 
 WIDE = 4.0  # bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales
@@ -41,6 +42,9 @@ class Affine(Explicit):
     bound: float = 3.0
 
     count: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        settle(self, bound=real("bound", self.bound, 0))
 
     def kernel(self, inverse: bool) -> "AffineKernel":
         return AffineKernel(self.bound, inverse)

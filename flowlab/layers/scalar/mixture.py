@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
 from flowlab.layers.root import solve
 from flowlab.layers.scalar.mixture_kernel import MixtureKernel
@@ -36,6 +37,11 @@ class MixtureCDF:
 
     periodic: ClassVar[bool] = False
     box: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        bound = real("log_scale_bound", self.log_scale_bound, 0)
+        settle(self, components=whole("components", self.components), log_scale_bound=bound)
+        settle(self, floor=real("floor", self.floor, 0, 1))
 
     @property
     def count(self) -> int:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowlab.arguments import real, settle
 from flowlab.layers.scalar.scalar_map import Explicit
 
 FAR = 12.0  # |arcsinh z| beyond which, at |z| = 81,000, x is proportional to z: nothing overflows
@@ -36,6 +37,9 @@ class SinhArcsinh(Explicit):
     heaviest: float = 3.0
 
     count: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        settle(self, heaviest=real("heaviest", self.heaviest, 1))
 
     def kernel(self, inverse: bool) -> "SinhArcsinhKernel":
         return SinhArcsinhKernel(math.log(self.heaviest), inverse)

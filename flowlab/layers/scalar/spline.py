@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
 from flowlab.layers.scalar.spline_kernel import SplineKernel
 
@@ -151,6 +152,10 @@ class RationalQuadraticSpline(OnBox):
     bound: float = 5.0
     slope: float = 1e-3
 
+    def __post_init__(self) -> None:
+        settle(self, bins=whole("bins", self.bins), bound=real("bound", self.bound, 0))
+        settle(self, slope=real("slope", self.slope, 0, 1))
+
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return spline(z, params, self._kernel(inverse=False))
 
@@ -186,6 +191,9 @@ class CircularSpline:
 
     periodic: ClassVar[bool] = True
     box: ClassVar[tuple[float, float]] = (-math.pi, math.pi)
+
+    def __post_init__(self) -> None:
+        settle(self, bins=whole("bins", self.bins), slope=real("slope", self.slope, 0, 1))
 
     @property
     def count(self) -> int:

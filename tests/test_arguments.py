@@ -1,0 +1,111 @@
+"""Numbers that constructors are given: each is looked at at once, and the message names it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import flowlab
+from flowlab import bases, layers, networks, presets
+
+PRESETS = [
+    getattr(presets, name) for name in ("planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf")
+]
+PRESETS += [presets.nsf, presets.circular_nsf]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("features", [0, -1, 2.0, "2", True, None])
+def test_presets_need_a_whole_number_of_features(preset, features):
+    with pytest.raises(ValueError, match="features must be a whole number of at least 1"):
+        preset(features)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"layers": 0}, "layers"),
+        ({"layers": "2"}, "layers"),
+        ({"context_features": -1}, "context_features"),
+        ({"hidden": -3}, "hidden"),
+        ({"hidden": "64"}, "hidden"),
+        ({"hidden": (8, 2.5)}, "hidden"),
+        ({"hidden": 64.0}, "hidden"),
+    ],
+)
+def test_presets_name_what_does_not_fit(preset, options, name):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        preset(2, **{"context_features": 1, **options})
+
+
+def test_one_number_stands_for_one_hidden_layer_or_one_axis_of_draws():
+    flow = presets.nsf(np.int64(2), hidden=np.int64(8), layers=2, bins=np.int64(3))
+    assert flow.layers[0].hidden == (8,)
+    assert flow.sample(5).shape == flow.rsample((5,)).shape == (5, 2)
+    assert flow.sample(np.int64(5)).shape == flow.distribution().sample((5,)).shape
+    assert presets.maf(2, hidden=np.array([4, 5])).layers[0].hidden == (4, 5)
+    assert bases.GaussianMixture(2).sample(3).shape == bases.StudentT(2).sample(3).shape == (3, 2)
+    assert flowlab.FlowMixture([flow, flow]).sample(4).shape == (4, 2)
+    for shape in ("5", 2.5, (2.5,), -1, (3, -1), True):
+        with pytest.raises(ValueError, match="the shape of draws must"):
+            flow.sample(shape)
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: layers.RationalQuadraticSpline(bins=-1), "bins"),
+        (lambda: layers.RationalQuadraticSpline(bins=8.0), "bins"),
+        (lambda: layers.RationalQuadraticSpline(bound=0), "bound"),
+        (lambda: layers.RationalQuadraticSpline(slope=1), "slope"),
+        (lambda: layers.CircularSpline(bins=0), "bins"),
+        (lambda: layers.CircularSpline(slope=math.nan), "slope"),
+        (lambda: layers.Affine(bound=-1), "bound"),
+        (lambda: layers.Affine(bound="3"), "bound"),
+        (lambda: layers.Affine(bound=math.inf), "bound"),
+        (lambda: layers.MixtureCDF(components=0), "components"),
+        (lambda: layers.MixtureCDF(floor=0), "floor"),
+        (lambda: layers.MixtureCDF(log_scale_bound=-1), "log_scale_bound"),
+        (lambda: layers.SinhArcsinh(heaviest=1), "heaviest"),
+        (lambda: layers.Coupling(0), "features"),
+        (lambda: layers.Coupling(2, dropout=1), "dropout"),
+        (lambda: layers.Coupling(2, dropout="x"), "dropout"),
+        (lambda: layers.Autoregressive(2.0), "features"),
+        (lambda: layers.Autoregressive(3, order=5), "order"),
+        (lambda: layers.Autoregressive(2, order=[0.0, 1.5]), "order"),
+        (lambda: layers.Permutation(2, [1, 1]), "permutation"),
+        (lambda: layers.Planar(2, steps=0), "steps"),
+        (lambda: layers.Radial(-1), "features"),
+        (lambda: layers.Sylvester(2, 0), "directions"),
+        (lambda: layers.LULinear("3"), "features"),
+        (lambda: layers.Householder(3, 3), "reflections"),
+        (lambda: layers.ElementwiseAffine(2, bound=0), "bound"),
+        (lambda: layers.ActNorm(2, bound=-1), "bound"),
+        (lambda: layers.Whitening(2, floor=-1), "floor"),
+        (lambda: layers.Marginal(2, bins=0), "bins"),
+        (lambda: layers.Marginal(2, bins=[3]), "bins"),
+        (lambda: layers.Marginal(2, bins="ab"), "bins"),
+        (lambda: bases.Gaussian(0), "features"),
+        (lambda: bases.StudentT(2, df="x"), "df"),
+        (lambda: bases.Uniform(2, high=math.inf), "high"),
+        (lambda: bases.GaussianMixture(2, 0), "components"),
+        (lambda: bases.Kernels(2, -1), "count"),
+        (lambda: networks.MLP(-1, 2), "in_features"),
+        (lambda: networks.MLP(1, 2, dropout=-0.1), "dropout"),
+        (lambda: networks.MaskedMLP(2, 0), "outputs"),
+        (lambda: flowlab.ReverseKL(torch.sum, draws=0), "draws"),
+        (lambda: flowlab.IWAE(torch.sum, k=1.5), "k"),
+        (lambda: flowlab.objectives.Tempered(flowlab.ReverseKL(torch.sum), steps=-1), "steps"),
+    ],
+)
+def test_layers_bases_networks_and_objectives_refuse_numbers_at_once(build, name):
+    with pytest.raises(ValueError, match=rf"(^|\W){name}\b.* must "):
+        build()
+
+
+def test_numbers_of_numpy_are_kept_as_python_s_own(tmp_path):
+    flow = presets.nsf(np.int32(2), layers=1, hidden=(np.int64(4),), bins=np.int8(3), bound=np.float32(4))
+    flowlab.save(flow, tmp_path / "m.flow")
+    assert flowlab.load(tmp_path / "m.flow").layers[0].scalar == layers.RationalQuadraticSpline(3, 4.0)
