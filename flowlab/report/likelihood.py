@@ -14,6 +14,7 @@ import torch
 
 from flowlab.report import baselines
 from flowlab.report.columns import Array
+from flowlab.report.door import scores
 from flowlab.tables.ranks import learn_ranks
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged
@@ -97,11 +98,11 @@ def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: i
     parts = variables(model, train, test)
     rng = np.random.default_rng(seed)
     alone = np.column_stack([np.zeros(len(test)), *(marginal(part) for part in parts)])
-    found = {"model": np.asarray(model.score_samples(test)), "independent columns": alone.sum(axis=1)}
+    found = {"model": scores(model, test), "independent columns": alone.sum(axis=1)}
     joint = [part for part in parts if part.joint]
     if joint:
         rest = sum(marginal(part) for part in parts if not part.joint)
-        x, y = (np.column_stack([getattr(part, rows) for part in joint]) for rows in ("train", "test"))
+        x, y = np.column_stack([part.train for part in joint]), np.column_stack([part.test for part in joint])
         cell = np.array([part.resolution for part in joint])
         scale = sum(np.log(part.resolution / part.width) for part in joint if part.resolution)
         for name, baseline in (("Gaussian", baselines.gaussian), ("Gaussian mixture", baselines.mixture)):

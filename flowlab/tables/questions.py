@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from flowlab.divergence import Estimate
@@ -37,6 +38,16 @@ def mean_of(values: Array) -> Estimate[float]:
 
 class DensityQuestions:
     """The methods of `FlowDensity` that answer questions."""
+
+    def __repr__(self: "FlowDensity", N_CHAR_MAX: int = 700) -> str:  # type: ignore[misc]  # scikit-learn's argument
+        """Its parameters, as of any estimator of scikit-learn; once fitted, a line on what to."""
+        text = BaseEstimator.__repr__(self, N_CHAR_MAX)
+        if not self.__sklearn_is_fitted__():
+            return text
+        members = sum(report.weight > 0 for report in self.reports_)
+        score = self.validation_score_
+        held_out = "" if score is None or np.isnan(score) else f", {score:.3f} nats per held-out row"
+        return f"{text}\nfitted: {self.n_features_in_} columns, {members} member{'s' * (members != 1)}{held_out}"
 
     def to_noise(self: "FlowDensity", X: ArrayLike, random_state: int | None = None) -> Array:  # type: ignore[misc]
         """Noise (n, modelled columns) behind the rows: standard normal if they come from the fitted density.
