@@ -18,10 +18,10 @@ SHARED = 1_000_000  # numbers in the matrix that is worked on, from which furthe
 
 @dataclass
 class _Process:
-    """What all threads of this process share: how many are in such a block, and what held before the first of them came."""
+    """What all threads of this process share: how many blocks are open, and what the first of them found or set."""
 
     torch_inside: int = 0
-    torch_before: int = 1
+    torch_most: int = 1
     blas_inside: int = 0
     blas_limit: Any = None
 
@@ -37,15 +37,15 @@ def threads(count: int) -> Iterator[None]:
     a factor of ten where another process wants its core, since each of the hundreds of kernels of a step waits for it.
 
     torch's count is each thread's own, but a thread starts with the count that was set last. One that first meets torch while
-    others are in such a block goes back to what those found, so that no count of one stays for good.
+    others are in such a block goes back to what the first of those found, so that no count of one stays for good.
     """
     depth = getattr(_own, "depth", 0)
     with _lock:
         before = torch.get_num_threads()
         if not _process.torch_inside:
-            _process.torch_before = before
+            _process.torch_most = max(before, count)
         elif not depth:
-            before = max(before, _process.torch_before)
+            before = max(before, _process.torch_most)
         _process.torch_inside, _own.depth = _process.torch_inside + 1, depth + 1
         torch.set_num_threads(count)
     try:

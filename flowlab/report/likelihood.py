@@ -106,7 +106,7 @@ def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: i
         cell = np.array([part.resolution for part in joint])
         scale = sum(np.log(part.resolution / part.width) for part in joint if part.resolution)
         for name, baseline in (("Gaussian", baselines.gaussian), ("Gaussian mixture", baselines.mixture)):
-            found[name] = rest + scale + _over_cells(baseline, x, y, cell, rng)
+            found[name] = rest + scale + over_cells(baseline, x, y, cell, rng)
     if model.table_ is not None:  # where a rule is broken there is nothing to be scored
         possible = model.table_.unbroken(test)
         found |= {name: np.where(possible, score, -np.inf) for name, score in found.items()}
@@ -139,8 +139,18 @@ def _mean(values: Array) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _over_cells(baseline: Callable[[Array, Array], Array], x: Array, y: Array, width: Array, rng: Any) -> Array:
-    """Log of the density of rows y, averaged over the cells of the columns that have them."""
+def over_cells(
+    baseline: Callable[[Array, Array], Array], x: Array, y: Array, width: Array, rng: np.random.Generator
+) -> Array:
+    """Log of a baseline's density of rows y (n, columns), averaged over the cells of the columns that have them.
+
+    Args:
+        baseline: Takes training and test rows, and gives the latter's log-densities.
+        x: Training rows; it learns from values spread over their cells.
+        y: Test rows.
+        width: Of each column's cells, 0 for none.
+        rng: Draws the points.
+    """
     draws = DRAWS if width.any() else 1
     points = y + (rng.random((draws, *y.shape)) - 0.5) * width
     spread = x + (rng.random(x.shape) - 0.5) * width
