@@ -291,9 +291,9 @@ def test_what_is_no_table_is_refused_at_the_door(tmp_path: Path):
     train = table(40, 0)
     model = Bootstrap(train)
     for rows, error, message in (
-        (None, TypeError, "test must be a table .* It is None"),
-        (train.to_numpy(), TypeError, "It is an ndarray"),
-        (train["x"], TypeError, "It is a Series"),
+        (None, TypeError, "test must be a table .* got None"),
+        (train.to_numpy(), TypeError, "got ndarray"),
+        (train["x"], TypeError, "got Series"),
         (train.drop(columns=["x", "flag"]), ValueError, "test has no column 'x', 'flag'; there are"),
         (pd.concat([train, train[["x"]]], axis=1), ValueError, "test: several columns have the same name"),
     ):
@@ -319,8 +319,8 @@ def test_report_on_a_model_of_an_array(of_array, tmp_path: Path, capsys: pytest.
     for rows, message in (
         (test[:, :1], r"test must be an array of numbers \(rows, 2\).* shape \(60, 1\)"),
         (test[:, 0], r"shape \(60,\)"),
-        ("rows", "it is a str"),
-        ([["a", "b"]] * 30, "it is a list"),
+        ("rows", "got str"),
+        ([["a", "b"]] * 30, "got list"),
         (pd.DataFrame(test, columns=["p", "q"]), "has no column 'x0', 'x1'.*or give an array"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -48,8 +48,8 @@ def as_table(model: Any, rows: Any, name: str) -> pd.DataFrame:
         return rows[labels]
     if not array:
         raise TypeError(
-            f"{name} must be a table with the columns that the model was fitted to, {_listed(labels)}: a DataFrame, say. It is "
-            f"{_article(rows)}"
+            f"{name} must be a table with the columns that the model was fitted to, {_listed(labels)}: a DataFrame, "
+            f"say; got {_kind_name(rows)}"
         )
     try:
         matrix = np.asarray(rows)
@@ -57,9 +57,9 @@ def as_table(model: Any, rows: Any, name: str) -> pd.DataFrame:
     except (TypeError, ValueError):
         matrix = np.empty(0)
     if matrix.ndim != 2 or matrix.shape[1] != len(labels):
-        what = f"of shape {np.shape(rows)}" if isinstance(rows, np.ndarray) else _article(rows)
+        what = f"shape {np.shape(rows)}" if isinstance(rows, np.ndarray) else _kind_name(rows)
         raise ValueError(
-            f"{name} must be an array of numbers (rows, {len(labels)}), as the model was fitted to; it is {what}"
+            f"{name} must be an array of numbers (rows, {len(labels)}), as the model was fitted to; got {what}"
         )
     return pd.DataFrame(matrix, columns=labels)
 
@@ -133,6 +133,5 @@ def _listed(labels: Any, after: Sequence[str] | None = None) -> str:
     return ", ".join(f"{label!r}{end}" for label, end in zip(labels[:NAMED], ends)) + more
 
 
-def _article(value: Any) -> str:
-    name = type(value).__name__
-    return name if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+def _kind_name(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
