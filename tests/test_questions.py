@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from flowlab import FlowDensity, Member
+from flowlab.tables import questions
 from flowlab.tables.questions import goodness_of_fit
 
 CORRELATION = 0.8
@@ -133,12 +134,133 @@ def test_divergence_of_whole_tables_is_that_of_their_shares():
 
 def test_bad_groups_of_columns(model):
     for a, b, message in (
-        (["a"], ["z"], "column 'z' is not among"),
+        (["a"], ["z"], "columns_b: there is no column 'z'; there are 'a', 'b', 'c'"),
+        ("ab", ["c"], "columns_a: there is no column 'ab'"),
+        (0, ["c"], "columns_a: there is no column 0"),
+        ([["a"]], ["c"], r"there is no column \['a'\]"),
+        (["y", "a", None], ["c"], "there is no column 'y', None"),
         (["a"], ["a"], "two groups"),
         ([], ["a"], "two groups"),
     ):
         with pytest.raises(ValueError, match=message):
             model.mutual_information(a, b)
+
+
+NUMERIC, WHOLE = ["copula"], [Member("mixed", steps=20, hidden=(8,))]
+
+
+@pytest.mark.parametrize("members", [NUMERIC, WHOLE])
+@pytest.mark.parametrize("labels", [["xy", "x", "y"], [2, 0, 1], [10, 20, 30], None])
+def test_a_text_is_one_column_and_whole_numbers_are_labels(members, labels):
+    x = np.asarray(fresh(60))
+    table = x if labels is None else pd.DataFrame(x, columns=labels)
+    model = FlowDensity(members=members, validation=0, random_state=0).fit(table)
+    one, two, three = labels or [0, 1, 2]
+    for group in (two, [two], (two,), {two}, np.array([two]), pd.Index([two]), [two, two]):
+        assert model._variables(group, "columns_a") == [1]
+    assert model._variables([three, one], "columns_a") == [2, 0]
+    with pytest.raises(ValueError, match="columns_b: there is no column 7"):
+        model.mutual_information(one, 7)
+    if labels is None:
+        assert model._variables("x1", "columns_a") == [1]
+        with pytest.raises(ValueError, match=r"columns_a: there is no column -1; .* or their positions 0 to 2"):
+            model.mutual_information(-1, 1)
+
+
+def test_information_of_two_columns_named_alone(mixed):
+    alone = mixed.mutual_information("a", "right", 300, random_state=0)
+    assert alone == mixed.mutual_information(["a"], ["right"], 300, random_state=0)
+
+
+@pytest.mark.parametrize("members", [NUMERIC, WHOLE])
+def test_columns_beside_the_model_are_named(members):
+    table = fresh(200).assign(fixed=1.0)
+    model = FlowDensity(members=members, validation=0, random_state=0).fit(table)
+    with pytest.raises(ValueError, match="columns_b: column 'fixed' is not among the modelled ones, 'a', 'b', 'c'"):
+        model.mutual_information("a", ["b", "fixed"])
+
+
+def test_rows_that_cannot_occur_have_no_noise():
+    table = fresh(200).assign(fixed=1.0, twice=lambda t: 2 * t["a"])
+    model = FlowDensity(members=NUMERIC, random_state=0).fit(table)
+    rows = table.iloc[:4].copy()
+    rows.loc[1, "fixed"] = 2.0
+    rows.loc[3, "twice"] += 1.0
+    assert np.isneginf(model.score_samples(rows)).tolist() == [False, True, False, True]
+    for found in (model.to_noise(rows, 0), model.pit(rows, 0)):
+        assert np.isnan(found).all(axis=1).tolist() == [False, True, False, True]
+        assert not np.isnan(found[[0, 2]]).any()
+    assert np.isnan(model.to_noise(rows.iloc[[1]], 0)).all()
+
+
+def test_rows_of_whole_tables_that_cannot_occur_have_no_noise():
+    table = fresh(200)[["a"]].assign(level=["x", "y"] * 100)
+    model = FlowDensity(members=WHOLE, rules=["a < 5"], random_state=0).fit(table)
+    rows = pd.DataFrame({"a": [0.0, 9.0, 0.1, 0.2], "level": ["x", "x", "never", "y"]})
+    assert np.isnan(model.to_noise(rows, 0)).all(axis=1).tolist() == [False, True, True, False]
+    assert np.isnan(model.pit(rows, 0)).all(axis=1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "at least 2, not 1"), (-5, "at least 2"), ("many", "'many'"), (2.5, "whole number")]
+)
+def test_numbers_of_draws_are_whole_and_two_at_least(model, count, message):
+    for ask in (
+        lambda: model.entropy(count),
+        lambda: model.divergence(model, count),
+        lambda: model.highest_density_threshold(0.9, count),
+        lambda: model.mutual_information("a", "b", count),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+def test_a_bar_counts_draws_where_the_model_shows_progress(model, monkeypatch):
+    shown: list[bool] = []
+    real = questions.progress_bar
+
+    def bar(total: int, progress: bool, *names: str):
+        shown.append(progress)
+        found = real(total, False, *names)
+        monkeypatch.setattr(found, "update", lambda n: counted.append(n))
+        return found
+
+    monkeypatch.setattr(questions, "progress_bar", bar)
+    monkeypatch.setattr(questions, "BLOCK", 40)
+    for ask in (model.entropy, lambda n: model.highest_density_threshold(0.5, n)):
+        for progress in (False, True):
+            counted: list[int] = []
+            monkeypatch.setattr(model, "progress", progress)
+            ask(100)
+            assert (shown.pop(), counted) == (progress, [40, 40, 20])
+
+
+def test_draws_in_blocks_differ_from_block_to_block(model, monkeypatch):
+    monkeypatch.setattr(questions, "BLOCK", 50)
+    rows, log_prob = model._log_density_of_draws(100, 0)
+    assert rows.shape == (100, 3)
+    assert len(np.unique(rows[:, 0])) == len(np.unique(log_prob)) == 100
+
+
+def test_small_densities_train_where_the_model_does(model, monkeypatch):
+    class Flat:
+        def score_samples(self, rows):
+            return np.zeros(len(rows))
+
+    seen: list[str] = []
+    monkeypatch.setattr(FlowDensity, "fit", lambda self, *_: (seen.append(self.device), Flat())[1])
+    monkeypatch.setattr(model, "device", "cpu:0")
+    model.mutual_information("a", "b", 100, random_state=0)
+    assert seen == ["cpu:0"] * 3
+
+
+def test_a_fitted_model_says_so(model):
+    assert repr(FlowDensity(effort="fast")) == "FlowDensity(effort='fast')"
+    text = repr(model)
+    assert "\nfitted: 3 columns, 2 members, -" in text
+    assert text.endswith(" nats per held-out row")
+    assert "Member(kind='mixture', preprocessing='none', components=4)" in text
+    assert "held-out row" not in repr(FlowDensity(members=NUMERIC, validation=0).fit(fresh(50)))
 
 
 def test_goodness_of_fit_sees_what_is_wrong_and_only_that():

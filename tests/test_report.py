@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
+from threadpoolctl import threadpool_info
 
 import flowlab
-from flowlab.report import findings, html, likelihood, panels
+from flowlab.report import door, findings, html, likelihood, panels
 from flowlab.report.columns import align
 from flowlab.report.findings import FAIR, GOOD, POOR, Check, judge, verdict
 from flowlab.tables.whole import WholeTable
@@ -49,9 +52,9 @@ class Bootstrap:
     calibration_ = pd.DataFrame({"test": [f"column {NASTY}"], "statistic": [0.1], "p_value": [0.3]}).set_index("test")
     validation_score_ = -9.0
 
-    def __init__(self, train: pd.DataFrame) -> None:
+    def __init__(self, train: pd.DataFrame, schema: dict[str, str] | None = None) -> None:
         self.train, self.columns_ = train, None
-        self.table_ = WholeTable.learn(train, None, [RULE] if RULE[0] in train else None)[0]
+        self.table_ = WholeTable.learn(train, schema, [RULE] if RULE[0] in train else None)[0]
         self.schema_ = self.table_.codec.schema
 
     def score_samples(self, rows: pd.DataFrame) -> np.ndarray:
@@ -102,6 +105,7 @@ def few_repeats() -> Iterator[None]:
     """Noise floors from two pairs of real tables, not five: most of a page's time goes into their classifiers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(findings, "REPEATS", 2)
+        patch.setattr(findings, "TRANSFER_REPEATS", 1)
         yield
 
 
@@ -209,10 +213,146 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_the_page_says_of_which_table_it_is(text: str):
+    assert re.search(r"<title>report: flowlab report, \d{4}-\d\d-\d\d</title>", text)
+    assert "<h1>report: how good are the model and its rows?</h1>" in text
+
+
+def test_the_models_own_verdict_comes_first(text: str):
+    first, second = re.findall(r"<strong>(.*?)</strong>", text[text.index('class="verdict"') :], re.DOTALL)[:2]
+    assert first.startswith("The model ")
+    assert "synthetic rows" in second
+
+
+def test_the_header_counts_modelled_columns_alone(text: str):
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert facts["Columns modelled"] == "3 numbers, 2 categories, 1 time"
+    assert facts["Columns kept exactly"] == "&#39;fixed&#39; (constant)"
+    missing = table(300, 0).drop(columns="fixed").isna().to_numpy().mean()
+    assert facts["Missing cells"].startswith(f"{missing:.1%}")
+
+
+def test_left_out_columns_are_named_and_not_counted(tmp_path: Path):
+    train = table(40, 0).assign(key=[f"k{j}" for j in range(40)], note=None)
+    model = Bootstrap(train, {"key": "excluded", "note": "excluded"})
+    found = dict(door.facts(model, door.as_table(model, train, "train"), train, train, 0, True))
+    assert found["Columns left out"] == "'key', 'note'"
+    assert found["Columns modelled"] == "3 numbers, 2 categories, 1 time"
+    assert list(door.as_table(model, train, "train")) == list(table(2, 0))
+
+
+def test_limits_stand_beside_readings(text: str):
+    overview = text[text.index('id="overview"') : text.index("<nav>")]
+    limits = dict(re.findall(r'<a href="#(\w+)">.*?data-label="limits">(.*?)</td>', overview))
+    assert re.fullmatch(r"to 0\.5 ± 0\.\d+, close to 0\.5 ± 0\.\d+", limits["classifier"])
+    assert re.fullmatch(r"from 0\.\d+, close from 0\.\d+", limits["transfer"])
+    noise = [0.03, 0.04, 0.05]
+    good, fair = findings.limits(noise, 0.1)
+    assert (judge(good, noise, 0.1), judge(good + 1e-9, noise, 0.1)) == (GOOD, FAIR)
+    assert (judge(fair, noise, 0.1), judge(fair + 1e-9, noise, 0.1)) == (FAIR, POOR)
+
+
+def test_tests_of_fit_are_explained_and_the_summary_is_folded(text: str):
+    section = text[text.index('id="calibration"') : text.index('id="members"')]
+    for words in ("Bonferroni", "“radius”", "“energy”"):
+        assert words in section
+    assert "<details>" in text[text.index('id="summary"') :]
+    assert text.count('class="legend"') == 1
+
+
+@pytest.mark.parametrize("days", [0.001, 0.05, 1.5, 2.5, 20, 61, 80, 100, 400, 700, 1100, 20_000])
+def test_times_of_any_span_have_ticks(days: float):
+    start = pd.Timestamp("2024-01-31")
+    when = pd.DataFrame({"when": start + pd.to_timedelta(np.linspace(0, days, 200), "D")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "<svg" in panels.svg(panels.column_panel(align(when, when)[0]), "when", "when")
+
+
+def test_labels_that_would_collide_are_turned():
+    few, many = (align(pd.DataFrame({"n": np.arange(count)}), pd.DataFrame({"n": [0.5, 1]}))[0] for count in (3, 12))
+    for column, angle in ((few, 0), (many, 90)):
+        axes = panels.column_panel(column).axes[0]
+        assert axes.get_xticklabels()[-1].get_text() == "other"
+        assert axes.get_xticklabels()[0].get_rotation() == angle
+
+
 def test_too_few_rows(tmp_path: Path):
     train = table(60, 0)
     with pytest.raises(ValueError, match="test has 5"):
         html.write_report(Bootstrap(train), train, table(5, 1), tmp_path / "report.html")
+    with pytest.raises(ValueError, match="train has 0"):
+        html.write_report(Bootstrap(train), train[:0], train, tmp_path / "report.html")
+    with pytest.raises(ValueError, match=r"half of the test rows stand for them: .* at least 40, test has 39"):
+        html.write_report(Bootstrap(train), None, train[:39], tmp_path / "report.html")
+
+
+def test_what_is_no_table_is_refused_at_the_door(tmp_path: Path):
+    train = table(40, 0)
+    model = Bootstrap(train)
+    for rows, error, message in (
+        (None, TypeError, "test must be a table .* got None"),
+        (train.to_numpy(), TypeError, "got ndarray"),
+        (train["x"], TypeError, "got Series"),
+        (train.drop(columns=["x", "flag"]), ValueError, "test has no column 'x', 'flag'; there are"),
+        (pd.concat([train, train[["x"]]], axis=1), ValueError, "test: several columns have the same name"),
+    ):
+        with pytest.raises(error, match=message):
+            html.write_report(model, train, rows, tmp_path / "report.html")
+    with pytest.raises(ValueError, match="target 'z' is no column"):
+        html.write_report(model, train, train, tmp_path / "report.html", target="z")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def of_array() -> flowlab.FlowDensity:
+    return flowlab.FlowDensity(members=["copula"], random_state=0).fit(np.random.default_rng(0).normal(size=(60, 2)))
+
+
+def test_report_on_a_model_of_an_array(of_array, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train, test = (np.random.default_rng(seed).normal(size=(60, 2)) for seed in (0, 1))
+    page = html.write_report(of_array, train, test.tolist(), tmp_path / "a.html", title="<i>").read_text("utf-8")
+    assert "<td>KS</td>" in page
+    assert "x1" in page
+    assert "<h1>&lt;i&gt;:" in page
+    assert capsys.readouterr() == ("", "")
+    for rows, message in (
+        (test[:, :1], r"test must be an array of numbers \(rows, 2\).* shape \(60, 1\)"),
+        (test[:, 0], r"shape \(60,\)"),
+        ("rows", "got str"),
+        ([["a", "b"]] * 30, "got list"),
+        (pd.DataFrame(test, columns=["p", "q"]), "has no column 'x0', 'x1'.*or give an array"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            html.write_report(of_array, train, rows, tmp_path / "b.html")
+
+
+def test_a_report_holds_threads_and_shows_a_bar(of_array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counted: list[int] = []
+    counts: list[set[int]] = []
+    real = html.progress_bar
+
+    def bar(total: int, progress: bool, *names: str):
+        assert progress
+        found = real(total, False, *names)
+        counted.append(-total)
+        monkeypatch.setattr(found, "update", lambda n: counted.append(n))
+        return found
+
+    def trees(*arguments: object):
+        counts.append({torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info())})
+        return own(*arguments)
+
+    own = findings.metrics._trees
+    monkeypatch.setattr(html, "progress_bar", bar)
+    monkeypatch.setattr(findings.metrics, "_trees", trees)
+    rows = np.random.default_rng(1).normal(size=(40, 2))
+    before = torch.get_num_threads(), [library["num_threads"] for library in threadpool_info()]
+    html.write_report(of_array, None, rows, tmp_path / "a.html", progress=True)
+    assert sum(counted) == 0  # as many steps as were promised
+    assert len(counts) == -counted[0]
+    assert set().union(*counts) == {1}
+    assert before == (torch.get_num_threads(), [library["num_threads"] for library in threadpool_info()])
 
 
 def test_report_of_a_fitted_density(tmp_path: Path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import integrate, stats
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import IsolationForest
@@ -11,6 +12,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import check_classifiers_train, check_regressors_train, parametrize_with_checks
 
 from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member, datasets
+from flowlab.runtime import threads
+from flowlab.tables import predictive, supervised
 from flowlab.tables.predictive import Predictive
 
 
@@ -249,3 +252,26 @@ def test_bad_questions_are_told_why(wave):
         model.predict_interval(x[:3], 1.5)
     with pytest.raises(ValueError, match="X has 3 rows and y has 1"):
         model.crps(x[:3], [0.0])
+
+
+def test_predictions_hold_threads(monkeypatch):
+    seen: list[int] = []
+
+    def spied(module, name: str) -> None:
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (seen.append(torch.get_num_threads()), own(*a, **k))[1])
+
+    for module, name in (
+        (supervised, "class_probabilities"),
+        (supervised, "member_log_prob"),
+        (predictive, "member_shares"),
+    ):
+        spied(module, name)
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    classifier = FlowClassifier(small(3, validation=0.0)).fit(x, x[:, 0] > 0)
+    regressor = FlowRegressor(small(3, validation=0.0)).fit(x, x[:, 1])
+    with threads(2):
+        for answer in (classifier.predict, classifier.score_samples, regressor.predict):
+            answer(x)
+            assert torch.get_num_threads() == 2
+    assert seen == [1] * 3

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlab.flow import Flow
 
 DATA, MODEL = "#1f4e79", "#c8553d"
+LABEL = 8  # points of axis labels
 Array = NDArray[np.float64]
 
 
@@ -27,20 +30,27 @@ def training_curve(history: pd.DataFrame, title: str = "") -> Figure:
     """Training and validation loss (nats per row) against steps, with the best step marked."""
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
+    axes.tick_params(labelsize=LABEL)
     axes.plot(history["step"], history["train"], color=DATA, label="training rows")
     axes.plot(history["step"], history["validation"], color=MODEL, label="held-out rows")
     best = history.loc[history["validation"].idxmin()]
-    axes.axvline(best["step"], color="0.6", linestyle=":", linewidth=1, label="weights kept")
+    axes.axvline(
+        best["step"],
+        color="0.6",
+        linestyle=":",
+        linewidth=1,
+        label=f"weights kept: step {best['step']:.0f} of {history['step'].max():.0f}",
+    )
     shown = history["validation"].iloc[len(history) // 20 :]
     low, high = (
         min(history["train"].min(), shown.min()),
         max(history["train"].iloc[len(history) // 20 :].max(), shown.max()),
     )
     axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    axes.set_xlabel("step")
-    axes.set_ylabel("negative log-likelihood, nats per row")
-    axes.set_title(title)
-    axes.legend(frameon=False)
+    axes.set_xlabel("step", fontsize=LABEL)
+    axes.set_ylabel("negative log-likelihood, nats per row", fontsize=LABEL)
+    axes.set_title(title, fontsize=LABEL + 2)
+    axes.legend(frameon=False, fontsize=LABEL)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -71,18 +81,28 @@ def pairs(
                 source, color = (data, DATA) if i > j else (samples, MODEL)
                 axes.plot(source[:rows, j], source[:rows, i], ".", color=color, markersize=1.6, alpha=0.5)
                 axes.set_ylim(limits[0, i], limits[1, i])
-                if j > 0:
-                    axes.set_yticks([])
-            if i < count - 1:
-                axes.set_xticklabels([])
-            else:
-                axes.set_xlabel(names[j], fontsize=9)
-            if j == 0:
-                axes.set_ylabel(names[i], fontsize=9)
-            axes.tick_params(labelsize=7)
-    figure.suptitle(f"{title}\nbelow the diagonal: data (blue); above: samples (red)", y=0.985, fontsize=11)
+            _label(axes, i, j, count, names)
+    left_out = f", {count} of {data.shape[1]} columns" if data.shape[1] > count else ""
+    figure.suptitle(f"{title}{left_out}", y=0.985, fontsize=11)
+    keys = [Patch(color=DATA, label="data, below the diagonal"), Patch(color=MODEL, label="samples, above")]
+    figure.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, 0.965), ncols=2, frameon=False, fontsize=9)
     figure.subplots_adjust(wspace=0.08, hspace=0.08, top=0.92)
     return figure
+
+
+def _label(axes: Axes, i: int, j: int, count: int, names: Sequence[str]) -> None:
+    """Ticks and names where panel (i, j) of a grid of pairs is at its edge; the first row's scale stands to the right, beside its points."""
+    axes.tick_params(labelsize=7)
+    if i < count - 1:
+        axes.set_xticklabels([])
+    else:
+        axes.set_xlabel(names[j], fontsize=9)
+    if j == 0:
+        axes.set_ylabel(names[i], fontsize=9)
+    elif i < j == count - 1:
+        axes.yaxis.tick_right()
+    elif i != j:
+        axes.set_yticks([])
 
 
 @torch.no_grad()

@@ -9,13 +9,15 @@ import pandas as pd
 
 from flowlab.report import likelihood, metrics
 from flowlab.report.columns import Array, Column, align
+from flowlab.report.door import check_rows
+from flowlab.training import progress_bar
 
 ROWS = 5000  # of each table that metrics look at; more would only take longer
 LEARNT = 10_000  # training rows of train-on-synthetic
 BASELINE_ROWS = 20_000  # training rows of the baselines of log-likelihood
 REPEATS = 5  # pairs of real tables behind a noise floor
+TRANSFER_REPEATS = 3  # the same of train-on-synthetic
 TRIFLE = 0.002  # loss of train-on-synthetic that nobody minds
-LEAST = 20  # rows that a report takes of each table
 
 GOOD, FAIR, POOR, UNKNOWN = "good", "fair", "poor", "unknown"
 READINGS = {  # what a status means, by section
@@ -49,6 +51,7 @@ class Check(NamedTuple):
         better: Which way is better.
         status: GOOD, FAIR, POOR or UNKNOWN.
         words: What it means.
+        limits: Up to where the number reads as it does.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Check(NamedTuple):
     better: str
     status: str
     words: str
+    limits: str = ""
 
     @property
     def reading(self) -> str:
@@ -84,8 +88,19 @@ class Findings:
     checks: list[Check]
 
 
+def classifier_count(train: pd.DataFrame) -> int:
+    """How many classifiers and regressions `findings` fits: nearly all of its time."""
+    return metrics.FOLDS * (REPEATS + 1) + (2 * (TRANSFER_REPEATS + 1) if train.shape[1] > 1 else 0)
+
+
 def findings(
-    model: Any, train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, seed: int = 0, target: Any = None
+    model: Any,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    seed: int = 0,
+    target: Any = None,
+    bar: Any = None,
 ) -> Findings:
     """Compute every metric and its noise floor.
 
@@ -96,13 +111,14 @@ def findings(
         synthetic: Rows that it drew.
         seed: Decides which rows are looked at, folds and noise floors.
         target: The column that trees predict; chosen if None.
+        bar: A progress bar of `classifier_count` steps.
 
     Raises:
         ValueError: A table has fewer than twenty rows.
     """
-    for name, table in (("train", train), ("test", test), ("synthetic", synthetic)):
-        if len(table) < LEAST:
-            raise ValueError(f"a report takes at least {LEAST} rows of each table: {name} has {len(table)}")
+    check_rows({"train": train, "test": test, "synthetic": synthetic})
+    bar = progress_bar(0, False) if bar is None else bar
+    bar.set_description("report: baselines")
     test = _at_most(test, ROWS, seed)
     scores = likelihood.log_likelihoods(model, _at_most(train, BASELINE_ROWS, seed), test, seed)
     names = [name for name in train.columns if name in synthetic.columns]  # the model may leave a column out
@@ -110,14 +126,21 @@ def findings(
     size = min(len(test), len(synthetic), ROWS)
     real, drawn = _at_most(test, size, seed), _at_most(synthetic, size, seed)
     pool = pd.concat([train, test], ignore_index=True)
-    floor = metrics.real_against_real(_fidelity, pool, size, REPEATS, seed)
-    transfer, transfer_floor = _transfer(train, test, synthetic, target, seed)
+    bar.set_description("report: classifiers")
+
+    def fidelity(one: pd.DataFrame, other: pd.DataFrame) -> Fidelity:
+        found = _fidelity(one, other)
+        bar.update(metrics.FOLDS)
+        return found
+
+    floor = metrics.real_against_real(fidelity, pool, size, REPEATS, seed)
+    transfer, transfer_floor = _transfer(train, test, synthetic, target, seed, bar)
     found = Findings(
         train=train,
         test=test,
         synthetic=synthetic,
         columns=align(real, drawn),
-        fidelity=_fidelity(real, drawn),
+        fidelity=fidelity(real, drawn),
         floor=floor,
         floor_rows=min(size, len(pool) // 2),
         likelihood=likelihood.comparison(scores),
@@ -138,7 +161,7 @@ def findings(
 
 
 def verdict(checks: Sequence[Check], rows: int) -> tuple[str, list[str]]:
-    """A headline and a few sentences: as good as the worst check allows.
+    """A headline on the rows and a few sentences: as good as the worst check allows. What the likelihood check says stands by itself.
 
     Args:
         checks: The checks.
@@ -154,7 +177,7 @@ def verdict(checks: Sequence[Check], rows: int) -> tuple[str, list[str]]:
         headline = "No test here tells the synthetic rows from real ones."
     if any(check.status == POOR for check in checks if check.anchor == "privacy"):
         headline += " Training rows were remembered."
-    sentences = [check.words for check in checks if check.anchor in ("likelihood", "calibration")]
+    sentences = [check.words for check in checks if check.anchor == "calibration"]
     sentences += [check.words for check in looks if check.status in (POOR, FAIR)]
     sentences += [check.words for check in checks if check.anchor == "privacy"]
     sentences.append(f"{rows:,} real rows were compared; what shows only in more rows than that was not seen.")
@@ -180,13 +203,41 @@ def judge(excess: float, noise: Sequence[float], slack: float) -> str:
         noise: What it is of real rows.
         slack: How far above those a number is still close.
     """
-    noise = [value for value in noise if np.isfinite(value)]
-    if not np.isfinite(excess) or not noise:
+    good, fair = limits(noise, slack)
+    if not np.isfinite(excess) or not np.isfinite(good):
         return UNKNOWN
+    return GOOD if excess <= good else FAIR if excess <= fair else POOR
+
+
+def limits(noise: Sequence[float], slack: float) -> tuple[float, float]:
+    """Up to where a number that is better the lower it is reads GOOD, and up to where FAIR; NaN without a noise floor.
+
+    Example:
+        >>> [round(limit, 3) for limit in limits([0.01, 0.02, 0.03], slack=0.1)]
+        [0.036, 0.12]
+    """
+    noise = [value for value in noise if np.isfinite(value)]
+    if not noise:
+        return float("nan"), float("nan")
     usual = float(np.mean(noise))
-    if excess <= max(usual + 2 * float(np.std(noise)), *noise, 1e-9):
-        return GOOD
-    return FAIR if excess <= usual + slack else POOR
+    good = max(usual + 2 * float(np.std(noise)), *noise, 1e-9)
+    return good, max(good, usual + slack)
+
+
+def limit_words(noise: Sequence[float], slack: float, form: str = ".3f", shape: str = "{}") -> str:
+    """The limits as text; `shape` says what they are of: "{}" at most, "0.5 ± {}", or "1 − {}" and so at least.
+
+    Example:
+        >>> limit_words([0.01, 0.02, 0.03], 0.1), limit_words([0.01, 0.02, 0.03], 0.1, shape="1 − {}")
+        ('to 0.036, close to 0.120', 'from 0.964, close from 0.880')
+    """
+    ends = limits(noise, slack)
+    if not np.isfinite(ends[0]):
+        return "–"
+    if shape == "1 − {}":
+        return f"from {1 - ends[0]:{form}}, close from {1 - ends[1]:{form}}"
+    good, fair = (shape.format(f"{end:{form}}") for end in ends)
+    return f"to {good}, close to {fair}"
 
 
 def dependence_difference(fidelity: Fidelity) -> float:
@@ -220,7 +271,7 @@ def _fidelity(real: pd.DataFrame, synthetic: pd.DataFrame) -> Fidelity:
 
 
 def _transfer(
-    train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, target: Any, seed: int
+    train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, target: Any, seed: int, bar: Any
 ) -> tuple[metrics.Transfer | None, list[float]]:
     """Scores of trees, and the ratios of real rows to as many other real rows."""
     if train.shape[1] < 2:
@@ -229,12 +280,15 @@ def _transfer(
     if not test[target].notna().any():
         return None, []
     size = min(len(train), len(synthetic))
-    found = metrics.train_on_synthetic(_at_most(train, size, seed), test, _at_most(synthetic, size, seed), target, seed)
 
-    def ratio(one: pd.DataFrame, other: pd.DataFrame) -> float:
-        return metrics.train_on_synthetic(one, test, other, target, seed).ratio
+    def score(one: pd.DataFrame, other: pd.DataFrame) -> metrics.Transfer:
+        found = metrics.train_on_synthetic(one, test, other, target, seed)
+        bar.update(2)
+        return found
 
-    return found, metrics.real_against_real(ratio, train, repeats=3, seed=seed)
+    found = score(_at_most(train, size, seed), _at_most(synthetic, size, seed))
+    floor = metrics.real_against_real(score, train, repeats=TRANSFER_REPEATS, seed=seed)
+    return found, [one.ratio for one in floor]
 
 
 def _likelihood_check(found: Findings) -> Check:
@@ -244,21 +298,25 @@ def _likelihood_check(found: Findings) -> Check:
     gain, error = float(others.loc[best, "gain"]), float(others.loc[best, "gain_error"])
     impossible = int(own["impossible"])
     if impossible:
-        status, means = POOR, f"The model gives {impossible} of the held-out rows probability zero"
+        status, words = POOR, f"The model gives {impossible} of the held-out rows probability zero."
     elif gain > 2 * error:
-        status, means = GOOD, f"Held-out rows are {gain:.2f} ± {error:.2f} nats likelier than under {best}"
+        status = GOOD
+        words = f"The model is better than the best baseline: held-out rows are {gain:.2f} ± {error:.2f} nats likelier than under “{best}”."
     elif gain > -2 * error:
-        status, means = FAIR, f"Held-out rows are about as likely under {best} ({gain:+.2f} ± {error:.2f} nats)"
+        status = FAIR
+        words = f"The model is no better than the best baseline: held-out rows are about as likely under “{best}” ({gain:+.2f} ± {error:.2f} nats)."
     else:
-        status, means = POOR, f"Held-out rows are likelier under {best}, by {-gain:.2f} ± {error:.2f} nats"
+        status = POOR
+        words = f"The model is worse than the best baseline: held-out rows are {-gain:.2f} ± {error:.2f} nats likelier under “{best}”."
     return Check(
         "Log-likelihood",
         "likelihood",
         f"{own['mean']:.3f} ± {own['standard_error']:.3f}",
-        f"best baseline {others.loc[best, 'mean']:.3f}",
+        f"{best} {others.loc[best, 'mean']:.3f}",
         "higher",
         status,
-        means + (", the best baseline." if not impossible else "."),
+        words,
+        "gain beyond 2 standard errors",
     )
 
 
@@ -274,42 +332,48 @@ def _calibration_check(tests: pd.DataFrame) -> Check:
         if seen
         else "Tests of fit on the model's own held-out rows find nothing."
     )
-    value = f"p = {smallest:.3f}" if smallest >= 0.0005 else "p < 0.0005"  # of the smallest one among so many
-    return Check("Calibration", "calibration", value, "0 – 1", better, FAIR if seen else GOOD, words)
+    value = f"p = {smallest:.3f}" if smallest >= 0.0005 else "p < 0.0005"
+    floor = f"smallest of {len(tests)}, corrected"
+    return Check("Calibration", "calibration", value, floor, better, FAIR if seen else GOOD, words, "from 0.01")
 
 
 def _fidelity_checks(found: Findings) -> list[Check]:
     own, floor = found.fidelity, found.floor
     real_auc = [one.auc for one in floor]
-    status = judge(abs(own.auc - 0.5), [abs(auc - 0.5) for auc in real_auc], 0.1)
+    off = [abs(auc - 0.5) for auc in real_auc]
+    status = judge(abs(own.auc - 0.5), off, 0.1)
     words = {
         GOOD: "A classifier cannot tell synthetic rows from real ones better than real rows from each other",
         FAIR: "A classifier tells synthetic rows from real ones a little better than chance",
         POOR: "A classifier tells synthetic rows from real ones",
     }[status]
-    checks = [_check("Classifier", "classifier", own.auc, real_auc, "0.5", status, f"{words} (AUC {own.auc:.2f}).")]
+    words, ends = f"{words} (AUC {own.auc:.2f}).", limit_words(off, 0.1, shape="0.5 ± {}")
+    checks = [_check("Classifier", "classifier", own.auc, real_auc, "0.5", status, words, ends)]
 
     distance, noise = own.distances["distance"], [float(one.distances["distance"].mean()) for one in floor]
     far = distance.to_numpy() > column_limits(floor)
     words = f"{int(far.sum())} of {len(far)} columns are further from the real ones than chance explains"
     words += f"; furthest is {distance.idxmax()} ({distance.max():.3f})." if far.any() else "."
     mean = float(distance.mean())
-    checks.append(_check("Columns", "columns", mean, noise, "lower", judge(mean, noise, 0.03), words))
+    status, ends = judge(mean, noise, 0.03), limit_words(noise, 0.03)
+    checks.append(_check("Columns", "columns", mean, noise, "lower", status, words, ends))
 
     if len(distance) > 1:
         pairs = [one.pairs for one in floor]
         words = f"Joint tables of two columns overlap by {own.pairs:.1%} on average, those of real rows by {np.mean(pairs):.1%}."
-        status = judge(1 - own.pairs, [1 - value for value in pairs], 0.02)
-        checks.append(_check("Pairs of columns", "pairs", own.pairs, pairs, "higher", status, words))
+        off = [1 - value for value in pairs]
+        status, ends = judge(1 - own.pairs, off, 0.02), limit_words(off, 0.02, shape="1 − {}")
+        checks.append(_check("Pairs of columns", "pairs", own.pairs, pairs, "higher", status, words, ends))
         gap, gaps = dependence_difference(own), [dependence_difference(one) for one in floor]
         words = f"Dependence of two columns is off by {gap:.3f} on average, between real rows by {np.mean(gaps):.3f}."
-        checks.append(_check("Dependence", "pairs", gap, gaps, "lower", judge(gap, gaps, 0.03), words))
+        status, ends = judge(gap, gaps, 0.03), limit_words(gaps, 0.03)
+        checks.append(_check("Dependence", "pairs", gap, gaps, "lower", status, words, ends))
 
     if found.missing.to_numpy().any():
         patterns = [one.patterns for one in floor]
         words = f"Patterns of missing cells are {own.patterns:.3f} apart, those of real rows {np.mean(patterns):.3f}."
-        status = judge(own.patterns, patterns, 0.03)
-        checks.append(_check("Missing cells", "missing", own.patterns, patterns, "lower", status, words))
+        status, ends = judge(own.patterns, patterns, 0.03), limit_words(patterns, 0.03)
+        checks.append(_check("Missing cells", "missing", own.patterns, patterns, "lower", status, words, ends))
     return [*checks, *_validity_checks(found)]
 
 
@@ -323,16 +387,17 @@ def _validity_checks(found: Findings) -> list[Check]:
         return float(table["out_of_range"].fillna(0).mean())
 
     wrong = [name for name, same in own["same_dtype"].items() if not same]
-    status = judge(worst(own), [worst(one) for one in floor], 0.02)
+    noise = [worst(one) for one in floor]
+    status, ends = judge(worst(own), noise, 0.02), limit_words(noise, 0.02, ".2%")
     words = f"At most {worst(own):.1%} of a column's cells are unknown categories or fractions of whole numbers."
     if wrong:
         status = POOR
         words += f" Of another type than the real ones: {', '.join(map(str, wrong[:5]))}."
-    impossible = _check("Valid cells", "validity", worst(own), [worst(o) for o in floor], "lower", status, words, ".2%")
+    impossible = _check("Valid cells", "validity", worst(own), noise, "lower", status, words, ends, ".2%")
     share, noise = beyond(own), [beyond(one) for one in floor]
     words = f"{share:.2%} of cells lie beyond the extremes of the real ones, of other real rows {np.mean(noise):.2%}."
-    status = judge(share, noise, 0.005)
-    range_check = _check("Range", "validity", share, noise, "like real rows", status, words, ".2%")
+    status, ends = judge(share, noise, 0.005), limit_words(noise, 0.005, ".2%")
+    range_check = _check("Range", "validity", share, noise, "like real rows", status, words, ends, ".2%")
     return [impossible, range_check]
 
 
@@ -344,8 +409,9 @@ def _transfer_check(found: Findings) -> Check:
         return Check(name, "transfer", "–", "–", better, UNKNOWN, words)
     noise = [abs(ratio - 1) for ratio in found.transfer_floor]
     status = judge(max(1 - transfer.ratio - TRIFLE, 0.0), noise, 0.1)
+    ends = limit_words([off + TRIFLE for off in noise], 0.1, shape="1 − {}")
     words = f"Trees that learn {transfer.target} from synthetic rows reach {transfer.ratio:.1%} of the {transfer.measure} of those that learn from real ones."
-    return _check(name, "transfer", transfer.ratio, found.transfer_floor, better, status, words)
+    return _check(name, "transfer", transfer.ratio, found.transfer_floor, better, status, words, ends)
 
 
 def _privacy_checks(found: Findings) -> list[Check]:
@@ -357,9 +423,8 @@ def _privacy_checks(found: Findings) -> list[Check]:
     words = f"{p.copies:.2%} of synthetic rows equal a training row, of held-out rows {p.copies_held_out:.2%}"
     words += ": rows were copied." if copied else "."
     status = POOR if copied else GOOD
-    copies = Check(
-        "Copies", "privacy", f"{p.copies:.2%}", f"{p.copies_held_out:.2%}", "like held-out rows", status, words
-    )
+    value, floor, ends = f"{p.copies:.2%}", f"{p.copies_held_out:.2%}", f"to {p.copies_held_out + 3 * error:.2%}"
+    copies = Check("Copies", "privacy", value, floor, "like held-out rows", status, words, ends)
     z = (p.nearer_to_train - 0.5) / p.standard_error if p.standard_error > 0 else 0.0
     status = GOOD if z <= 2 else FAIR if p.nearer_to_train <= 0.55 else POOR
     found_words = {
@@ -369,7 +434,8 @@ def _privacy_checks(found: Findings) -> list[Check]:
     }[status]
     words = f"{p.nearer_to_train:.1%} ± {p.standard_error:.1%} of synthetic rows are nearer to training than to held-out rows, {found_words}."
     value = f"{p.nearer_to_train:.3f} ± {p.standard_error:.3f}"
-    return [copies, Check("Nearest rows", "privacy", value, "0.5", "0.5 or less", status, words)]
+    ends = f"to {0.5 + 2 * p.standard_error:.3f}, slightly high to 0.550"
+    return [copies, Check("Nearest rows", "privacy", value, "0.5", "0.5 or less", status, words, ends)]
 
 
 def _check(
@@ -380,6 +446,7 @@ def _check(
     better: str,
     status: str,
     words: str,
+    limits: str,
     form: str = ".3f",
 ) -> Check:
-    return Check(name, anchor, f"{value:{form}}", interval(floor, form), better, status, words)
+    return Check(name, anchor, f"{value:{form}}", interval(floor, form), better, status, words, limits)

@@ -1,10 +1,8 @@
 """The report: one HTML page, with everything in it, on what a model says about held-out rows and how good its synthetic rows are."""
 
 import os
-import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -13,60 +11,48 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
-from markupsafe import Markup
 
-import flowlab
 from flowlab.report import figures, panels
-from flowlab.report.columns import kind
-from flowlab.report.findings import BASELINE_ROWS, Findings, column_limits, findings, interval, verdict
+from flowlab.report.door import as_table, check_rows, facts
+from flowlab.report.findings import (
+    BASELINE_ROWS,
+    LEARNT,
+    Findings,
+    classifier_count,
+    column_limits,
+    dependence_difference,
+    findings,
+    interval,
+    verdict,
+)
+from flowlab.report.page import Picture, Section, Table, is_figure, shown
+from flowlab.runtime import threads_for
+from flowlab.training import progress_bar
 
 MOST_COLUMNS = 60  # that get a picture
 MOST_SYNTHETIC = 10_000  # rows drawn, unless told
 PRIVACY = "Privacy: are the rows new?"
 NOT_JUDGED = "The rows that the model was fitted to were not at hand. Whether synthetic rows are copies of them, or too near to them, was not looked at."
+EXPLAINED = (
+    "“column …” looks at the noise of one column by itself. “radius” looks at how far from the origin each row's noise lies, all columns together: too far means "
+    "that the model is too narrow, or has missed rows far out; too near, that it is too wide. “energy” compares the noise of whole rows with fresh noise, and sees dependence "
+    "between columns that the model has missed."
+)
 SCHEMA = ("kind", "dtype", "missing", "lower", "upper", "resolution", "cardinality", "reason")
-
-
-@dataclass
-class Table:
-    """A table of the page: texts and numbers, with a note below."""
-
-    head: list[str]
-    rows: list[list[Any]]
-    note: str = ""
-
-
-@dataclass
-class Picture:
-    """A picture and what it shows."""
-
-    svg: Markup
-    caption: str = ""
-
-
-@dataclass
-class Section:
-    """A section of the page; `small` pictures stand in several columns."""
-
-    anchor: str
-    title: str
-    text: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    small: bool = False
-    code: str = ""
 
 
 def write_report(
     model: Any,
-    train: pd.DataFrame | None,
-    test: pd.DataFrame,
+    train: Any,
+    test: Any,
     path: str | os.PathLike[str],
     *,
-    synthetic: pd.DataFrame | None = None,
+    synthetic: Any = None,
     n: int | None = None,
     target: Any = None,
+    title: str | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Path:
     """Write a report on a fitted model as one self-contained HTML file.
 
@@ -74,33 +60,54 @@ def write_report(
     train-on-synthetic-test-on-real, missing cells, validity, privacy), tests of fit, the ensemble and the schema. Every metric stands beside
     its noise floor, what real rows score against other real rows.
 
+    Tables of fewer than a million numbers are worked on by one thread (`flowlab.runtime.threads_for`).
+
     Args:
         model: A fitted `FlowDensity`.
-        train: The rows that it was fitted to. None if they are not at hand: half of `test` stands for them, and whether rows were copied is not judged.
-        test: Rows that it has not seen; at least twenty. Without them no report can be honest.
+        train: The rows that it was fitted to: a table, or an array for a model of an array. None if they are not at hand: half of `test` stands for
+            them, and whether rows were copied is not judged.
+        test: Rows that it has not seen; at least twenty, forty without `train`. Without them no report can be honest.
         path: The .html file.
         synthetic: Rows that the model drew; drawn here if None.
         n: How many to draw: as many as there are training rows if None, but at most 10,000.
         target: The column that trees predict in train-on-synthetic-test-on-real; chosen if None.
+        title: What the page calls the table; the file's name if None.
         seed: Decides the draw, and everything else that is random.
+        progress: Show a bar, of classifiers fitted: most of the time goes there.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: A table has fewer than twenty rows, or lacks a column.
+        TypeError: A table is none.
+        ValueError: A table has fewer than twenty rows, or lacks a column; the target is no column.
     """
-    at_hand = train is not None
-    if train is None:
-        test = test.sample(frac=1, random_state=seed)
-        train, test = test.iloc[: len(test) // 2], test.iloc[len(test) // 2 :]
-    if synthetic is None:
-        synthetic = model.sample(min(len(train), MOST_SYNTHETIC) if n is None else n, random_state=seed)
-    found = findings(model, train, test, synthetic, seed, target)
+    path, at_hand = Path(path), train is not None
+    given = {"train": train, "test": test, "synthetic": synthetic}
+    tables = {name: as_table(model, rows, name) for name, rows in given.items() if rows is not None or name == "test"}
+    check_rows(tables, halved=not at_hand)
+    if target is not None and target not in tables["test"].columns:
+        raise ValueError(f"target {target!r} is no column; there are {', '.join(map(repr, tables['test'].columns))}")
     if not at_hand:
-        found.checks = [check for check in found.checks if check.anchor != "privacy"]
-    facts = _facts(model, train, test, synthetic, seed, at_hand)
-    headline, sentences = verdict(found.checks, found.floor_rows)
+        shuffled = tables["test"].sample(frac=1, random_state=seed)
+        tables["train"], tables["test"] = shuffled.iloc[: len(shuffled) // 2], shuffled.iloc[len(shuffled) // 2 :]
+    train, test = tables["train"], tables["test"]
+    numbers = min(max(len(train), len(test)), LEARNT) * train.shape[1]
+    with threads_for(numbers), progress_bar(classifier_count(train), progress, "report: drawing", "fit") as bar:
+        if "synthetic" not in tables:
+            count = min(len(train), MOST_SYNTHETIC) if n is None else n
+            tables["synthetic"] = as_table(model, model.sample(count, random_state=seed), "synthetic")
+        found = findings(model, train, test, tables["synthetic"], seed, target, bar)
+        if not at_hand:
+            found.checks = [check for check in found.checks if check.anchor != "privacy"]
+        bar.set_description("report: page")
+        name = path.stem if title is None else title
+        header = facts(model, train, test, tables["synthetic"], seed, at_hand)
+        page = _page(name, header, found, _sections(model, found, at_hand))
+    return _write(path, page)
+
+
+def _sections(model: Any, found: Findings, at_hand: bool) -> list[Section]:
     parts = [
         _likelihood(found),
         _columns(found),
@@ -117,40 +124,25 @@ def write_report(
         _schema(model),
         Section("summary", "The model in its own words", code=model.summary()),
     ]
+    return [part for part in parts if part is not None]
+
+
+def _page(name: str, header: list[tuple[str, str]], found: Findings, sections: list[Section]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
     environment.tests["figure"] = is_figure
     template = environment.from_string(files("flowlab.report").joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.render(
-        facts=facts,
+    headline, sentences = verdict(found.checks, found.floor_rows)
+    return template.render(
+        name=name,
+        day=f"{datetime.now(UTC):%Y-%m-%d}",
+        facts=header,
+        model=[check.words for check in found.checks if check.anchor == "likelihood"],
         headline=headline,
         sentences=sentences,
         checks=found.checks,
-        sections=[part for part in parts if part],
+        sections=sections,
     )
-    return _write(Path(path), page)
-
-
-def shown(cell: Any) -> str:
-    """A cell of a table as text: numbers with three digits after the point, or four significant ones where that says too little.
-
-    Example:
-        >>> shown(0.12345), shown(12345.678), shown(1e-5), shown(float("nan")), shown(7), shown(None)
-        ('0.123', '12,345.678', '1e-05', '–', '7', '–')
-    """
-    if cell is None or cell is pd.NaT or (isinstance(cell, float | np.floating) and np.isnan(cell)):
-        return "–"
-    if isinstance(cell, int | np.integer) and not isinstance(cell, bool):
-        return f"{cell:,}"
-    if isinstance(cell, float | np.floating):
-        number = float(cell)
-        return f"{number:.4g}" if number and not 1e-3 <= abs(number) < 1e7 else f"{number:,.3f}"
-    return str(cell)
-
-
-def is_figure(cell: Any) -> bool:
-    """Whether a cell is a number, or a text of numbers, and so stands to the right."""
-    return not isinstance(cell, str) or bool(re.fullmatch(r"–|[-+−]?[\d.,]+(e[-+]\d+)?( ?[%–±] ?[\d.,]*%?)?", cell))
 
 
 def _write(path: Path, page: str) -> Path:
@@ -160,25 +152,6 @@ def _write(path: Path, page: str) -> Path:
         temporary.write_bytes(page.encode("utf-8", "replace"))
         os.replace(temporary, path)
     return path
-
-
-def _facts(
-    model: Any, train: pd.DataFrame, test: pd.DataFrame, synthetic: pd.DataFrame, seed: int, at_hand: bool
-) -> list[tuple[str, str]]:
-    kinds = pd.Series([kind(train[name]) for name in train.columns]).value_counts()
-    several = {"number": "numbers", "category": "categories", "time": "times", "duration": "durations"}
-    missing = float(train.isna().to_numpy().mean())
-    return [
-        ("Model", f"{type(model).__name__}, {len(model.members_)} member{'s' * (len(model.members_) != 1)}"),
-        ("Columns", ", ".join(f"{n} {several[k] if n > 1 else k}" for k, n in kinds.items())),
-        (
-            "Rows",
-            f"{len(train):,} {'trained on' if at_hand else 'in place of those trained on'}, {len(test):,} held out, {len(synthetic):,} synthetic",
-        ),
-        ("Missing cells", f"{missing:.1%} of {'those trained on' if at_hand else 'the former'}"),
-        ("Seed", str(seed)),
-        ("Written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by flowlab {flowlab.__version__}"),
-    ]
 
 
 def _likelihood(found: Findings) -> Section:
@@ -212,19 +185,19 @@ def _likelihood(found: Findings) -> Section:
 def _columns(found: Findings) -> Section:
     distances = found.fidelity.distances
     floor, limits = np.array([one.distances["distance"] for one in found.floor]), column_limits(found.floor)
-    order = np.argsort(-np.nan_to_num(distances["distance"].to_numpy() - floor.mean(axis=0)), kind="stable")
-    rows = []
-    for j in order:
-        row = distances.iloc[j]
-        rows.append(
-            [
-                distances.index[j],
-                row["measure"],
-                float(row["distance"]),
-                interval(floor[:, j].tolist()),
-                "beyond chance" if row["distance"] > limits[j] else "like real rows",
-            ]
-        )
+    ratio = distances["distance"].to_numpy() / np.maximum(limits, 1e-6)
+    rows = [
+        [
+            distances.index[j],
+            distances["measure"].iloc[j],
+            float(distances["distance"].iloc[j]),
+            interval(floor[:, j].tolist()),
+            float(limits[j]),
+            f"{ratio[j]:.2f}",
+            "beyond chance" if ratio[j] > 1 else "like real rows",
+        ]
+        for j in np.argsort(-np.nan_to_num(ratio), kind="stable")
+    ]
     pictures = [
         Picture(
             panels.svg(
@@ -241,17 +214,19 @@ def _columns(found: Findings) -> Section:
         [
             "Distance of each column's distribution from the real one: Kolmogorov-Smirnov (KS) of numbers and times, total variation (TV) of "
             f"categories; lower is better, 0 is perfect. The noise floor is what {found.floor_rows:,} real rows score against as many others, in "
-            f"{len(found.floor)} tries. Blue is real, held-out; the red outline is synthetic. Histograms span 99 % of the real values.{more}"
+            f"{len(found.floor)} tries; the limit, three standard deviations above its mean, is what they rarely exceed. Heights are shares of rows, and "
+            f"histograms span 99 % of the real values.{more}"
         ],
         [
             Table(
-                ["column", "measure", "distance", "noise floor", "reading"],
+                ["column", "measure", "distance", "noise floor", "limit", "distance / limit", "reading"],
                 rows,
-                "Furthest from its noise floor first.",
+                "Furthest beyond its limit first.",
             )
         ],
         pictures,
         small=True,
+        legend=True,
     )
 
 
@@ -260,10 +235,13 @@ def _pairs(found: Findings) -> Section | None:
     if len(own.distances) < 2:
         return None
     real, synthetic = own.dependence
+    gaps = [dependence_difference(one) for one in found.floor]
+    # Scaled to the largest difference, but to no less than one that means something: noise alone shall not look like much.
+    most = max(float(np.abs((synthetic - real).to_numpy()).max()), 4 * float(np.nanmean(gaps)), 0.05)
     maps = [
         panels.heat_map(real, "real"),
         panels.heat_map(synthetic, "synthetic"),
-        panels.heat_map(synthetic - real, "synthetic − real", -0.5, 0.5, "RdBu_r"),
+        panels.heat_map(synthetic - real, "synthetic − real", -most, most, "RdBu_r"),
     ]
     names = [str(name) for name in real.columns]
     a, b = np.triu_indices(len(names), 1)
@@ -287,7 +265,8 @@ def _pairs(found: Findings) -> Section | None:
         [
             f"Joint tables of two columns overlap by {own.pairs:.3f} on average (1 − total variation; higher is better, 1 is perfect); those of real "
             f"rows by {interval([one.pairs for one in found.floor])}. The maps show how strongly columns depend on one another: Cramér's V of numbers cut "
-            f"at their deciles, 0 for unrelated columns, 1 where one decides the other. The third map should be white.{unnamed}"
+            f"at their deciles, 0 for unrelated columns, 1 where one decides the other. The third map should be "
+            f"white; its scale ends at ±{most:.2f}, and differences between real rows are {np.nanmean(gaps):.3f} on average.{unnamed}"
         ],
         [
             Table(
@@ -335,7 +314,7 @@ def _transfer(found: Findings) -> Section:
         ["ratio", transfer.ratio],
         ["ratio of two halves of the real rows (noise floor)", interval(found.transfer_floor)],
     ]
-    section.tables = [Table(["", "score"], rows)]
+    section.tables = [Table(["measured", "score"], rows)]
     return section
 
 
@@ -417,7 +396,7 @@ def _privacy(found: Findings) -> Section:
             "values have copies by nature, hence the comparison with held-out rows. This is a measurement on these rows, no guarantee: the model "
             "is not differentially private."
         ],
-        [Table(["", "synthetic rows", "held-out rows (noise floor)", "expected"], rows)],
+        [Table(["measured", "synthetic rows", "held-out rows (noise floor)", "expected"], rows)],
     )
 
 
@@ -428,7 +407,9 @@ def _calibration(tests: pd.DataFrame) -> Section:
         return section
     section.text = [
         "Rows that were held out while fitting, turned into noise by the model: tests of whether that noise is what it should be. A p-value "
-        "below 0.01 means that the test sees a difference; of many tests, one in a hundred does so by chance."
+        "below 0.01 means that the test sees a difference; of many tests, one in a hundred does so by chance. The overview has the smallest of them "
+        f"times their number, {len(tests)}, and at most 1 (Bonferroni's correction): that is below 0.01 by chance once in a hundred pages.",
+        EXPLAINED,
     ]
     rows = [[name, float(row["statistic"]), float(row["p_value"])] for name, row in tests.iterrows()]
     section.tables = [Table(["test", "statistic", "p-value"], rows)]

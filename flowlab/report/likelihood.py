@@ -14,6 +14,7 @@ import torch
 
 from flowlab.report import baselines
 from flowlab.report.columns import Array
+from flowlab.report.door import scores
 from flowlab.tables.ranks import learn_ranks
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged
@@ -97,15 +98,15 @@ def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: i
     parts = variables(model, train, test)
     rng = np.random.default_rng(seed)
     alone = np.column_stack([np.zeros(len(test)), *(marginal(part) for part in parts)])
-    found = {"model": np.asarray(model.score_samples(test)), "independent columns": alone.sum(axis=1)}
+    found = {"model": scores(model, test), "independent columns": alone.sum(axis=1)}
     joint = [part for part in parts if part.joint]
     if joint:
         rest = sum(marginal(part) for part in parts if not part.joint)
-        x, y = (np.column_stack([getattr(part, rows) for part in joint]) for rows in ("train", "test"))
+        x, y = np.column_stack([part.train for part in joint]), np.column_stack([part.test for part in joint])
         cell = np.array([part.resolution for part in joint])
         scale = sum(np.log(part.resolution / part.width) for part in joint if part.resolution)
         for name, baseline in (("Gaussian", baselines.gaussian), ("Gaussian mixture", baselines.mixture)):
-            found[name] = rest + scale + _over_cells(baseline, x, y, cell, rng)
+            found[name] = rest + scale + over_cells(baseline, x, y, cell, rng)
     if model.table_ is not None:  # where a rule is broken there is nothing to be scored
         possible = model.table_.unbroken(test)
         found |= {name: np.where(possible, score, -np.inf) for name, score in found.items()}
@@ -138,8 +139,18 @@ def _mean(values: Array) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _over_cells(baseline: Callable[[Array, Array], Array], x: Array, y: Array, width: Array, rng: Any) -> Array:
-    """Log of the density of rows y, averaged over the cells of the columns that have them."""
+def over_cells(
+    baseline: Callable[[Array, Array], Array], x: Array, y: Array, width: Array, rng: np.random.Generator
+) -> Array:
+    """Log of a baseline's density of rows y (n, columns), averaged over the cells of the columns that have them.
+
+    Args:
+        baseline: Takes training and test rows, and gives the latter's log-densities.
+        x: Training rows; it learns from values spread over their cells.
+        y: Test rows.
+        width: Of each column's cells, 0 for none.
+        rng: Draws the points.
+    """
     draws = DRAWS if width.any() else 1
     points = y + (rng.random((draws, *y.shape)) - 0.5) * width
     spread = x + (rng.random(x.shape) - 0.5) * width

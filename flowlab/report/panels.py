@@ -21,6 +21,8 @@ DISTINCT = 12  # values up to which numbers get bars
 BINS = 36
 NAMED = 40  # columns up to which heat maps name them
 DAY = 86_400
+LABEL = 9  # points; panels and maps are about as wide on the page as they are drawn, so that this is their size there
+LINE = 31  # characters of that size below a panel
 
 
 def svg(figure: Figure, name: str, title: str) -> Markup:
@@ -65,7 +67,7 @@ def column_panel(column: Column) -> Figure:
     figure = Figure(figsize=(2.7, 1.8), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=7, length=2)
+    axes.tick_params(labelsize=LABEL, length=2)
     real, synthetic = (x[np.isfinite(x)] for x in column.values)
     if column.kind == "category":
         _bars(axes, *_category_shares(column))
@@ -80,27 +82,27 @@ def column_panel(column: Column) -> Figure:
         _histogram(axes, column.kind, real, synthetic)
     else:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no values", ha="center", va="center", fontsize=8)
+        axes.text(0.5, 0.5, "no values", ha="center", va="center", fontsize=LABEL)
     return figure
 
 
 def heat_map(values: pd.DataFrame, title: str, low: float = 0.0, high: float = 1.0, colors: str = "viridis") -> Figure:
     """A matrix of columns against columns."""
     count = len(values)
-    figure = Figure(figsize=(3.6, 3.4))
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained")  # maps of the same columns come out alike, and in line
     axes = figure.subplots()
     picture = axes.imshow(values.to_numpy(dtype=float), vmin=low, vmax=high, cmap=colors, interpolation="nearest")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=LABEL + 1)
     if count <= NAMED:
         names = [plain(name, 14) for name in values.columns]
-        size = 7 if count <= 16 else 4.5
+        size = LABEL if count <= 12 else 7 if count <= 20 else 4.5
         axes.set_xticks(range(count), names, rotation=90, fontsize=size)
         axes.set_yticks(range(count), names, fontsize=size)
-    axes.tick_params(length=0, labelsize=None if count <= NAMED else 7)
+    axes.tick_params(length=0, labelsize=None if count <= NAMED else LABEL)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03)
-    bar.ax.tick_params(labelsize=7, length=2)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03, format="% .2f")
+    bar.ax.tick_params(labelsize=LABEL, length=2)
     bar.outline.set_visible(False)
     return figure
 
@@ -131,14 +133,14 @@ def _histogram(axes: Any, kind: str, real: Array, synthetic: Array) -> None:
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1.08 * max(h.max() for h in heights) or 1)
     axes.set_yticks([])
-    axes.locator_params(axis="x", nbins=5) if kind != "time" else None
+    axes.locator_params(axis="x", nbins=4) if kind != "time" else None
     if kind == "time":
-        locator = AutoDateLocator(maxticks=5)
+        locator = AutoDateLocator(minticks=2, maxticks=6)  # for any span some interval of its gives that many
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     elif kind == "duration":
-        axes.set_xlabel("days", fontsize=7)
-    axes.xaxis.get_offset_text().set_fontsize(7)
+        axes.set_xlabel("days", fontsize=LABEL)
+    axes.xaxis.get_offset_text().set_fontsize(LABEL)
 
 
 def _grid(values: Array) -> float:
@@ -156,6 +158,8 @@ def _bars(axes: Any, labels: list[str], shares: list[list[float]], upright: bool
     draw(place + 0.2, shares[1], 0.38, edgecolor=MODEL, facecolor="none")
     axis = axes.xaxis if upright else axes.yaxis
     axis.set_ticks(place, labels)
+    if upright and (max(map(len, labels)) + 1) * len(labels) > LINE:
+        axis.set_tick_params(rotation=90)
     (axes.yaxis if upright else axes.xaxis).set_major_locator(ticker.MaxNLocator(3))
     (axes.yaxis if upright else axes.xaxis).set_major_formatter(ticker.PercentFormatter(1, decimals=0))
     if not upright:

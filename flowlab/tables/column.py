@@ -13,6 +13,7 @@ from flowlab.tables import cells
 from flowlab.tables.cells import DAY, Array
 from flowlab.tables.encode import FAR_FROM_ZERO, check_size, decimal_grid, learn_column, on_grid
 from flowlab.tables.frame import numpy_dtype, rounding
+from flowlab.tables.records import set_fields
 
 MODELLED = ("continuous", "integer", "categorical", "boolean", "datetime", "timedelta")
 FOUND = ("constant", "derived", "duplicate")  # facts about the data: never asked for
@@ -31,6 +32,7 @@ ID_SHARE, ID_ROWS = (
     0.5,
     50,
 )  # strings with more distinct levels than this share, in at least so many rows, are names of rows
+INTERNAL = ("levels_dtype", "null", "spellings", "tolerance", "origin", "declared", "recoding")  # not for a short look
 MANY_VALUES = 1000  # atoms or spellings that are kept
 DATE = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}([ T]\d.*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}( \d.*)?|\d{4}/\d{1,2}/\d{1,2}( \d.*)?"
@@ -105,6 +107,9 @@ class ColumnSchema:
     def modelled(self) -> bool:
         """Whether the model sees this column."""
         return self.kind in MODELLED
+
+    def __repr__(self) -> str:
+        return f"ColumnSchema({set_fields(self, hidden=INTERNAL)})"
 
     @property
     def nullable(self) -> bool:

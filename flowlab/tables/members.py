@@ -22,6 +22,7 @@ from flowlab.tables.codec import Unit
 from flowlab.tables.heads import HistogramAndLogistics
 from flowlab.tables.model import MixedFlow
 from flowlab.tables.ranks import Ranks, learn_ranks
+from flowlab.tables.records import set_fields
 from flowlab.training import History, fit, representative
 
 # Layers on the data side, in sampling order.
@@ -118,6 +119,9 @@ class Member:
         """The member that `to_json` wrote."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
+
+    def __repr__(self) -> str:
+        return f"Member({set_fields(self)})"
 
     def __str__(self) -> str:
         if self.kind == "mixed":

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from flowlab.mixture import FlowMixture
+from flowlab.runtime import threads_for
 from flowlab.tables.conditions import member_shares
 from flowlab.tables.model import MixedFlow
 
@@ -99,14 +100,16 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, points: i
     grid = outcome_grid(mixture, unit, points)
     on = torch.from_numpy(grid).to(x.device)
     below, at = (np.empty((len(x), len(grid))) for _ in range(2))
-    for start in range(0, len(x), BLOCK):
-        rows = slice(start, start + BLOCK)
-        shares = member_shares(mixture, x[rows], known[rows], strict=False)
-        parts = [_distribution(flow, unit, flow.shown(x[rows], known[rows]), on) for flow in mixture]
-        low, high = (
-            sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy() for i in range(2)
-        )
-        below[rows], at[rows] = low, high
+    with threads_for(min(len(x), BLOCK) * x.shape[1]):
+        for start in range(0, len(x), BLOCK):
+            rows = slice(start, start + BLOCK)
+            shares = member_shares(mixture, x[rows], known[rows], strict=False)
+            parts = [_distribution(flow, unit, flow.shown(x[rows], known[rows]), on) for flow in mixture]
+            low, high = (
+                sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy()
+                for i in range(2)
+            )
+            below[rows], at[rows] = low, high
     below[:, 0], at[:, -1] = 0.0, 1.0  # what lies beyond the grid is less than a billionth of the marginal
     at = np.maximum(at, below)
     return Predictive(grid, below, at)

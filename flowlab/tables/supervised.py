@@ -11,6 +11,7 @@ from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
+from flowlab.runtime import threads_for
 from flowlab.tables.conditions import class_probabilities, member_log_prob
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.predictive import Predictive, predict
@@ -80,7 +81,7 @@ class _Supervised(BaseEstimator):
 
     def _log_prob(self, x: torch.Tensor, known: torch.Tensor) -> Array:
         """Log-density of the known cells of rows, nats (n,)."""
-        with torch.no_grad():
+        with torch.no_grad(), threads_for(min(len(x), BLOCK) * x.shape[1]):
             parts = [
                 member_log_prob(self.density_._mixture, rows, which).logsumexp(0)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
@@ -156,10 +157,11 @@ class FlowClassifier(ClassifierMixin, _Supervised):
         x, known, unit = self._question(X)
         table = self.density_.table_
         assert table is not None
-        parts = [
-            class_probabilities(self.density_._mixture, rows, which, unit, strict=False)
-            for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
-        ]
+        with threads_for(min(len(x), BLOCK) * x.shape[1]):
+            parts = [
+                class_probabilities(self.density_._mixture, rows, which, unit, strict=False)
+                for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
+            ]
         found = torch.cat(parts).cpu().numpy()
         order = [int(str(level).split()[1]) for level in table.codec.schema[TARGET].categories]
         out = np.zeros((len(found), len(self.classes_)))
