@@ -240,8 +240,8 @@ class DensityQuestions:
         found = []
         with torch.no_grad(), self._blocks(n_samples) as sizes:
             for size in sizes:
-                rows = self.flow_.sample((size,), generator=generator)
-                found.append((rows, self.flow_.log_prob(rows)))
+                rows = self._draw_supported(size, generator)
+                found.append((rows, self.flow_.log_prob(rows) - self._log_mass))
         drawn, log_prob = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
         return drawn, log_prob
 

@@ -118,6 +118,22 @@ class Synthesis:
             return np.empty((count, 0))
         return self.flow_.sample((count,), generator=generator).cpu().double().numpy()
 
+    def _draw_supported(self: "FlowDensity", count: int, generator: torch.Generator) -> torch.Tensor:  # type: ignore[misc]
+        """Draws (count, modelled columns) from the density itself, wherever it has rows: also beyond what training spans."""
+        found: list[torch.Tensor] = []
+        missing, tried = count, 0
+        while missing > 0:
+            rows = self._mixture.sample((max(missing, SUPPORT_DRAWS) if found else count,), generator=generator)
+            tried += len(rows)
+            if self.columns_ is not None and self.columns_.bounded:
+                table = self.columns_.decode(rows.cpu().double().numpy())
+                rows = rows[torch.from_numpy(self.columns_.supported(table)).to(rows.device)]
+            found.append(rows)
+            missing -= len(rows)
+            if missing > 0 and tried > CHUNK and count - missing < LEAST * tried:
+                raise RuntimeError(f"only {count - missing} of {tried} draws lie within the supports of the columns")
+        return torch.cat(found)[:count]
+
     def _warn_of_rare_levels(self: "FlowDensity", conditions: Conditions) -> None:  # type: ignore[misc]
         """Warns of conditions on levels that so few training rows had that the model takes such rows to be much like all others."""
         assert self.table_ is not None
