@@ -360,7 +360,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         path: str | os.PathLike[str],
         *,
         target: Any = None,
+        title: str | None = None,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> Path:
         """Write a page that says how good the model and its rows are: one HTML file that needs nothing else.
 
@@ -369,17 +371,23 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
 
         Args:
             train: The rows that the model was fitted to; None if they are not at hand, and then copies of them cannot be found.
-            test: Rows that it has not seen; all of this is as honest as they are unseen.
+            test: Rows that it has not seen, twenty at least; all of this is as honest as they are unseen.
             path: Where to write, an .html file.
             target: Column that models trained on synthetic rows shall predict; chosen when None.
+            title: What the page calls the table; the file's name when None.
             random_state: Seed of the synthetic rows.
+            progress: Show a bar, of the classifiers that take most of the time; None does as the model's own `progress` says.
+
+        Raises:
+            TypeError, ValueError: A table is none, lacks a column, or has too few rows.
         """
         from flowlab.report.html import write_report
 
         check_is_fitted(self)
         plain = copy.copy(self)
         plain._kind = None  # the report knows pandas alone
-        return write_report(plain, to_pandas(train), to_pandas(test), path, target=target, seed=random_state)
+        shown = self.progress if progress is None else progress
+        return write_report(plain, train, test, path, target=target, title=title, seed=random_state, progress=shown)
 
     def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
         return super()._names(frame) if self.table_ is None else [str(name) for name in self.table_.names]
