@@ -9,20 +9,21 @@ import importlib
 import inspect
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
 from flowlab import bases, layers
 from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
+from flowlab.writing import check_writable, written_whole
+
+__all__ = ["FileError", "check_writable", "load", "register", "save"]
 
 FORMAT = 1
 T = TypeVar("T", bound=type)
@@ -103,27 +104,14 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         "module": None if module is None else describe(module),
     }
     tensors = {} if module is None else {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    with written_whole(path) as temporary:
-        # Copies, because safetensors refuses tensors that share memory.
-        save_file(
-            {k: v.clone() for k, v in tensors.items()},
-            temporary,
-            metadata={"flowlab": json.dumps(header, allow_nan=False)},
-        )
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The name of a temporary file beside `path`, which takes its place at the end of the block, and is removed after an error."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    # Copies, because safetensors refuses tensors that share memory.
+    written = {k: v.clone() for k, v in tensors.items()}
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        content = serialized(written, {"flowlab": json.dumps(header, allow_nan=False)})
+    except SafetensorError as error:
+        raise FileError(f"{os.fspath(path)} cannot be written: {error}") from error
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> Any:
@@ -250,9 +238,3 @@ def _construct(description: Any) -> Any:
     if set(args) - set(arguments(cls)):  # type: ignore[arg-type]
         raise FileError(f"{description['class']} has no argument {', '.join(set(args) - set(arguments(cls)))}")  # type: ignore[arg-type]
     return cls(**{name: _construct(value) for name, value in args.items()})
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import flowlab
 from flowlab.report import figures, panels
 from flowlab.report.columns import kind
 from flowlab.report.findings import BASELINE_ROWS, Findings, column_limits, findings, interval, verdict
+from flowlab.writing import written_whole
 
 MOST_COLUMNS = 60  # that get a picture
 MOST_SYNTHETIC = 10_000  # rows drawn, unless told
@@ -155,10 +155,8 @@ def is_figure(cell: Any) -> bool:
 
 def _write(path: Path, page: str) -> Path:
     """Beside its place first, then renamed: whoever looks finds the old page or the new one, whole."""
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".flowlab-") as folder:
-        temporary = Path(folder) / path.name
+    with written_whole(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))
-        os.replace(temporary, path)
     return path
 
 

@@ -8,7 +8,6 @@ schema["rooms"].kind = "integer"            # an edit; Schema.infer(df, schema) 
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from flowlab.tables import cells
 from flowlab.tables.column import FOUND, KINDS, LEVELLED, MODELLED, NUMERIC, SETTABLE, ColumnSchema, learn
 from flowlab.tables.encode import Columns
 from flowlab.tables.frame import numpy_dtype, rounding
+from flowlab.writing import written_whole
 
 __all__ = ["ColumnSchema", "Schema"]
 
@@ -169,12 +169,9 @@ class Schema:
         path = Path(path)
         if path.suffix.lower() != ".json":
             raise ValueError(f"{path} must end in .json")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".flowlab-") as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_text(
-                json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            os.replace(temporary, path)
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Schema":
