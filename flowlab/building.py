@@ -38,7 +38,25 @@ DEPTH = 64
 SIGNED = ("low", "high", "lower", "upper", "context", "steps")  # arguments that may be negative
 ABOVE_ZERO = ("bins", "components", "bound", "log_scale_bound", "heaviest", "knots", "least", "shrink", "df", "min_df")
 SAME_SHAPE = (  # what torch calls with tensors of one shape, or of shapes that broadcast, and gives back in that shape
-    *("add", "sub", "__rsub__", "mul", "div", "__rtruediv__", "__floordiv__", "pow", "ge", "le", "gt", "lt", "neg", "abs", "square", "log", "exp"),
+    *(
+        "add",
+        "sub",
+        "__rsub__",
+        "mul",
+        "div",
+        "__rtruediv__",
+        "__floordiv__",
+        "pow",
+        "ge",
+        "le",
+        "gt",
+        "lt",
+        "neg",
+        "abs",
+        "square",
+        "log",
+        "exp",
+    ),
     *("argsort", "zeros_like", "ones_like", "empty_like"),
 )
 FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names of what torch computes with
@@ -290,7 +308,7 @@ def check_indices(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
             continue
         found = now[name]
         if leaf == "last":  # how many of its bins each column of a `Marginal` uses
-            good = found.numel() == 0 or bool(found.min() >= 1) and bool((found <= expected).all())
+            good = found.numel() == 0 or (bool(found.min() >= 1) and bool((found <= expected).all()))
         else:
             good = torch.equal(found, expected)
         if not good:

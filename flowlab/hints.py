@@ -3,9 +3,12 @@
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -63,6 +66,21 @@ def check_arguments(name: str, values: Mapping[str, Any], hints: Mapping[str, An
         if key in hints and not fits(value, hints[key]):
             wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
             raise ValueError(f"{name}: {key} must be {wanted or str(hints[key])[:80]}, not {shown(value)}")
+
+
+def made(cls: type[T], values: Any, hints: Mapping[str, Any] | None = None) -> T:
+    """A dataclass of fields from a file, whose types are those of its annotations.
+
+    Raises:
+        ValueError: A field is unknown, missing, or of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"a {cls.__name__} is {shown(values)}")
+    unknown = values.keys() - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"a {cls.__name__} has no field {shown(sorted(map(str, unknown))[0])}")
+    check_arguments(cls.__name__, values, {**hints_of(cls), **(hints or {})})
+    return cls(**values)
 
 
 def shown(value: Any, most: int = 60) -> str:

@@ -234,7 +234,12 @@ class MaskedMLP(MLP):
             generator=generator,
         )
         self.features, self.outputs = features, outputs
-        self.lowest, self.span, self.given, self.repeats = lowest, highest - lowest + 1, context_features, inputs_per_feature
+        self.lowest, self.span, self.given, self.repeats = (
+            lowest,
+            highest - lowest + 1,
+            context_features,
+            inputs_per_feature,
+        )
 
     def known(self, layer: int, degree: int) -> int:
         """How many of the inputs of a linear layer, or of the outputs after the last one, depend on at most the first `degree` features.

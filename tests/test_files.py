@@ -123,8 +123,11 @@ HOSTILE = {
     "base class": (lambda h: first_layer(h).update({"class": "Layer"}), "unknown class"),
     "unknown argument": (lambda h: first_layer(h)["args"].update(command="rm -rf /"), "no argument command"),
     "unknown kind": (lambda h: h.update(kind="subprocess"), "unknown kind"),
-    "huge width": (lambda h: first_layer(h)["args"].update(hidden=[10**9, 10**9]), "tensors do not fit"),
-    "absurd width": (lambda h: first_layer(h)["args"].update(hidden=[10**30]), "damaged"),
+    "huge width": (
+        lambda h: first_layer(h)["args"].update(hidden=[10**9, 10**9]),
+        "asks for sizes such as 1000000000,",
+    ),
+    "absurd width": (lambda h: first_layer(h)["args"].update(hidden=[10**30]), "asks for sizes"),
     "wrong type": (lambda h: first_layer(h)["args"].update(features="three"), "damaged"),
     "missing argument": (lambda h: h["module"]["args"].pop("base"), "damaged"),
     "no module": (lambda h: h.pop("module"), "damaged"),

@@ -16,8 +16,10 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 
 from flowlab import files
 from flowlab.flow import CHUNK
+from flowlab.hints import check_arguments, hints_of, made, shown
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
+from flowlab.tables import stored
 from flowlab.tables.codec import Unit
 from flowlab.tables.conditions import member_log_prob
 from flowlab.tables.encode import Columns
@@ -28,6 +30,7 @@ from flowlab.tables.questions import DensityQuestions, goodness_of_fit
 from flowlab.tables.schema import Schema
 from flowlab.tables.synthesis import Synthesis
 from flowlab.tables.tabular import Kind, kind_of, to_pandas
+from flowlab.tables.trial import check_flow
 from flowlab.tables.whole import WholeTable, is_whole
 
 EFFORTS = ("fast", "default", "best")
@@ -417,32 +420,57 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         members = params["members"]
         if members is not None:
             params = {**params, "members": [Member.from_json(m) if isinstance(m, dict) else m for m in members]}
+        check_arguments("FlowDensity", params, hints_of(cls.__init__))
+        if params["effort"] not in EFFORTS or params["preprocessing"] not in ("auto", *PREPROCESSING):
+            raise files.FileError("effort or preprocessing is none")
         model = cls(**params)
-        model.n_features_in_ = int(state["n_features_in_"])
+        check_arguments("FlowDensity", {"n_features_in_": state["n_features_in_"]}, {"n_features_in_": int})
+        model.n_features_in_ = state["n_features_in_"]
+        stored.check_names(state["feature_names_in_"], model.n_features_in_)
         if state["feature_names_in_"] is not None:
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
         model.table_ = model.columns_ = None
-        model._kind = Kind.from_json(state["kind"]) if state.get("kind") else None
+        model._kind = Kind.from_json(state["kind"]) if state.get("kind") is not None else None
         if state["table"] is not None:
             model.table_ = WholeTable.from_json(state["table"])
             model.schema_ = model.table_.codec.schema
             width = len(model.table_.units)
         else:
             own = state["numbers"]
+            model.columns_, model.schema_ = stored.columns_from(own["columns"]), Schema.from_json(own["schema"])
+            stored.check_numbers(own, model.n_features_in_)
             model._dtypes, model._index_names, model._precision = own["dtypes"], own["index_names"], own["precision"]
-            model.columns_, model.schema_ = Columns.from_json(own["columns"]), Schema.from_json(own["schema"])
             width = len(model.columns_.modelled)
-        if width != getattr(flow, "features", 0):
+            if len(model.columns_.columns) != model.n_features_in_:
+                raise files.FileError("the columns are not as many as in training")
+        if not isinstance(flow, FlowMixture | None) or width != (0 if flow is None else flow.features):
             raise files.FileError("the columns do not fit the flow")
-        model.flow_, model.race_ = flow, state["race"]
-        model.reports_ = [Report(**{**r, "member": Member.from_json(r["member"])}) for r in state["reports"]]
-        model._held_out = np.array(state["held_out"], dtype=np.float64)
-        model.calibration_ = pd.DataFrame(state["calibration"]).set_index("test")
+        if flow is not None:
+            check_flow(None if model.table_ is None else model.table_.units, flow)
+            model.device = str(next(iter(flow.buffers())).device)
+        model.flow_ = flow
+        check_arguments("FlowDensity", state, {"race": dict[str, float | None], "validation_score": float | None})
+        model.race_ = stored.with_nan(state["race"], state["race"])
+        model.reports_ = [_report(report) for report in state["reports"]]
+        model._held_out = stored.held_out_from(state["held_out"])
+        model.calibration_ = stored.calibration_from(state["calibration"])
         score = state["validation_score"]
         model.validation_score_ = np.nan if score is None else score
-        if flow is not None:
-            model.device = str(next(iter(flow.buffers())).device)
         return model
+
+
+def _report(values: Any) -> Report:
+    """What became of a member, from a file, where numbers that JSON does not have are None."""
+    if not isinstance(values, dict):
+        raise ValueError(f"a report on a member is {shown(values)}")
+    known = stored.with_nan(values, ("score", "weight", "seconds"))
+    numbers = {"score": float | None, "weight": float | None, "seconds": float | None}
+    made(
+        Report,
+        {**values, "member": Member.from_json(values["member"])},
+        {**numbers, "history": list[dict[str, float | None]]},
+    )
+    return Report(**{**known, "member": Member.from_json(values["member"])})
 
 
 def without_infinities(value: Any) -> Any:

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flowlab.hints import fits, shown
 from flowlab.tables import cells
 from flowlab.tables.column import FOUND, KINDS, LEVELLED, MODELLED, NUMERIC, SETTABLE, ColumnSchema, learn
 from flowlab.tables.encode import Columns
 from flowlab.tables.frame import numpy_dtype, rounding
+from flowlab.tables.stored import LABEL, column_from
 from flowlab.writing import written_whole
 
 __all__ = ["ColumnSchema", "Schema"]
@@ -155,14 +157,21 @@ class Schema:
         Raises:
             ValueError: It has other fields.
         """
+        if not isinstance(data, Mapping) or not isinstance(data.get("columns"), list):
+            raise ValueError("a schema is an object with a list of columns")
+        labels = data.get("labels")
+        if not fits(labels, tuple[str, LABEL | None]):
+            raise ValueError(f"the labels of a schema are {shown(labels)}")
         known = {f.name for f in fields(ColumnSchema)}
         for column in data["columns"]:
+            if not isinstance(column, dict):
+                raise ValueError(f"a column of a schema is {shown(column)}")
             if not {"name", "kind", "dtype"} <= column.keys() <= known:
                 wrong = sorted(column.keys() ^ ({"name", "kind", "dtype"} | (column.keys() & known)))
                 raise ValueError(
                     f"column {column.get('name')!r} of a schema: unknown or missing fields {', '.join(wrong)}"
                 )
-        return cls([ColumnSchema(**column) for column in data["columns"]], tuple(data["labels"]))
+        return cls([column_from(column) for column in data["columns"]], tuple(labels))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a .json file: beside its destination first, then renamed, so that no half-written file is left."""

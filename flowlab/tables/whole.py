@@ -9,10 +9,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
+from flowlab.hints import fits
 from flowlab.tables import cells
 from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
 from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
 from flowlab.tables.schema import Schema, read_overrides
+from flowlab.tables.stored import LABEL
+from flowlab.tables.trial import check_ends, check_rules, try_codec
 
 
 class WholeTable:
@@ -189,14 +192,19 @@ class WholeTable:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WholeTable":
-        """The table that `to_json` wrote down."""
-        return cls(
-            Codec.from_json(data["schema"]),
-            [Rule.from_json(r) for r in data["rules"]],
-            data["names"],
-            data["array"],
-            data["ends"],
-        )
+        """The table that `to_json` wrote down.
+
+        Raises:
+            ValueError: Its parts do not go together.
+        """
+        names, array, ends = data["names"], data["array"], data["ends"]
+        if not fits(names, list[LABEL]) or not fits(array, bool):
+            raise ValueError("the names of the columns are none")
+        codec, rules = Codec.from_json(data["schema"]), [Rule.from_json(rule) for rule in data["rules"]]
+        try_codec(codec)
+        check_rules(codec, rules, [replaced(rule) for rule in rules])
+        check_ends(ends)
+        return cls(codec, rules, names, array, ends)
 
 
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:

@@ -1,0 +1,120 @@
+"""A whole table from a file is tried before it is used: whatever its parts do not agree in fails at loading, with cells that are made up."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowlab.flow import Flow
+from flowlab.hints import fits, shown
+from flowlab.tables import cells
+from flowlab.tables.codec import (
+    Codec,
+    Unit,
+    decode_column,
+    derived_numbers,
+    encode_column,
+    from_numbers,
+    possible_cells,
+    take_levels,
+)
+from flowlab.tables.column import LEVELLED, ColumnSchema
+from flowlab.tables.encode import on_grid
+from flowlab.tables.model import MixedFlow
+from flowlab.tables.stored import LABEL
+
+
+def try_codec(codec: Codec) -> None:
+    """Raises whatever decoding or encoding cells of any of the columns would.
+
+    The cells are made up: every level, numbers within their bounds, and a missing one where there can be some.
+    """
+    done: dict[Any, pd.Series] = {}
+    for column in codec.schema:
+        if column.modelled:
+            units = codec.units[codec._places[column.name]]
+            block = np.column_stack([_trial(unit) for unit in units])
+            block[-1] = np.nan if column.nullable else block[0]
+            done[column.name] = decode_column(column, units, block)
+            possible_cells(column, units, encode_column(column, done[column.name]), done[column.name])
+            if column.kind in LEVELLED:
+                take_levels(column, column.categories, np.arange(len(column.categories)))
+        elif column.kind == "constant":
+            code = 0 if column.value is not None else -1
+            done[column.name] = take_levels(column, [column.value], np.full(3, code))
+        elif column.kind == "duplicate":
+            done[column.name] = codec._repeat(column, _known(done, column.duplicate_of, column))
+        elif column.kind == "derived":
+            _try_derived(column, done)
+            continue
+        if column.kind in ("constant", "duplicate"):
+            codec._agrees(column, done)  # type: ignore[arg-type]  # which looks up columns by name alone
+
+
+def _trial(unit: Unit) -> NDArray[np.float64]:
+    """Three cells that a unit can have."""
+    if unit.classes:
+        return np.array([0.0, unit.classes - 1.0, 0.0])
+    low = unit.lower if math.isfinite(unit.lower) else unit.upper if math.isfinite(unit.upper) else 0.0
+    return np.full(3, float(on_grid(np.array(low), unit.resolution)) if unit.resolution else low)
+
+
+def _known(done: Mapping[Any, pd.Series], name: Any, column: ColumnSchema) -> pd.Series:
+    if name not in done:
+        raise ValueError(f"column {shown(column.name)} is made of {shown(name)}, which does not come before it")
+    return done[name]
+
+
+def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
+    """The same for a derived column, whose made-up value may lie outside of its type's range: zero stands for it."""
+    if len(column.sources) != len(column.weights):
+        raise ValueError(
+            f"column {shown(column.name)} has {len(column.sources)} sources and {len(column.weights)} weights"
+        )
+    if type(column.value) not in (int, float):
+        raise ValueError(f"column {shown(column.name)} has no intercept")
+    for source in column.sources:
+        cells.numbers(_known(done, source, column), source)
+    derived_numbers(column, done)
+    done[column.name] = from_numbers(column, np.zeros(3))
+
+
+def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[Any]]) -> None:
+    """Raises a ValueError for a rule that names a column which is not there when it is undone.
+
+    Args:
+        codec: Of the table as the rules rewrite it; a column that was left out may be named.
+        rules: The rules, in the order in which they are applied.
+        replaced: The columns that each takes out of the modelled table.
+    """
+    there = {str(column.name) for column in codec.schema}
+    for rule, out in reversed(list(zip(rules, replaced, strict=True))):
+        put_in, out = {str(name) for name in rule.overrides()}, {str(name) for name in out}
+        lacking = ({str(name) for name in rule.columns()} - out | put_in) - there
+        if lacking:
+            raise ValueError(
+                f"the rule {shown(str(rule))} names {shown(sorted(lacking)[0])}, which is no column of the table"
+            )
+        there = there - put_in | out
+
+
+def check_ends(ends: Any) -> None:
+    """Raises a ValueError unless these are the first and last times of columns."""
+    if not fits(ends, list[tuple[LABEL, str, str]]):
+        raise ValueError("the ends of times are not names with two times each")
+    for _, first, last in ends:
+        pd.Timestamp(first), pd.Timestamp(last)
+
+
+def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:
+    """Raises a ValueError unless the members of a mixture are of a whole table's units, or, where units are None, are flows of numbers."""
+    wanted = None if units is None else [(unit.column, unit.classes, unit.nullable) for unit in units]
+    for member in flow:
+        kind = Flow if units is None else MixedFlow
+        if not isinstance(member, kind) or member.context_features:
+            raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
+        if wanted and list(zip(member.columns, member.classes, member.nullable, strict=True)) != wanted:
+            raise ValueError("the units of the mixture are not those of the table")
