@@ -243,4 +243,10 @@ def _module(file: Any, description: Any) -> nn.Module:
     slices = {name: file.get_slice(name) for name in names}
     stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
-    return building.build(description, stored, payload, file.get_tensor, _found)
+    module = building.build(description, stored, payload, file.get_tensor, _found)
+    for part in module.modules():
+        if isinstance(part, FlowMixture):
+            total = float(part.weights.sum())
+            if not abs(total - 1) < 1e-3:  # members are drawn by them
+                raise FileError(f"the weights of a FlowMixture sum to {total:.6g}, not to 1")
+    return module

@@ -92,6 +92,8 @@ def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[
     """
     there = {str(column.name) for column in codec.schema}
     for rule, out in reversed(list(zip(rules, replaced, strict=True))):
+        if not fits([*rule.columns(), *rule.overrides()], list[LABEL]):
+            raise ValueError("the columns of a rule are no names")
         put_in, out = {str(name) for name in rule.overrides()}, {str(name) for name in out}
         lacking = ({str(name) for name in rule.columns()} - out | put_in) - there
         if lacking:
