@@ -107,7 +107,7 @@ def seeds() -> dict[str, tuple[Any, Any]]:
     mixed = [Member("mixed", steps=20, hidden=(4,))]
     fitted: dict[str, Any] = {"random_state": 0, "n_jobs": 1}
     plain = whole[["x", "n", "city"]]
-    rules = ["low <= high", "total = n * low", "n + low < 100"]
+    rules = ["low <= high", "total = n * low", "n + low < 100", flowlab.FixedCombinations(["city", "size"])]
     supports = {
         "tau": ((), torch.distributions.constraints.positive),
         "p": ((3,), torch.distributions.constraints.simplex),
@@ -143,7 +143,7 @@ def seeds() -> dict[str, tuple[Any, Any]]:
     }
     return {
         **{name: (model, torch.linspace(-1, 1, 6).view(2, 3)) for name, model in found.items()},
-        "FlowDensity, numbers": (FlowDensity(members=["copula", "mixture"], **fitted).fit(numbers), numbers[:3]),
+        "FlowDensity, numbers": (FlowDensity(members=["copula", "kernel"], **fitted).fit(numbers), numbers[:3]),
         "FlowDensity, whole table": (FlowDensity(members=mixed, **fitted).fit(plain), plain[:3]),
         "FlowDensity, rules": (FlowDensity(members=mixed, rules=rules, **fitted).fit(whole), whole[:3]),
     }
@@ -219,7 +219,7 @@ def mutate_json(root: Any, rng: random.Random) -> None:
         case 6:
             other, place = rng.choice(spots)
             within[key] = json.loads(
-                json.dumps(other[place] if place in other or isinstance(other, list) and place < len(other) else None)
+                json.dumps(other[place] if place in other or (isinstance(other, list) and place < len(other)) else None)
             )
         case 7:
             for _ in range(rng.choice([1, 3, 100])):
@@ -398,7 +398,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         folder, seed, first, last = options.worker
-        return work(Path(folder), int(seed), int(first), int(last))
+        work(Path(folder), int(seed), int(first), int(last))
+        return
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="flowlab-fuzz-") as name:

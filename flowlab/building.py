@@ -107,6 +107,11 @@ def arguments(cls: type) -> list[str]:
     return [name for name in inspect.signature(cls).parameters if name != "generator"]
 
 
+def argument_hints(cls: type) -> dict[str, Any]:
+    """The annotations of the constructor's arguments."""
+    return hints_of(cls if dataclasses.is_dataclass(cls) else cls.__init__)  # type: ignore[misc]
+
+
 def is_own(cls: type) -> bool:
     """Whether a class is flowlab's, not one that a program registered."""
     return cls.__module__.partition(".")[0] == "flowlab"
@@ -276,7 +281,7 @@ def _construct(description: Any, classes: Classes) -> Any:
     cls = classes(description["class"])
     args = {name: _construct(value, classes) for name, value in description["args"].items()}
     if is_own(cls):
-        check_arguments(cls.__name__, args, hints_of(cls if dataclasses.is_dataclass(cls) else cls.__init__))
+        check_arguments(cls.__name__, args, argument_hints(cls))
     if "generator" in inspect.signature(cls).parameters:
         args["generator"] = torch.Generator()  # the weights are the file's: none come from a generator of the program
     return cls(**args)

@@ -76,7 +76,7 @@ def made(cls: type[T], values: Any, hints: Mapping[str, Any] | None = None) -> T
     """
     if not isinstance(values, dict):
         raise ValueError(f"a {cls.__name__} is {shown(values)}")
-    unknown = values.keys() - {f.name for f in fields(cls)}
+    unknown = values.keys() - {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown:
         raise ValueError(f"a {cls.__name__} has no field {shown(sorted(map(str, unknown))[0])}")
     check_arguments(cls.__name__, values, {**hints_of(cls), **(hints or {})})

@@ -418,9 +418,9 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowDensity":
         params, state = header["params"], header["state"]
         members = params["members"]
+        check_arguments("FlowDensity", params, {**hints_of(cls.__init__), "members": list[dict[str, Any] | str] | None})
         if members is not None:
             params = {**params, "members": [Member.from_json(m) if isinstance(m, dict) else m for m in members]}
-        check_arguments("FlowDensity", params, hints_of(cls.__init__))
         if params["effort"] not in EFFORTS or params["preprocessing"] not in ("auto", *PREPROCESSING):
             raise files.FileError("effort or preprocessing is none")
         model = cls(**params)

@@ -159,7 +159,7 @@ class Schema:
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("columns"), list):
             raise ValueError("a schema is an object with a list of columns")
-        labels = data.get("labels")
+        labels: Any = data.get("labels")
         if not fits(labels, tuple[str, LABEL | None]):
             raise ValueError(f"the labels of a schema are {shown(labels)}")
         known = {f.name for f in fields(ColumnSchema)}

@@ -1,7 +1,9 @@
 """A whole table from a file is tried before it is used: whatever its parts do not agree in fails at loading, with cells that are made up."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flowlab.flow import Flow
-from flowlab.hints import fits, shown
+from flowlab.hints import check_arguments, fits, hints_of, shown
 from flowlab.tables import cells
+from flowlab.tables.cells import NULLS
 from flowlab.tables.codec import (
     Codec,
     Unit,
@@ -24,7 +27,7 @@ from flowlab.tables.codec import (
 from flowlab.tables.column import LEVELLED, ColumnSchema
 from flowlab.tables.encode import on_grid
 from flowlab.tables.model import MixedFlow
-from flowlab.tables.stored import LABEL
+from flowlab.tables.stored import LABEL, check_dtype, column_from
 
 
 def try_codec(codec: Codec) -> None:
@@ -51,7 +54,7 @@ def try_codec(codec: Codec) -> None:
             _try_derived(column, done)
             continue
         if column.kind in ("constant", "duplicate"):
-            codec._agrees(column, done)  # type: ignore[arg-type]  # which looks up columns by name alone
+            codec._agrees(column, done)  # which looks up columns by name alone
 
 
 def _trial(unit: Unit) -> NDArray[np.float64]:
@@ -92,8 +95,7 @@ def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[
     """
     there = {str(column.name) for column in codec.schema}
     for rule, out in reversed(list(zip(rules, replaced, strict=True))):
-        if not fits([*rule.columns(), *rule.overrides()], list[LABEL]):
-            raise ValueError("the columns of a rule are no names")
+        check_rule(rule)
         put_in, out = {str(name) for name in rule.overrides()}, {str(name) for name in out}
         lacking = ({str(name) for name in rule.columns()} - out | put_in) - there
         if lacking:
@@ -101,6 +103,31 @@ def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[
                 f"the rule {shown(str(rule))} names {shown(sorted(lacking)[0])}, which is no column of the table"
             )
         there = there - put_in | out
+
+
+def check_rule(rule: Any) -> None:
+    """Raises a ValueError where what a rule has learnt is of another type than a rule learns."""
+    known = {f.name: getattr(rule, f.name) for f in fields(rule)}
+    check_arguments(type(rule).__name__, known, hints_of(type(rule)))
+    if not fits([*rule.columns(), *rule.overrides(), *rule.order], list[LABEL]):
+        raise ValueError("the columns of a rule are no names")
+    if known.get("null", "None") not in NULLS:
+        raise ValueError(f"null cannot be {shown(known['null'])}")
+    if known.get("dtype"):
+        check_dtype(known["dtype"])
+
+
+def check_combinations(codec: Codec, rule: Any) -> None:
+    """Raises a ValueError unless a rule's combinations are those of its column, with a level of each of its columns."""
+    for schema in rule.schemas:
+        column_from(schema)
+    rows = [json.loads(text) for text in rule.combinations]
+    if not fits(rows, list[list[LABEL | None]]) or {len(row) for row in rows} | {len(rule.schemas)} != {
+        len(rule.names)
+    }:
+        raise ValueError(f"the combinations of {shown(rule.name)} are not of its columns")
+    if rule.name in codec.schema and not set(codec.schema[rule.name].categories) <= set(rule.combinations):
+        raise ValueError(f"the levels of {shown(rule.name)} are none of its combinations")
 
 
 def check_ends(ends: Any) -> None:
@@ -115,8 +142,9 @@ def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:
     """Raises a ValueError unless the members of a mixture are of a whole table's units, or, where units are None, are flows of numbers."""
     wanted = None if units is None else [(unit.column, unit.classes, unit.nullable) for unit in units]
     for member in flow:
-        kind = Flow if units is None else MixedFlow
-        if not isinstance(member, kind) or member.context_features:
+        if not isinstance(member, Flow if units is None else MixedFlow) or member.context_features:
             raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
-        if wanted and list(zip(member.columns, member.classes, member.nullable, strict=True)) != wanted:
-            raise ValueError("the units of the mixture are not those of the table")
+        if isinstance(member, MixedFlow):
+            columns, classes, nullable = member.columns, member.classes, member.nullable
+            if list(zip(columns, classes, nullable, strict=True)) != wanted:
+                raise ValueError("the units of the mixture are not those of the table")

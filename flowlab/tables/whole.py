@@ -15,7 +15,7 @@ from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
 from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
 from flowlab.tables.schema import Schema, read_overrides
 from flowlab.tables.stored import LABEL
-from flowlab.tables.trial import check_ends, check_rules, try_codec
+from flowlab.tables.trial import check_combinations, check_ends, check_rules, try_codec
 
 
 class WholeTable:
@@ -203,6 +203,9 @@ class WholeTable:
         codec, rules = Codec.from_json(data["schema"]), [Rule.from_json(rule) for rule in data["rules"]]
         try_codec(codec)
         check_rules(codec, rules, [replaced(rule) for rule in rules])
+        for rule in rules:
+            if isinstance(rule, FixedCombinations):
+                check_combinations(codec, rule)
         check_ends(ends)
         return cls(codec, rules, names, array, ends)
 
