@@ -345,7 +345,7 @@ def run(folder: Path, seed: int, count: int) -> list[dict[str, Any]]:
                 if "outcome" in found:
                     results.append(found)
                     if found["outcome"].startswith(("load:", "use:")):
-                        print(json.dumps(found)[:300], file=sys.stderr)
+                        print(json.dumps({**found, "detail": found["detail"][-200:]}), file=sys.stderr)
                 first = found["file"] + ("outcome" in found)
         if first < count:  # it died
             results.append(

@@ -56,7 +56,13 @@ _lazy: dict[str, str] = {
 }
 _found = building.Classes(_classes, _lazy)
 # Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
-_kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density", "FlowPosterior": "flowlab.posteriors.posterior"}
+_kinds: dict[str, str] = {
+    "FlowDensity": "flowlab.tables.density",
+    "FlowClassifier": "flowlab.tables.supervised",
+    "FlowRegressor": "flowlab.tables.supervised",
+    "FlowOutlier": "flowlab.tables.outlier",
+    "FlowPosterior": "flowlab.posteriors.posterior",
+}
 
 
 def register(cls: T) -> T:
@@ -73,9 +79,10 @@ def register(cls: T) -> T:
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted `FlowDensity` to one file.
+    """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted estimator of tables to one file.
 
-    The file is written beside its destination and renamed when complete, so that no half-written file is left.
+    The file is written beside its destination and renamed when complete, so that no half-written file is left. A symbolic link stays one, and
+    a file that is there keeps its mode.
 
     Args:
         model: What to save.
@@ -83,6 +90,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: The model holds something that no file can describe; `register` its class.
+        ValueError: A number of the description is not finite, or there is too much to describe.
+        OSError: The file cannot be written; the error names `path`. `flowlab.files.check_writable` says so before a long fit.
 
     Example:
         >>> import flowlab, tempfile, pathlib
@@ -98,7 +107,10 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     elif isinstance(model, nn.Module):
         header, module = {"kind": "module"}, model
     else:
-        raise TypeError(f"cannot save a {type(model).__name__}: only flows, layers, bases and FlowDensity")
+        raise TypeError(
+            f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases and fitted objects of the classes "
+            f"{', '.join(_kinds)}"
+        )
     from flowlab import __version__
 
     header = {
@@ -244,9 +256,9 @@ def _module(file: Any, description: Any) -> nn.Module:
     stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
     module = building.build(description, stored, payload, file.get_tensor, _found)
-    for part in module.modules():
-        if isinstance(part, FlowMixture):
-            total = float(part.weights.sum())
-            if not abs(total - 1) < 1e-3:  # members are drawn by them
-                raise FileError(f"the weights of a FlowMixture sum to {total:.6g}, not to 1")
+    for part in module.modules():  # by what they hold members and components are drawn
+        shares = part.weights if isinstance(part, FlowMixture) else None
+        shares = part.logits.softmax(0) if isinstance(part, bases.GaussianMixture) else shares
+        if shares is not None and not abs(float(shares.sum()) - 1) < 0.1:
+            raise FileError(f"the weights of a {type(part).__name__} sum to {float(shares.sum()):.6g}, not to 1")
     return module

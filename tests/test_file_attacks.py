@@ -349,6 +349,10 @@ def test_weights_of_a_mixture_that_are_no_shares(files, tmp_path):
     for value in (np.nan, np.inf, 3.0):
         changed = tensors[:start] + np.float64(value).tobytes() + tensors[start + 8 :]
         refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a FlowMixture")
+    header, tensors = fuzz.split(files["Flow, converted layers"])
+    start = header["base.logits"]["data_offsets"][0]
+    changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
+    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a GaussianMixture")
 
 
 @pytest.mark.parametrize("part", range(4))

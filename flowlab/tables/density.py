@@ -424,11 +424,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         if params["effort"] not in EFFORTS or params["preprocessing"] not in ("auto", *PREPROCESSING):
             raise files.FileError("effort or preprocessing is none")
         model = cls(**params)
-        check_arguments("FlowDensity", {"n_features_in_": state["n_features_in_"]}, {"n_features_in_": int})
-        model.n_features_in_ = state["n_features_in_"]
-        stored.check_names(state["feature_names_in_"], model.n_features_in_)
-        if state["feature_names_in_"] is not None:
-            model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
+        stored.read_names(model, state["n_features_in_"], state["feature_names_in_"])
         model.table_ = model.columns_ = None
         model._kind = Kind.from_json(state["kind"]) if state.get("kind") is not None else None
         if state["table"] is not None:

@@ -122,7 +122,14 @@ def held_out_from(data: Any) -> np.ndarray:
     return np.sort(np.array([-math.inf if value is None else value for value in data], dtype=np.float64))
 
 
-def check_names(names: Any, count: int) -> None:
-    """Raises a ValueError unless these are the names of so many columns, or None."""
-    if not fits(names, list[str] | None) or (names is not None and len(names) != count):
+def read_names(model: Any, count: Any, names: Any) -> None:
+    """Gives an estimator the number of its columns, and their names, where not None.
+
+    Raises:
+        ValueError: They are no names of so many columns.
+    """
+    if type(count) is not int or not fits(names, list[str] | None) or (names is not None and len(names) != count):
         raise ValueError(f"the names of {shown(count)} columns are {shown(names)}")
+    model.n_features_in_ = count
+    if names is not None:
+        model.feature_names_in_ = np.array(names, dtype=object)
