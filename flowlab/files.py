@@ -165,7 +165,7 @@ def _load(path: Path, device: str | torch.device | None) -> Any:
             raise FileError(f"unknown kind of model {shown(kind)}")
         module = None if header["module"] is None else _module(file, header["module"])
     if module is not None:
-        module = module.to(device or "cpu").eval()
+        module = module.to(device or "cpu").train(False)
     if kind == "module":
         return module
     return getattr(importlib.import_module(_kinds[kind]), kind)._from_file(header, module)

@@ -173,10 +173,10 @@ def test_hostile_tensors_are_refused(tmp_path):
 
 def test_only_models_can_be_saved(tmp_path):
     with pytest.raises(
-        TypeError, match="cannot save a dict: files hold flows, .*FlowDensity, FlowClassifier, .*FlowPosterior"
+        TypeError, match=r"cannot save a dict: files hold flows, .*FlowDensity, FlowClassifier, .*FlowPosterior"
     ):
         flowlab.save({}, tmp_path / "m.flow")
-    with pytest.raises(ValueError, match="Affine.bound: inf cannot be saved"):
+    with pytest.raises(ValueError, match=r"Affine\.bound: inf cannot be saved"):
         flowlab.save(Coupling(2, flowlab.layers.Affine(float("inf"))), tmp_path / "m.flow")
     assert list(tmp_path.iterdir()) == []
 

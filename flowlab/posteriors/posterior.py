@@ -256,7 +256,7 @@ class FlowPosterior(nn.Module):
             restart_gap=restart_gap,
             prefit_seconds=prefit_seconds,
             history=history,
-        ).eval()
+        ).train(False)
 
     def _target(self) -> Target:
         if self.target is None:

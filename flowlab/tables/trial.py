@@ -85,24 +85,29 @@ def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
     done[column.name] = from_numbers(column, np.zeros(3))
 
 
-def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[Any]]) -> None:
-    """Raises a ValueError for a rule that names a column which is not there when it is undone.
+def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[Any]], names: Sequence[Any]) -> None:
+    """Raises a ValueError for a column that is not there when rules are undone: one that a rule needs, or that the user had.
 
     Args:
         codec: Of the table as the rules rewrite it; a column that was left out may be named.
         rules: The rules, in the order in which they are applied.
         replaced: The columns that each takes out of the modelled table.
+        names: The columns that come back.
     """
     there = {str(column.name) for column in codec.schema}
     for rule, out in reversed(list(zip(rules, replaced, strict=True))):
         check_rule(rule)
         put_in, out = {str(name) for name in rule.overrides()}, {str(name) for name in out}
-        lacking = ({str(name) for name in rule.columns()} - out | put_in) - there
+        own, order = {str(name) for name in rule.columns()}, {str(name) for name in rule.order}
+        lacking = (own - out | put_in) - there | own - order
         if lacking:
             raise ValueError(
                 f"the rule {shown(str(rule))} names {shown(sorted(lacking)[0])}, which is no column of the table"
             )
-        there = there - put_in | out
+        there = (there - put_in | out) & order
+    lost = {str(name) for name in names} - there
+    if lost:
+        raise ValueError(f"the column {shown(sorted(lost)[0])} is neither modelled nor made by a rule")
 
 
 def check_rule(rule: Any) -> None:

@@ -202,7 +202,7 @@ class WholeTable:
             raise ValueError("the names of the columns are none")
         codec, rules = Codec.from_json(data["schema"]), [Rule.from_json(rule) for rule in data["rules"]]
         try_codec(codec)
-        check_rules(codec, rules, [replaced(rule) for rule in rules])
+        check_rules(codec, rules, [replaced(rule) for rule in rules], names)
         for rule in rules:
             if isinstance(rule, FixedCombinations):
                 check_combinations(codec, rule)
