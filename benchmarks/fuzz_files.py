@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -333,8 +334,15 @@ def work(folder: Path, seed: int, first: int, last: int) -> None:
 
 
 def run(folder: Path, seed: int, count: int) -> list[dict[str, Any]]:
-    """The results of so many files, by one worker after another."""
+    """The results of so many files, by one worker after another; of fewer where Ctrl-C ends it."""
     results: list[dict[str, Any]] = []
+    with suppress(KeyboardInterrupt):
+        collect(folder, seed, count, results)
+    return results
+
+
+def collect(folder: Path, seed: int, count: int, results: list[dict[str, Any]]) -> None:
+    """Adds the results of so many files."""
     first = 0
     while first < count:
         command = [sys.executable, __file__, "--worker", str(folder), str(seed), str(first), str(count)]
@@ -353,7 +361,6 @@ def run(folder: Path, seed: int, count: int) -> list[dict[str, Any]]:
             )
             results[-1] |= {"outcome": "the process died", "detail": f"exit status {worker.returncode}"}
             first += 1
-    return results
 
 
 def page(results: list[dict[str, Any]], seed: int, seconds: float) -> str:
