@@ -308,7 +308,7 @@ def check_indices(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         if leaf == "initialised" or not any(
-            is_own(c) and leaf in vars(c).get("__annotations__", {}) for c in type(owner).__mro__
+            is_own(c) and leaf in inspect.get_annotations(c) for c in type(owner).__mro__
         ):
             continue
         found = now[name]

@@ -258,7 +258,7 @@ def _module(file: Any, description: Any) -> nn.Module:
     module = building.build(description, stored, payload, file.get_tensor, _found)
     for part in module.modules():  # by what they hold members and components are drawn
         shares = part.weights if isinstance(part, FlowMixture) else None
-        shares = part.logits.softmax(0) if isinstance(part, bases.GaussianMixture) else shares
+        shares = part.logits.detach().softmax(0) if isinstance(part, bases.GaussianMixture) else shares
         if shares is not None and not abs(float(shares.sum()) - 1) < 0.1:
             raise FileError(f"the weights of a {type(part).__name__} sum to {float(shares.sum()):.6g}, not to 1")
     return module
