@@ -56,7 +56,7 @@ def check_dtype(name: str) -> None:
     """Raises a ValueError unless cells of a dtype can be modelled."""
     try:
         found = cells.family(pd.Series([], dtype=cells.dtype_of(name)), "")
-    except (TypeError, ValueError, NotImplementedError, KeyError) as error:
+    except (TypeError, ValueError, NotImplementedError, KeyError, OSError) as error:
         raise ValueError(f"{shown(name)} is no dtype that a table can have") from error
     if found == "category" and name != "category":
         raise ValueError(f"{shown(name)} is no dtype that a file has")
