@@ -8,7 +8,7 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick docs clean
+.PHONY: help demo test test-slow test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick bench-fuzz docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -86,6 +86,9 @@ bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ON
 
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
 	$(BIN)/python benchmarks/quick.py
+
+bench-fuzz: $(READY)  ## hostile model files: 20,000 mutated ones are loaded and used; ten minutes
+	nice -n 10 $(BIN)/python benchmarks/fuzz_files.py
 
 dist: $(READY)  ## wheel and source distribution in dist/
 	$(BIN)/python -m build --no-isolation

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowlab import bases, layers, presets
 from flowlab.checks import check_flow, check_layer
 from flowlab.divergence import kl_divergence
-from flowlab.files import load, save
+from flowlab.files import FileError, load, save
 from flowlab.flow import Flow
 from flowlab.layers.root import ConvergenceError
 from flowlab.mixture import FlowMixture
@@ -48,6 +48,7 @@ __all__ = [
     "DReG",
     "Derived",
     "Diagnostics",
+    "FileError",
     "FixedCombinations",
     "Flow",
     "FlowClassifier",

@@ -225,7 +225,8 @@ class GaussianMixture(Base):
             covariance = torch.diag_embed(covariance)
         elif mixture.covariance_type == "spherical":
             covariance = covariance[:, None, None] * eye
-        base = cls(features, components).double()
+        # The means are replaced: torch's global generator shall not be drawn from.
+        base = cls(features, components, generator=torch.Generator()).double()
         scale_tril = torch.linalg.cholesky(covariance)
         diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
         with torch.no_grad():

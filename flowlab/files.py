@@ -4,32 +4,36 @@ The description names each class and its constructor's arguments, which every mo
 name. Only flowlab's own classes, and those a program registered, can be built from a file; nothing in a file is run.
 """
 
-import dataclasses
+import errno
 import importlib
-import inspect
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import save as serialized
+from torch import nn
 
-from flowlab import bases, layers
+from flowlab import bases, building, layers
+from flowlab.building import FileError
 from flowlab.flow import Flow
+from flowlab.hints import shown
 from flowlab.mixture import FlowMixture
+from flowlab.writing import check_writable, written_whole
+
+__all__ = ["FileError", "check_writable", "load", "register", "save"]
 
 FORMAT = 1
+MOST_HEADER = 2**25  # bytes before the tensors; reading them takes several times as many
+MOST_FOREIGN = 2**22  # where some are not ASCII, which Python stores in up to four bytes each
+MOST_LISTS = 2**18  # lists and objects, each of which takes up to a hundred times its two bytes
+BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
 T = TypeVar("T", bound=type)
-
-
-class FileError(ValueError):
-    """A file is not a flowlab model, is damaged, or comes from a newer version."""
 
 
 _classes: dict[str, type] = {
@@ -50,8 +54,15 @@ _lazy: dict[str, str] = {
     "Steps": "flowlab.interop.steps",
     "Given": "flowlab.posteriors.contexts",
 }
+_found = building.Classes(_classes, _lazy)
 # Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
-_kinds: dict[str, str] = {"FlowDensity": "flowlab.tables.density", "FlowPosterior": "flowlab.posteriors.posterior"}
+_kinds: dict[str, str] = {
+    "FlowDensity": "flowlab.tables.density",
+    "FlowClassifier": "flowlab.tables.supervised",
+    "FlowRegressor": "flowlab.tables.supervised",
+    "FlowOutlier": "flowlab.tables.outlier",
+    "FlowPosterior": "flowlab.posteriors.posterior",
+}
 
 
 def register(cls: T) -> T:
@@ -68,9 +79,10 @@ def register(cls: T) -> T:
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted `FlowDensity` to one file.
+    """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted estimator of tables to one file.
 
-    The file is written beside its destination and renamed when complete, so that no half-written file is left.
+    The file is written beside its destination and renamed when complete, so that no half-written file is left. A symbolic link stays one, and
+    a file that is there keeps its mode.
 
     Args:
         model: What to save.
@@ -78,6 +90,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: The model holds something that no file can describe; `register` its class.
+        ValueError: A number of the description is not finite, or there is too much to describe.
+        OSError: The file cannot be written; the error names `path`. `flowlab.files.check_writable` says so before a long fit.
 
     Example:
         >>> import flowlab, tempfile, pathlib
@@ -93,41 +107,34 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     elif isinstance(model, nn.Module):
         header, module = {"kind": "module"}, model
     else:
-        raise TypeError(f"cannot save a {type(model).__name__}: only flows, layers, bases and FlowDensity")
+        raise TypeError(
+            f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases and fitted objects of the classes "
+            f"{', '.join(_kinds)}"
+        )
     from flowlab import __version__
 
     header = {
         "format": FORMAT,
         "version": __version__,
         **header,
-        "module": None if module is None else describe(module),
+        "module": None if module is None else building.describe(module, _classes),
     }
     tensors = {} if module is None else {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    with written_whole(path) as temporary:
-        # Copies, because safetensors refuses tensors that share memory.
-        save_file(
-            {k: v.clone() for k, v in tensors.items()},
-            temporary,
-            metadata={"flowlab": json.dumps(header, allow_nan=False)},
-        )
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The name of a temporary file beside `path`, which takes its place at the end of the block, and is removed after an error."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    # Copies, because safetensors refuses tensors that share memory.
+    written = {k: v.clone() for k, v in tensors.items()}
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        content = serialized(written, {"flowlab": json.dumps(header, allow_nan=False)})
+    except SafetensorError as error:
+        raise FileError(f"{os.fspath(path)} cannot be written: {error}") from error
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> Any:
     """Read what `save` wrote: the same kind of object, in evaluation mode.
+
+    A file from anyone may be loaded: nothing in it is run, and it takes no more time and memory than its tensors' sizes account for. Global
+    random states stay as they are.
 
     Args:
         path: The file.
@@ -136,123 +143,122 @@ def load(path: str | os.PathLike[str], device: str | torch.device | None = None)
     Raises:
         FileNotFoundError: There is no such file.
         FileError: The file is damaged, foreign, or of a newer format; the message says which.
+        ValueError: There is no such device.
     """
-    header, tensors = _read(Path(path))
+    check_device(device)
     try:
-        module = None if header["module"] is None else build(header["module"], tensors)
-        if module is not None:
-            module = module.to(device or "cpu").train(False)
-        kind = header["kind"]
-        if kind == "module":
-            return module
-        if kind not in _kinds:
-            raise FileError(f"unknown kind of model {kind!r}")
-        return getattr(importlib.import_module(_kinds[kind]), kind)._from_file(header, module)
+        return _load(Path(path), device)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        IndexError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise FileError(f"{path} is damaged: its description cannot be built ({error})") from error
+    except OSError:
+        raise
+    except Exception as error:  # a hostile description can make any code fail that is given its values
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise FileError(f"{path} is damaged: its description cannot be built ({reason})") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _load(path: Path, device: str | torch.device | None) -> Any:
+    with _opened(path) as file:
+        header = _header(file)
+        kind = header["kind"]
+        if kind != "module" and kind not in _kinds:
+            raise FileError(f"unknown kind of model {shown(kind)}")
+        module = None if header["module"] is None else _module(file, header["module"])
+    if module is not None:
+        module = module.to(device or "cpu").train(False)
+    if kind == "module":
+        return module
+    return getattr(importlib.import_module(_kinds[kind]), kind)._from_file(header, module)
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raises a ValueError unless torch can put tensors on a device."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"torch has no device {device!r} here: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file whose header is of a size that can be looked at."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    with open(path, "rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        there = length <= os.fstat(raw.fileno()).st_size  # else safetensors says what is wrong
+        if there and length > MOST_HEADER:
+            raise FileError(f"its header of {length:,} bytes is longer than {MOST_HEADER:,}")
+        if there and length > MOST_FOREIGN and not raw.read(length).isascii():
+            raise FileError("its header is long and not in ASCII, as flowlab writes it")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            if "flowlab" not in metadata:
-                raise FileError(f"{path} is a safetensors file, but not one of flowlab's")
-            header = json.loads(metadata["flowlab"])
-            if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-                raise FileError(f"{path} is damaged: no format number")
-            if header["format"] > FORMAT:
-                raise FileError(
-                    f"{path} has format {header['format']}, written by flowlab {header.get('version')}; "
-                    f"this version reads up to {FORMAT}: upgrade flowlab"
-                )
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileError(f"{path} is not a flowlab file, or is damaged or truncated ({error})") from error
+            yield file
+    except SafetensorError as error:
+        raise FileError(f"this is not a flowlab file, or is damaged or truncated ({error})") from error
 
 
-def describe(value: Any) -> Any:
-    """A module or scalar map as JSON: its class and its constructor's arguments."""
-    if isinstance(value, nn.ModuleList | list | tuple):
-        return [describe(item) for item in value]
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    name = type(value).__name__
-    if _classes.get(name) is not type(value):
-        reason = getattr(value, "unsaved", "decorate the class with flowlab.files.register")
-        raise TypeError(f"cannot save a {name}: {reason}")
-    return {"class": name, "args": {k: describe(getattr(value, k)) for k in arguments(type(value))}}
+def _header(file: Any) -> dict[str, Any]:
+    """The JSON beside the tensors."""
+    metadata = file.metadata() or {}
+    if "flowlab" not in metadata:
+        raise FileError("this is a safetensors file, but not one of flowlab's")
+    text = metadata["flowlab"]
+    if text.count("[") + text.count("{") > MOST_LISTS:
+        raise FileError(f"its description has more than {MOST_LISTS:,} lists and objects")
+    try:
+        header = json.loads(
+            text, parse_constant=_no_number, parse_float=_number, parse_int=_whole, object_pairs_hook=_object
+        )
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"this is not a flowlab file, or is damaged ({str(error)[:200]})") from error
+    if not isinstance(header, dict) or type(header.get("format")) is not int:
+        raise FileError("it is damaged: no format number")
+    if header["format"] > FORMAT:
+        raise FileError(
+            f"it has format {header['format']}, written by flowlab {shown(header.get('version'))}; "
+            f"this version reads up to {FORMAT}: upgrade flowlab"
+        )
+    lacking = {"kind", "module"} - header.keys()
+    if lacking:
+        raise FileError(f"it is damaged: no {' and no '.join(sorted(lacking))}")
+    return header
 
 
-def arguments(cls: type) -> list[str]:
-    """The constructor's arguments that a file keeps: all but the source of initial weights."""
-    if dataclasses.is_dataclass(cls):
-        return [f.name for f in dataclasses.fields(cls)]
-    return [name for name in inspect.signature(cls).parameters if name != "generator"]
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
 
 
-def build(description: Any, tensors: dict[str, Tensor]) -> nn.Module:
-    """The module that a description and its tensors stand for.
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
 
-    It is first built without memory, so that a file cannot claim sizes that it does not bring.
-    """
-    with torch.device("meta"):
-        outline = _construct(description)
-    if not isinstance(outline, nn.Module):
-        raise FileError("the description is not that of a module")
-    expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if expected != found:
-        names = sorted(k for k in {*expected, *found} if expected.get(k) != found.get(k))
-        raise FileError(f"tensors do not fit the description: {', '.join(names[:5])}")
-    module = _construct(description)
-    fresh = {name: tensor.clone() for name, tensor in module.state_dict().items() if not tensor.is_floating_point()}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != (name not in fresh):
-            raise FileError(f"tensor {name} has the wrong type {tensor.dtype}")
-        # Integers index something: none may exceed the largest of a newly built module.
-        indices = name in fresh and tensor.dtype != torch.bool and tensor.numel() > 0
-        if indices and not 0 <= int(tensor.min()) <= int(tensor.max()) <= int(fresh[name].max()):
-            raise FileError(f"tensor {name} holds indices out of range")
-    # Assigned, since each layer may have a floating-point type of its own; copied, since a file's memory is not aligned
-    # as torch's own is, and other kernels would round differently.
-    module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+
+def _whole(text: str) -> int:
+    if len(text) > 40:  # Python takes long to read thousands of digits
+        raise ValueError(f"{text[:20]}… is too large a number")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has two values of one name")
+    return found
+
+
+def _module(file: Any, description: Any) -> nn.Module:
+    """The module that a description stands for, with the file's tensors."""
+    names = list(file.keys())
+    slices = {name: file.get_slice(name) for name in names}
+    stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
+    module = building.build(description, stored, payload, file.get_tensor, _found)
+    for part in module.modules():  # by what they hold members and components are drawn
+        shares = part.weights if isinstance(part, FlowMixture) else None
+        shares = part.logits.detach().softmax(0) if isinstance(part, bases.GaussianMixture) else shares
+        if shares is not None and not abs(float(shares.sum()) - 1) < 0.1:
+            raise FileError(f"the weights of a {type(part).__name__} sum to {float(shares.sum()):.6g}, not to 1")
     return module
-
-
-def _construct(description: Any) -> Any:
-    if isinstance(description, list):
-        return [_construct(item) for item in description]
-    if not isinstance(description, dict):
-        return description
-    name = description.get("class", "")
-    if name in _lazy:
-        importlib.import_module(_lazy[name])
-    cls: Callable[..., Any] | None = _classes.get(name)
-    if cls is None:
-        raise FileError(f"unknown class {description.get('class')!r}: register it before loading")
-    args = description["args"]
-    if set(args) - set(arguments(cls)):  # type: ignore[arg-type]
-        raise FileError(f"{description['class']} has no argument {', '.join(set(args) - set(arguments(cls)))}")  # type: ignore[arg-type]
-    return cls(**{name: _construct(value) for name, value in args.items()})
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -228,23 +228,45 @@ class MaskedMLP(MLP):
         # need some unit to live on.
         lowest = 0 if context_features or features == 1 else 1
         highest = max(features - 1, lowest)
-        inputs = [0] * context_features + [i + 1 for i in range(features) for _ in range(inputs_per_feature)]
+        # As tensors, which cost nothing where only an outline is built.
+        inputs = torch.arange(1, features + 1).repeat_interleave(inputs_per_feature)
         degrees = [
-            inputs,
-            *([lowest + i * (highest - lowest + 1) // w for i in range(w)] for w in hidden_widths(hidden, residual)),
-            [i for i in range(features) for _ in range(outputs)],
+            torch.cat([inputs.new_zeros(context_features), inputs]),
+            *(lowest + torch.arange(w) * (highest - lowest + 1) // w for w in hidden_widths(hidden, residual)),
+            torch.arange(features).repeat_interleave(outputs),
         ]
         super().__init__(
-            len(inputs),
+            context_features + inputs_per_feature * features,
             outputs * features,
             hidden,
             residual=residual,
             activation=activation,
             dropout=dropout,
-            masks=[(torch.tensor(out)[:, None] >= torch.tensor(into)).float() for into, out in pairwise(degrees)],
+            masks=[(out[:, None] >= into).float() for into, out in pairwise(degrees)],
             generator=generator,
         )
-        self.features, self.outputs, self.degrees = features, outputs, degrees
+        self.features, self.outputs = features, outputs
+        self.lowest, self.span, self.given, self.repeats = (
+            lowest,
+            highest - lowest + 1,
+            context_features,
+            inputs_per_feature,
+        )
+
+    def known(self, layer: int, degree: int) -> int:
+        """How many of the inputs of a linear layer, or of the outputs after the last one, depend on at most the first `degree` features.
+
+        Of outputs these are the parameters of one feature more.
+        """
+        widths = hidden_widths(self.hidden, self.residual)
+        layer += len(widths) + 2 if layer < 0 else 0
+        if layer == 0:
+            return self.given + self.repeats * min(max(degree, 0), self.features) if degree >= 0 else 0
+        if layer > len(widths):
+            return self.outputs * min(max(degree + 1, 0), self.features)
+        # Of the units i those with lowest + i · span // width <= degree.
+        width = widths[layer - 1]
+        return max(min(-(-(degree - self.lowest + 1) * width // self.span), width), 0)
 
 
 class ContextParameters(nn.Module):

@@ -6,6 +6,7 @@ and moved like any flow.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -67,6 +68,7 @@ class ConvertedCoupling(Coupling):
 
     def __init__(self, features: int, scalar: ScalarMap, mask: Sequence[bool], network: Steps) -> None:
         super().__init__(features, scalar, mask, context_features=network.context_features, hidden=())
+        check_widths(network, len(self.kept), len(self.changed) * scalar.count)
         self.network = network
 
     def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -95,11 +97,17 @@ class ConvertedAutoregressive(Autoregressive):
 
     def __init__(self, features: int, scalar: ScalarMap, level: Sequence[int], network: Steps) -> None:
         super().__init__(features, Additive(), context_features=network.context_features, hidden=())
+        check_widths(network, features, features * scalar.count)
         self.scalar, self.network = scalar, network
         levels = [int(k) for k in level]
+        found = Counter(levels)
+        if len(levels) != features or sorted(found) != list(range(len(found))):
+            raise ValueError(
+                f"level must be {features} whole numbers that count from 0 without a gap, not {levels[:20]}"
+            )
         self.register_buffer("level", torch.tensor(levels))
         self.register_buffer("by_level", torch.tensor(sorted(range(features), key=levels.__getitem__)))
-        self.sizes = [levels.count(k) for k in range(max(levels) + 1)]
+        self.sizes = [found[k] for k in range(len(found))]
 
     def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         x, given = columns(value), None if context is None else columns(context)
@@ -121,6 +129,15 @@ class ConvertedAutoregressive(Autoregressive):
             part, term = self.scalar.forward(z.index_select(0, index), params)
             mapped, log_det = mapped.index_copy(0, index, part), log_det + term.sum(0)
         return mapped, log_det
+
+
+def check_widths(network: Steps, inputs: int, outputs: int) -> None:
+    """Raises a ValueError unless a network is of the widths that its layer needs."""
+    found = network.in_features, network.out_features
+    if found != (inputs, outputs):
+        raise ValueError(
+            f"the network must take {inputs} features and give {outputs} parameters, not {found[0]} and {found[1]}"
+        )
 
 
 # Scalar maps -----------------------------------------------------------------------------------------------------------

@@ -25,11 +25,11 @@ except ImportError as error:
     ) from error
 
 from flowlab.bases import Uniform
-from flowlab.files import written_whole
 from flowlab.flow import Flow
 from flowlab.interop.onnx_operators import decompositions, translations
 from flowlab.layers import Marginal
 from flowlab.mixture import FlowMixture
+from flowlab.writing import written_whole
 
 if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
@@ -87,8 +87,8 @@ def export(model: "Flow | FlowMixture | FlowDensity", path: str | os.PathLike[st
         program.model.doc_string = about
         program.model.metadata_props.update(_metadata(model, what))
         with written_whole(path) as temporary:
-            program.save(temporary, external_data=False)
-            _verify(module, temporary, what)
+            program.save(str(temporary), external_data=False)
+            _verify(module, str(temporary), what)
 
 
 # What is exported ------------------------------------------------------------------------------------------------------

@@ -80,14 +80,19 @@ class Steps(nn.Module):
                     width = out
                 case ["dropout", float(share)]:
                     self.drops.append(Dropout(share))
+                case ["add" | "gate" as word, _] if not self.context_features:
+                    raise ValueError(f"the step {word!r} needs a context, and there is none")
                 case ["residual" | "add" | "gate" as word, inner]:
                     out = self._build(inner, width if word == "residual" else self.context_features)
                     if out != width:
                         raise ValueError(f"the steps within {word!r} end in width {out}, not {width}")
                 case ["standardise", float()]:
                     pass
-                case [str(word), *_] if word in ACTIVATIONS:
-                    pass
+                case [str(word), *given] if word in ACTIVATIONS:
+                    try:
+                        ACTIVATIONS[word](torch.zeros(1, device="cpu"), *given)
+                    except (TypeError, RuntimeError, ValueError) as error:
+                        raise ValueError(f"the step {word!r} cannot have the arguments {given}") from error
                 case _:
                     raise ValueError(f"unknown step {step!r}")
         return width

@@ -9,7 +9,6 @@ with the triangular Jacobian J = ∂F/∂x: the pullback J⁻ᵀ g is again one 
 therefore does not grow with the square of the number of features, as it would if autograd recorded a pass for each of them.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +44,7 @@ class Sweep:
 
     def known(self, layer: int, degree: int) -> int:
         """How many of the inputs of a linear layer depend on at most the first `degree` features."""
-        return bisect_right(self.network.degrees[layer], degree)
+        return self.network.known(layer, degree)
 
     def residual(self, layer: int) -> bool:
         """Whether a linear layer's result is added to what passes by it."""

@@ -98,6 +98,10 @@ class Given(Layer):
         super().__init__()
         self.layer, self.features = layer, layer.features
         self.register_buffer("context", torch.as_tensor(context))
+        if self.context.shape != (layer.context_features,):
+            raise ValueError(
+                f"the layer takes a context of width {layer.context_features}, not {tuple(self.context.shape)}"
+            )
 
     @property
     def fast(self) -> Any:  # type: ignore[override]

@@ -1,5 +1,6 @@
 """`FlowPosterior`: a fitted variational posterior in the user's own parameters, which knows how good it is."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from flowlab.divergence import Estimate
 from flowlab.flow import Flow
+from flowlab.hints import check_arguments
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors.diagnostics import ESS, KHAT, Diagnostics, defended, diagnose, weigh
 from flowlab.posteriors.psis import smooth
@@ -212,15 +214,49 @@ class FlowPosterior(nn.Module):
         save(self, path)
 
     def _to_file(self) -> tuple[dict[str, Any], nn.Module]:
-        header = {"kind": "FlowPosterior", "space": self.space.describe(), "evaluations": self.evaluations}
+        def known(number: float) -> float | None:
+            return number if math.isfinite(number) else None  # JSON has no other numbers
+
+        header = {
+            "kind": "FlowPosterior",
+            "space": self.space.describe(),
+            "evaluations": self.evaluations,
+            "restart_gap": known(self.restart_gap),
+            "prefit_seconds": known(self.prefit_seconds),
+            "history": [
+                {name: known(value) if isinstance(value, float) else value for name, value in record.items()}
+                for record in self.history
+            ],
+        }
         return header, self.flow
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], module: nn.Module) -> "FlowPosterior":
-        space = Space.from_description(header["space"])
-        if not isinstance(module, Flow | FlowMixture) or module.features != space.features:
-            raise ValueError("the flow does not fit the parameters")
-        return cls(module, space, evaluations=int(header["evaluations"])).train(False)
+        if not isinstance(module, Flow | FlowMixture) or module.context_features:
+            raise ValueError("a posterior is a flow without a context")
+        space = Space.from_description(header["space"], module.features)
+        # Files of flowlab before its first release have only the evaluations.
+        facts = {"restart_gap": None, "prefit_seconds": None, "history": [], **header}
+        number = float | None
+        hints = {"evaluations": int, "restart_gap": number, "prefit_seconds": number, "history": list[dict[str, Any]]}
+        check_arguments("FlowPosterior", {name: facts[name] for name in hints}, hints)
+        records = {"stage": str, "step": int, "elbo": number}
+        for record in facts["history"]:
+            check_arguments("history", {name: record[name] for name in records}, records)
+        restart_gap, prefit_seconds = (
+            math.nan if facts[name] is None else facts[name] for name in ("restart_gap", "prefit_seconds")
+        )
+        history = [
+            {**record, "elbo": math.nan if record["elbo"] is None else record["elbo"]} for record in facts["history"]
+        ]
+        return cls(
+            module,
+            space,
+            evaluations=facts["evaluations"],
+            restart_gap=restart_gap,
+            prefit_seconds=prefit_seconds,
+            history=history,
+        ).train(False)
 
     def _target(self) -> Target:
         if self.target is None:

@@ -11,8 +11,10 @@ from torch import Size, Tensor
 from torch.distributions import Transform, constraints
 
 from flowlab.arguments import is_whole
+from flowlab.hints import fits, shown
 from flowlab.posteriors.matrices import bijector
 
+SMALL = 1024  # numbers without elements, such as sides of empty shapes, that a file may name
 # A point in the user's space: a tensor (*batch, features), or named tensors (*batch, *shape).
 Value = Tensor | dict[str, Tensor]
 Supports = Mapping[str, tuple[Sequence[int], constraints.Constraint]]
@@ -147,12 +149,31 @@ class Space:
         return {"supports": {b.name: [list(b.shape), _describe_constraint(b.constraint)] for b in self.blocks}}
 
     @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "Space":
-        """The space that `describe` described."""
+    def from_description(cls, description: Any, width: int | None = None) -> "Space":
+        """The space that `describe` described, of so many unconstrained numbers where they are known.
+
+        Raises:
+            ValueError: It is none, or of another width, or constraints do not go with shapes.
+        """
+        if not isinstance(description, dict) or len(description) != 1:
+            raise ValueError(f"a space is {shown(description)}")
         if "features" in description:
+            if width is not None and description["features"] != width:
+                raise ValueError(f"the space has {shown(description['features'])} features, the flow {width}")
             return cls(description["features"])
-        supports = description["supports"].items()
-        return cls(supports={name: (shape, _build_constraint(entry)) for name, (shape, entry) in supports})
+        supports = description["supports"]
+        if not fits(supports, dict[str, tuple[list[int], Any]]):
+            raise ValueError(f"supports are {shown(supports)}")
+        # No support takes fewer unconstrained numbers than a quarter of its own: a Cholesky factor of a 2 × 2 correlation has four for one.
+        sizes = [max(math.prod(shape), *shape, 0) for shape, _ in supports.values()]
+        if width is not None and sum(sizes) > 4 * width + SMALL:
+            raise ValueError(f"the shapes of the parameters are larger than the flow's {width} features allow")
+        space = cls(supports={name: (shape, _build_constraint(entry)) for name, (shape, entry) in supports.items()})
+        if width not in (None, space.features):
+            raise ValueError(f"the space has {space.features} features, the flow {width}")
+        with torch.no_grad():  # a bound's shape may not go with its parameter's
+            space.unconstrain(space.constrain(torch.zeros(1, space.features, dtype=torch.float64))[0])
+        return space
 
 
 def _block(name: str, entry: Any, start: int) -> Block:
@@ -232,9 +253,9 @@ def _build_constraint(description: Any) -> constraints.Constraint:
         return getattr(constraints, description)
     if isinstance(description, list) and description:
         name, *numbers = description
-        if name == "independent":
-            return constraints.independent(_build_constraint(numbers[0]), int(numbers[1]))
-        if name in _WITH_NUMBERS:
+        if name == "independent" and len(numbers) == 2 and fits(numbers[1], int):
+            return constraints.independent(_build_constraint(numbers[0]), numbers[1])
+        if name in _WITH_NUMBERS and len(numbers) == len(_WITH_NUMBERS[name]) and fits(numbers, list[float | Tensor]):
             bounds = (torch.tensor(x, dtype=torch.float64) if isinstance(x, list) else float(x) for x in numbers)
             return getattr(constraints, name)(*bounds)
-    raise ValueError(f"unknown constraint {description!r}")
+    raise ValueError(f"unknown constraint {shown(description)}")

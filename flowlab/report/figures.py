@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlab.flow import Flow
+from flowlab.writing import written_whole
 
 DATA, MODEL = "#1f4e79", "#c8553d"
 LABEL = 8  # points of axis labels
@@ -21,9 +22,12 @@ Array = NDArray[np.float64]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as the suffix says, and return the path."""
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    return Path(path)
+    """Write a figure as the suffix says, and return the path; without one it becomes a .png file."""
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".png")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=130, bbox_inches="tight", format=path.suffix[1:])
+    return path
 
 
 def training_curve(history: pd.DataFrame, title: str = "") -> Figure:

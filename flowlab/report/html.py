@@ -1,7 +1,6 @@
 """The report: one HTML page, with everything in it, on what a model says about held-out rows and how good its synthetic rows are."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -28,6 +27,7 @@ from flowlab.report.findings import (
 from flowlab.report.page import Picture, Section, Table, is_figure, shown
 from flowlab.runtime import threads_for
 from flowlab.training import progress_bar
+from flowlab.writing import written_whole
 
 MOST_COLUMNS = 60  # that get a picture
 MOST_SYNTHETIC = 10_000  # rows drawn, unless told
@@ -147,10 +147,8 @@ def _page(name: str, header: list[tuple[str, str]], found: Findings, sections: l
 
 def _write(path: Path, page: str) -> Path:
     """Beside its place first, then renamed: whoever looks finds the old page or the new one, whole."""
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".flowlab-") as folder:
-        temporary = Path(folder) / path.name
+    with written_whole(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))
-        os.replace(temporary, path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ class ConditionalNetworks(Random):
         self.classes = [j for j, k in enumerate(outcomes) if k]
         # Inputs of other units' networks: a number's quantile, whether it is missing, and that it is there at all; a class's embedding.
         self.owner = [j for j in self.numbers for _ in range(3)] + [j for j in self.classes for _ in range(EMBEDDING)]
-        self.places = {j: slice(self.owner.index(j), self.owner.index(j) + self.owner.count(j)) for j in range(units)}
+        sizes = [(j, 3) for j in self.numbers] + [(j, EMBEDDING) for j in self.classes]
+        ends = accumulate(size for _, size in sizes)
+        self.places = {j: slice(end - size, end) for (j, size), end in zip(sizes, ends, strict=True)}
         width = len(self.owner)
 
         def weights(*shape: int, fan: float) -> nn.Parameter:
@@ -74,19 +77,20 @@ class ConditionalNetworks(Random):
         self.number = nn.Parameter(torch.zeros(len(self.numbers), count, hidden))
         start = torch.cat([head.initial(), torch.zeros(1)])
         self.number_bias = nn.Parameter(start.repeat(len(self.numbers), 1).unsqueeze(-1))
-        self.buckets: list[tuple[int, list[int]]] = []
-        for size in sorted({bucket(outcomes[j]) for j in self.classes}):
-            self.buckets.append((size, [j for j in self.classes if bucket(outcomes[j]) == size]))
+        by_size: dict[int, list[int]] = {}
+        for j in self.classes:
+            by_size.setdefault(bucket(outcomes[j]), []).append(j)
+        self.buckets: list[tuple[int, list[int]]] = sorted(by_size.items())
         self.class_weight = nn.ParameterList(torch.zeros(len(own), size, hidden) for size, own in self.buckets)
         self.class_bias = nn.ParameterList(torch.zeros(len(own), size, 1) for size, own in self.buckets)
         # Outcomes that there are only because others computed together have more of them.
         for i, (size, own) in enumerate(self.buckets):
-            beyond = torch.tensor([[-FAR if k >= outcomes[j] else 0.0 for k in range(size)] for j in own])
-            self.register_buffer(f"padding{i}", beyond.unsqueeze(-1), persistent=False)
+            beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in own]).unsqueeze(-1)
+            self.register_buffer(f"padding{i}", (beyond.float() * -FAR).unsqueeze(-1), persistent=False)
         self.dropout = dropout
         self.order = list(range(max(self.columns) + 1)) if order is None else list(order)
         self.register_buffer("rank", torch.tensor(self.order).argsort())  # of each column in the main order
-        self.offsets = [sum(self.outcomes[:j]) for j in range(units)]  # of each unit's classes in the embedding
+        self.offsets = [0, *accumulate(self.outcomes)][:-1]  # of each unit's classes in the embedding
 
     def initialise(self, cells: Tensor) -> None:
         """Starts every column at its marginal distribution, given cells (n, features)."""

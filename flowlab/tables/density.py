@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,24 @@ from sklearn.utils.validation import _check_feature_names, _check_sample_weight,
 
 from flowlab import files
 from flowlab.flow import CHUNK
+from flowlab.hints import check_arguments, hints_of
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
-from flowlab.tables import cells, parameters
+from flowlab.tables import cells, parameters, stored
 from flowlab.tables.codec import Unit
 from flowlab.tables.conditions import member_log_prob
 from flowlab.tables.encode import Columns
-from flowlab.tables.ensemble import Report, fit_ensemble
+from flowlab.tables.ensemble import fit_ensemble
 from flowlab.tables.frame import TableEstimator, read_rows, seed_from
-from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
+from flowlab.tables.members import Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
 from flowlab.tables.rules import read_rules
 from flowlab.tables.schema import Schema
 from flowlab.tables.synthesis import Synthesis, measure_support
-from flowlab.tables.tabular import Kind, kind_of, to_pandas
+from flowlab.tables.tabular import Kind, kind_of
+from flowlab.tables.trial import check_flow
 from flowlab.tables.whole import WholeTable, is_whole
 
-EFFORTS = ("fast", "default", "best")
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
 
@@ -153,7 +154,10 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         return self
 
     def _fit(self, X: Any, sample_weight: ArrayLike | None) -> None:
-        self._check_parameters()
+        params = self.get_params(deep=False)
+        parameters.check(params)
+        files.check_device(self.device)
+        parameters.to_json(params)  # what cannot be saved is said before the work is done
         rng = np.random.default_rng(seed_from(self.random_state))
         self.table_ = self.columns_ = None
         self._kind, X = kind_of(X), read_rows(X)
@@ -194,27 +198,6 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         self._held_out = held_out.sort().values.numpy()
         self.validation_score_ = float((held_out * held_weight).sum() / held_weight.sum()) if len(held_out) else np.nan
         self.calibration_ = goodness_of_fit(noise.numpy(), names)
-
-    def _check_parameters(self) -> None:
-        """Raises a ValueError that names the parameter which a fit, or a file, cannot have."""
-        if self.effort not in EFFORTS:
-            raise ValueError(f"effort must be {', '.join(EFFORTS)}, not {self.effort!r}")
-        if self.preprocessing not in ("auto", *PREPROCESSING):
-            raise ValueError(f"preprocessing must be auto, {', '.join(PREPROCESSING)}, not {self.preprocessing!r}")
-        if isinstance(self.members, str | Member):
-            raise ValueError(f"members must be a list, not {self.members!r}: [{self.members!r}]")
-        for name, value, whole in (("time_limit", self.time_limit, False), ("n_jobs", self.n_jobs, True)):
-            number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-            if value is not None and not (number and value != 0 and (whole or value > 0)):
-                wanted = "a whole number of processes other than 0" if whole else "a positive number of seconds"
-                raise ValueError(f"{name} must be {wanted}, or None, not {value!r}")
-        if not (isinstance(self.validation, Real) and 0 <= self.validation < 1):
-            raise ValueError(f"validation must be a share from 0 to below 1, not {self.validation!r}")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
-        parameters.to_json(self.get_params(deep=False))  # what cannot be saved is said before the work is done
 
     def _learn(
         self, X: ArrayLike, rng: np.random.Generator
@@ -467,42 +450,44 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowDensity":
         state = header["state"]
-        model = cls(**(parameters.from_json(header["parameters"]) if "parameters" in header else _early(header)))
-        model.n_features_in_, model.n_rows_ = int(state["n_features_in_"]), state.get("rows")
-        if state["feature_names_in_"] is not None:
-            model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
+        params = parameters.from_json(header["parameters"]) if "parameters" in header else parameters.early(header)
+        check_arguments("FlowDensity", params, {**hints_of(cls.__init__), "time_limit": Real | None})
+        model = cls(**params)
+        parameters.check(params)
+        stored.read_names(model, state["n_features_in_"], state["feature_names_in_"])
+        model.n_rows_ = state.get("rows")
         model.table_ = model.columns_ = None
         model._log_mass = model._reach = 0.0
-        model._kind = Kind.from_json(state["kind"]) if state.get("kind") else None
+        model._kind = Kind.from_json(state["kind"]) if state.get("kind") is not None else None
         if state["table"] is not None:
             model.table_ = WholeTable.from_json(state["table"])
             model.schema_ = model.table_.codec.schema
             width = len(model.table_.units)
         else:
             own = state["numbers"]
+            model.columns_, model.schema_ = stored.columns_from(own["columns"]), Schema.from_json(own["schema"])
+            stored.check_numbers(own, model.n_features_in_)
             model._dtypes, model._index_names, model._precision = own["dtypes"], own["index_names"], own["precision"]
-            model.columns_, model.schema_ = Columns.from_json(own["columns"]), Schema.from_json(own["schema"])
-            model._log_mass, model._reach = float(own.get("log_mass", 0.0)), float(own.get("reach", 0.0))
+            model._log_mass, model._reach = own.get("log_mass", 0.0), own.get("reach", 0.0)
             width = len(model.columns_.modelled)
-        if width != getattr(flow, "features", 0):
+            if len(model.columns_.columns) != model.n_features_in_:
+                raise files.FileError("the columns are not as many as in training")
+        if not isinstance(flow, FlowMixture | None) or width != (0 if flow is None else flow.features):
             raise files.FileError("the columns do not fit the flow")
-        model.flow_, model.race_ = flow, {name: parameters.number(score) for name, score in state["race"].items()}
-        model.reports_ = [
-            Report(**{**r, "member": Member.from_json(r["member"]), "score": parameters.number(r["score"])})
-            for r in state["reports"]
-        ]
-        model._held_out = np.array(state["held_out"], dtype=np.float64)
-        model.calibration_ = pd.DataFrame(state["calibration"]).set_index("test")
-        model.validation_score_ = parameters.number(state["validation_score"])
         if flow is not None:
+            check_flow(None if model.table_ is None else model.table_.units, flow)
             model.device = str(next(iter(flow.buffers())).device)
+        model.flow_ = flow
+        known = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
+        check_arguments("FlowDensity", state, known)
+        check_arguments(
+            "FlowDensity",
+            {"log_mass": model._log_mass, "reach": model._reach},
+            dict.fromkeys(("log_mass", "reach"), float),
+        )
+        model.race_ = stored.with_nan(state["race"], state["race"])
+        model.reports_ = [stored.report_from(report) for report in state["reports"]]
+        model._held_out = stored.held_out_from(state["held_out"])
+        model.calibration_ = stored.calibration_from(state["calibration"])
+        model.validation_score_ = stored.with_nan(state, ["validation_score"])["validation_score"]
         return model
-
-
-def _early(header: dict[str, Any]) -> dict[str, Any]:
-    """The parameters in a file that was written before they were tagged with what they are."""
-    params: dict[str, Any] = header["params"]
-    members = params["members"]
-    if members is not None:
-        members = [Member.from_json(m) if isinstance(m, dict) else m for m in members]
-    return {**params, "members": members}

@@ -182,10 +182,6 @@ class Columns:
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(column) for column in self.columns]
 
-    @classmethod
-    def from_json(cls, data: list[dict[str, Any]]) -> "Columns":
-        return cls([Column(**column) for column in data])
-
 
 def learn_column(x: Array, name: str, precision: float) -> Column:
     """Kind and resolution of one column, by itself."""

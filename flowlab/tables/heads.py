@@ -5,7 +5,7 @@ distribution. Parameters are (units, count, n), values (units, n).
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Cells(NamedTuple):
     log_slope: Tensor
 
 
+@runtime_checkable
 class Head(Protocol):
     """A family of distributions on [0, 1]."""
 

@@ -1,10 +1,11 @@
 """Reading and writing tables as CSV or Parquet."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import pandas as pd
+
+from flowlab.writing import written_whole
 
 READABLE = (".csv", ".tsv", ".parquet")
 
@@ -36,13 +37,11 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     suffix = _suffix(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".flowlab-") as folder:
-        temporary = Path(folder) / path.name
+    with written_whole(path) as temporary:
         if suffix == ".parquet":
             frame.to_parquet(temporary, index=False)
         else:
             frame.to_csv(temporary, sep="\t" if suffix == ".tsv" else ",", index=False)
-        os.replace(temporary, path)
 
 
 def _suffix(path: Path) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowlab import bases
 from flowlab.flow import CHUNK, Flow
+from flowlab.hints import made, shown
 from flowlab.layers import ActNorm, Autoregressive, Layer, Marginal, MixtureCDF, RationalQuadraticSpline, Whitening
 from flowlab.tables.codec import Unit
 from flowlab.tables.heads import HistogramAndLogistics
@@ -117,8 +118,9 @@ class Member:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Member":
         """The member that `to_json` wrote."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        if not isinstance(data, dict):
+            raise ValueError(f"a member is {shown(data)}")
+        return made(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
     def __repr__(self) -> str:
         return f"Member({set_fields(self)})"

@@ -9,6 +9,7 @@ order, which is the one that rows are scored in: that costs it nothing that was 
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,23 @@ def choose(weights: Tensor, uniform: Tensor) -> Tensor:
     """Draws an index (n,) with probabilities in proportion to weights (k, n), from uniform numbers (n,)."""
     through = weights.cumsum(0)
     return (through < uniform * through[-1]).sum(0).clamp(max=len(weights) - 1)
+
+
+def check_units(
+    ranks: int, columns: Sequence[int], classes: Sequence[int], nullable: Sequence[bool], order: Sequence[int] | None
+) -> None:
+    """Raises a ValueError where a `MixedFlow`'s lists do not go together."""
+    if not columns or not len(columns) == len(classes) == len(nullable):
+        raise ValueError(
+            f"columns, classes and nullable must be as long, not {len(columns)}, {len(classes)}, {len(nullable)}"
+        )
+    if columns[0] != 0 or any(step not in (0, 1) for step in (b - a for a, b in pairwise(columns))):
+        raise ValueError("columns must count from 0 without a gap, and a column's units lie together")
+    numbers = sum(k == 0 for k in classes)
+    if ranks != numbers:
+        raise ValueError(f"{numbers} units are numbers, and there are {ranks} ranks")
+    if order is not None and sorted(order) != list(range(columns[-1] + 1)):
+        raise ValueError(f"order must be a permutation of 0 … {columns[-1]}")
 
 
 @register
@@ -57,6 +75,7 @@ class MixedFlow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        check_units(len(ranks), columns, classes, nullable, order)
         self.ranks = nn.ModuleList(ranks)
         self.columns, self.classes, self.nullable = list(columns), list(classes), [bool(x) for x in nullable]
         self.head, self.hidden, self.blocks, self.dropout = head, hidden, blocks, dropout

@@ -1,5 +1,6 @@
 """`FlowOutlier`: which rows are unlike those fitted to, in scikit-learn's terms, with a calibrated p-value for each."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from flowlab import files
+from flowlab.hints import check_arguments
+from flowlab.mixture import FlowMixture
+from flowlab.tables import stored
 from flowlab.tables.density import FlowDensity
 
 Array = NDArray[np.float64]
@@ -56,6 +61,29 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         if hasattr(self.density_, "feature_names_in_"):
             self.feature_names_in_ = self.density_.feature_names_in_
         return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one file that `flowlab.load` reads. Its `density` is then that of the fit, with the defaults filled in."""
+        check_is_fitted(self)
+        files.save(self, path)
+
+    def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
+        check_is_fitted(self)
+        header, flow = self.density_._to_file()
+        own = {"contamination": self.contamination, "offset": self.offset_}
+        return {**header, "kind": "FlowOutlier", "estimator": own}, flow
+
+    @classmethod
+    def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowOutlier":
+        density, own = FlowDensity._from_file(header, flow), header["estimator"]
+        check_arguments(
+            "FlowOutlier", {name: own[name] for name in ("contamination", "offset")}, dict.fromkeys(own, float)
+        )
+        model = cls(clone(density), own["contamination"])
+        model.density_, model.offset_ = density, float(own["offset"])
+        names = density.feature_names_in_.tolist() if hasattr(density, "feature_names_in_") else None
+        stored.read_names(model, density.n_features_in_, names)
+        return model
 
     def score_samples(self, X: ArrayLike) -> Array:
         """Log-density of each row, nats (n,): the lower, the more abnormal."""

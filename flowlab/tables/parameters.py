@@ -7,6 +7,7 @@ strings), {"number": "inf"}, {"member": …}, {"rule": …}, {"column": …}, {"
 import datetime
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,35 @@ import pandas as pd
 import torch
 
 from flowlab.tables.column import ColumnSchema
-from flowlab.tables.members import Member
+from flowlab.tables.members import PREPROCESSING, Member
 from flowlab.tables.rules import Rule
 from flowlab.tables.schema import Schema
 
+EFFORTS = ("fast", "default", "best")
 LISTS = (list, tuple, set, frozenset, range, np.ndarray, pd.Index, pd.Series, pd.api.extensions.ExtensionArray)
 RECORDS: dict[str, Any] = {"member": Member, "rule": Rule, "column": ColumnSchema, "schema": Schema}
+
+
+def check(params: Mapping[str, Any]) -> None:
+    """Raises a ValueError that names the first parameter of a `FlowDensity` that no fit can have."""
+    for name, choices in (("effort", EFFORTS), ("preprocessing", ("auto", *PREPROCESSING))):
+        if not isinstance(params[name], str) or params[name] not in choices:
+            raise ValueError(f"{name} must be {', '.join(choices)}, not {params[name]!r}")
+    members = params["members"]
+    if members is not None and (not isinstance(members, LISTS) or isinstance(members, set | frozenset)):
+        raise ValueError(f"members must be a list, not {members!r}: [{members!r}]")
+    for member in () if members is None else members:
+        if not isinstance(member, Member | str):
+            raise ValueError(f"members must be names of kinds or Member objects, not {member!r}")
+    for name, whole in (("time_limit", False), ("n_jobs", True)):
+        value = params[name]
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if value is not None and not (number and (value != 0 if whole else value > 0)):
+            wanted = "a whole number of processes other than 0" if whole else "a positive number of seconds"
+            raise ValueError(f"{name} must be {wanted}, or None, not {value!r}")
+    share = params["validation"]
+    if not (isinstance(share, Real) and not isinstance(share, bool) and 0 <= share < 1):
+        raise ValueError(f"validation must be a share from 0 to below 1, not {share!r}")
 
 
 def to_json(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,9 +75,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def number(value: float | None) -> float:
-    """A number that `finite` may have taken out."""
-    return math.nan if value is None else float(value)
+def early(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters in a file that was written before they were tagged with what they are."""
+    params: dict[str, Any] = header["params"]
+    members = params["members"]
+    if isinstance(members, list):
+        members = [Member.from_json(m) if isinstance(m, dict) else m for m in members]
+    return {**params, "members": members}
 
 
 def _seed(random_state: Any) -> int | None:

@@ -8,7 +8,6 @@ schema["rooms"].kind = "integer"            # an edit; Schema.infer(df, schema) 
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,10 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flowlab.hints import fits, shown
 from flowlab.tables import cells
 from flowlab.tables.column import FOUND, KINDS, LEVELLED, MODELLED, NUMERIC, SETTABLE, ColumnSchema, learn
 from flowlab.tables.encode import Columns, check_scale
 from flowlab.tables.frame import numpy_dtype, rounding
+from flowlab.tables.stored import LABEL, column_from
+from flowlab.writing import written_whole
 
 __all__ = ["ColumnSchema", "Schema"]
 
@@ -159,26 +161,30 @@ class Schema:
         Raises:
             ValueError: It has other fields.
         """
+        if not isinstance(data, Mapping) or not isinstance(data.get("columns"), list):
+            raise ValueError("a schema is an object with a list of columns")
+        labels: Any = data.get("labels")
+        if not fits(labels, tuple[str, LABEL | None]):
+            raise ValueError(f"the labels of a schema are {shown(labels)}")
         known = {f.name for f in fields(ColumnSchema)}
         for column in data["columns"]:
+            if not isinstance(column, dict):
+                raise ValueError(f"a column of a schema is {shown(column)}")
             if not {"name", "kind", "dtype"} <= column.keys() <= known:
                 wrong = sorted(column.keys() ^ ({"name", "kind", "dtype"} | (column.keys() & known)))
                 raise ValueError(
                     f"column {column.get('name')!r} of a schema: unknown or missing fields {', '.join(wrong)}"
                 )
-        return cls([ColumnSchema(**column) for column in data["columns"]], tuple(data["labels"]))
+        return cls([column_from(column) for column in data["columns"]], tuple(labels))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a .json file: beside its destination first, then renamed, so that no half-written file is left."""
         path = Path(path)
         if path.suffix.lower() != ".json":
             raise ValueError(f"{path} must end in .json")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".flowlab-") as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_text(
-                json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            os.replace(temporary, path)
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Schema":

@@ -1,5 +1,6 @@
 """`FlowClassifier` and `FlowRegressor`: one column of a table given the others, by the exact conditionals of a `FlowDensity` of both."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,25 @@ from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 
+from flowlab import files
+from flowlab.hints import fits
+from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads_for
+from flowlab.tables import stored
 from flowlab.tables.conditions import class_probabilities, member_log_prob
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.predictive import Predictive, predict
 from flowlab.tables.tabular import to_pandas
 
 Array = NDArray[np.float64]
+KINDS: dict[str, Any] = {
+    "b": bool,
+    "i": np.int64,
+    "u": np.uint64,
+    "f": np.float64,
+    "U": str,
+    "O": object,
+}  # of classes, in files
 TARGET = "target"
 BLOCK = 1024  # rows predicted at once
 
@@ -96,6 +109,32 @@ class _Supervised(BaseEstimator):
         x, known, _ = self._question(X)
         return self._log_prob(x, known)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to one file that `flowlab.load` reads. Its `density` is then that of the fit, with the defaults filled in."""
+        check_is_fitted(self)
+        files.save(self, path)
+
+    def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
+        check_is_fitted(self)
+        header, flow = self.density_._to_file()
+        names = self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
+        own = {"n_features_in_": self.n_features_in_, "feature_names_in_": names}
+        return {**header, "kind": type(self).__name__, "estimator": own}, flow
+
+    @classmethod
+    def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> Any:
+        density = FlowDensity._from_file(header, flow)
+        if density.table_ is None or TARGET not in density.table_.codec._places:
+            raise ValueError("the table has no target")
+        own = header["estimator"]
+        unfitted = clone(density)
+        model = cls(
+            unfitted.set_params(schema={k: v for k, v in (unfitted.schema or {}).items() if k != TARGET} or None)
+        )
+        model.density_ = density
+        stored.read_names(model, own["n_features_in_"], own["feature_names_in_"])
+        return model
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
@@ -151,6 +190,25 @@ class FlowClassifier(ClassifierMixin, _Supervised):
         target = pd.Categorical.from_codes(encoder.transform(column_or_1d(y)), categories=levels)
         self._fit_density(frame, target, "categorical", sample_weight)
         return self
+
+    def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
+        header, flow = super()._to_file()
+        header["estimator"]["classes"] = [self.classes_.dtype.kind, self.classes_.tolist()]
+        return header, flow
+
+    @classmethod
+    def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowClassifier":
+        model: FlowClassifier = super()._from_file(header, flow)
+        kind, classes = header["estimator"]["classes"]
+        if not fits(classes, list[stored.LABEL]) or kind not in KINDS:
+            raise ValueError("the classes are none")
+        model.classes_ = np.array(classes, dtype=KINDS[kind])
+        table = model.density_.table_
+        assert table is not None
+        known = {f"class {k}" for k in range(len(classes))}
+        if not known >= set(table.codec.schema[TARGET].categories):
+            raise ValueError("the classes are not those of the target")
+        return model
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """The probability of each class (n, classes), in the order of `classes_`."""

@@ -18,6 +18,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flowlab.hints import fits
+
 DIGITS = 15  # of a decimal, that float64 keeps in any case
 NO_ARROW = ("Int128", "UInt128", "Object", "Unknown")  # types of polars that arrow does not have
 
@@ -48,7 +50,11 @@ class Kind:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Kind":
         """The kind that `to_json` wrote down."""
+        if not isinstance(data, dict) or data.get("library") not in ("polars", "pyarrow"):
+            raise ValueError("a table is of polars or of pyarrow")
         text = data["schema"]
+        if not fits(text, str | None) or not fits(data["nan"], list[str]):
+            raise ValueError("the types of a table are none")
         schema = None if text is None else pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
         return cls(data["library"], schema, tuple(data["nan"]))
 

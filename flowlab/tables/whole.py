@@ -10,12 +10,15 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
+from flowlab.hints import fits
 from flowlab.tables import cells
 from flowlab.tables.codec import UNKNOWN, Codec, Unit, decode_column, encode_column
 from flowlab.tables.column import LEVELLED
 from flowlab.tables.frame import only_known
-from flowlab.tables.rules import LessThan, Predicate, Rule, parse_rule, read_rules
+from flowlab.tables.rules import FixedCombinations, LessThan, Predicate, Rule, parse_rule, read_rules
 from flowlab.tables.schema import Schema, read_overrides
+from flowlab.tables.stored import LABEL
+from flowlab.tables.trial import check_combinations, check_ends, check_rule, try_codec
 
 
 class WholeTable:
@@ -230,16 +233,23 @@ class WholeTable:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WholeTable":
-        """The table that `to_json` wrote down."""
-        rules = [Rule.from_json(rule) for rule in data["rules"]]
-        check_chain(rules, data["names"], codec := Codec.from_json(data["schema"]))
-        return cls(
-            codec,
-            rules,
-            data["names"],
-            data["array"],
-            data["ends"],
-        )
+        """The table that `to_json` wrote down.
+
+        Raises:
+            ValueError: Its parts do not go together.
+        """
+        names, array, ends = data["names"], data["array"], data["ends"]
+        if not fits(names, list[LABEL]) or not fits(array, bool):
+            raise ValueError("the names of the columns are none")
+        codec, rules = Codec.from_json(data["schema"]), [Rule.from_json(rule) for rule in data["rules"]]
+        try_codec(codec)
+        check_chain(rules, names, codec)
+        for rule in rules:
+            check_rule(rule)
+            if isinstance(rule, FixedCombinations):
+                check_combinations(codec, rule)
+        check_ends(ends)
+        return cls(codec, rules, names, array, ends)
 
 
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:

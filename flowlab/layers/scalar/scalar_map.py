@@ -1,12 +1,13 @@
 """The contract of scalar maps: invertible functions of one number, whose parameters a network predicts."""
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from flowlab.kernels import Kernel, scalar_map
 
 
+@runtime_checkable
 class ScalarMap(Protocol):
     """A monotone map of single numbers, with `count` parameters each.
 
