@@ -297,7 +297,7 @@ def state_edits() -> dict:
     return {
         **edits,
         **{
-            f"{name} {value}": (NUMBERS, lambda h, n=name, v=value: h["params"].update({n: v}))
+            f"{name} {value}": (NUMBERS, lambda h, n=name, v=value: h["parameters"].update({n: v}))
             for name, value in wrong.items()
         },
     }

@@ -25,7 +25,7 @@ from flowlab.tables import cells, parameters, stored
 from flowlab.tables.codec import Unit
 from flowlab.tables.conditions import member_log_prob
 from flowlab.tables.encode import Columns
-from flowlab.tables.ensemble import fit_ensemble
+from flowlab.tables.ensemble import Report, fit_ensemble
 from flowlab.tables.frame import TableEstimator, read_rows, seed_from
 from flowlab.tables.members import Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
@@ -486,7 +486,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             dict.fromkeys(("log_mass", "reach"), float),
         )
         model.race_ = stored.with_nan(state["race"], state["race"])
-        model.reports_ = [stored.report_from(report) for report in state["reports"]]
+        model.reports_ = [Report.from_json(report) for report in state["reports"]]
         model._held_out = stored.held_out_from(state["held_out"])
         model.calibration_ = stored.calibration_from(state["calibration"])
         model.validation_score_ = stored.with_nan(state, ["validation_score"])["validation_score"]

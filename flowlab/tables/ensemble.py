@@ -13,11 +13,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from flowlab.flow import CHUNK, Flow
+from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import threads
 from flowlab.tables.codec import Unit
 from flowlab.tables.members import RACE, RACE_STEPS, Fold, Member, Preprocessing, TableRanks, fit_member
 from flowlab.tables.model import MixedFlow
+from flowlab.tables.stored import with_nan
 from flowlab.training import History, progress_bar
 
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
@@ -48,6 +50,20 @@ class Report:
     reason: str = ""
     converged: bool = True
     history: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Report":
+        """The report in a file, where numbers that JSON does not have are None.
+
+        Raises:
+            ValueError: A field is unknown, or of another type.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"a report on a member is {shown(values)}")
+        numbers = dict.fromkeys(("score", "weight", "seconds"), float | None)
+        member = Member.from_json(values["member"])
+        made(cls, {**values, "member": member}, {**numbers, "history": list[dict[str, float | None]]})
+        return cls(**{**with_nan(values, numbers), "member": member})
 
 
 @dataclass
@@ -132,7 +148,7 @@ def fit_ensemble(
     else:
         prepared = [TableRanks(fold.train, fold.weight, units, rows) for fold in parts]
     members = [member.sized(len(parts[0].train), features) for member in members]
-    ends = None if time_limit is None else started + time_limit
+    ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
 
     def task(member: Member, k: int, place: int, seconds: float | None = None) -> _Task:
         own = (seed + 1009 * place + 9176 * k) % 2**62

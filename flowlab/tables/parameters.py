@@ -16,7 +16,7 @@ import torch
 
 from flowlab.tables.column import ColumnSchema
 from flowlab.tables.members import PREPROCESSING, Member
-from flowlab.tables.rules import Rule
+from flowlab.tables.rules import Rule, read_rules
 from flowlab.tables.schema import Schema
 
 EFFORTS = ("fast", "default", "best")
@@ -41,8 +41,9 @@ def check(params: Mapping[str, Any]) -> None:
         if value is not None and not (number and (value != 0 if whole else value > 0)):
             wanted = "a whole number of processes other than 0" if whole else "a positive number of seconds"
             raise ValueError(f"{name} must be {wanted}, or None, not {value!r}")
-    share = params["validation"]
-    if not (isinstance(share, Real) and not isinstance(share, bool) and 0 <= share < 1):
+    read_rules(params["rules"])
+    share: Any = params["validation"]
+    if not isinstance(share, int | float | np.floating) or isinstance(share, bool) or not 0 <= share < 1:
         raise ValueError(f"validation must be a share from 0 to below 1, not {share!r}")
 
 

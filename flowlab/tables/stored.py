@@ -12,9 +12,7 @@ from flowlab.tables import cells
 from flowlab.tables.cells import NULLS
 from flowlab.tables.column import KINDS, ColumnSchema
 from flowlab.tables.encode import Column, Columns
-from flowlab.tables.ensemble import Report
 from flowlab.tables.frame import numpy_dtype
-from flowlab.tables.members import Member
 
 LABEL = str | int | float | bool  # what columns and levels are called in JSON
 LISTS = {  # annotations that the classes leave open
@@ -135,13 +133,3 @@ def read_names(model: Any, count: Any, names: Any) -> None:
     model.n_features_in_ = count
     if names is not None:
         model.feature_names_in_ = np.array(names, dtype=object)
-
-
-def report_from(values: Any) -> Report:
-    """What became of a member, where numbers that JSON does not have are None."""
-    if not isinstance(values, dict):
-        raise ValueError(f"a report on a member is {shown(values)}")
-    numbers = dict.fromkeys(("score", "weight", "seconds"), float | None)
-    member = Member.from_json(values["member"])
-    made(Report, {**values, "member": member}, {**numbers, "history": list[dict[str, float | None]]})
-    return Report(**{**with_nan(values, numbers), "member": member})

@@ -110,12 +110,15 @@ def check_combinations(codec: Codec, rule: Any) -> None:
         raise ValueError(f"the levels of {shown(rule.name)} are none of its combinations")
 
 
-def check_ends(ends: Any) -> None:
-    """Raises a ValueError unless these are the first and last times of columns."""
+def check_ends(ends: Any, dtypes: Mapping[Any, str]) -> None:
+    """Raises a ValueError unless these are the first and last times of columns, with a time zone where the column's dtype has one."""
     if not fits(ends, list[tuple[LABEL, str, str]]):
         raise ValueError("the ends of times are not names with two times each")
-    for _, first, last in ends:
-        pd.Timestamp(first), pd.Timestamp(last)
+    for name, *stamps in ends:
+        for stamp in map(pd.Timestamp, stamps):
+            zoned = name in dtypes and cells.zone_of(cells.dtype_of(dtypes[name])) is not None
+            if stamp is pd.NaT or (name in dtypes and (stamp.tz is not None) != zoned):
+                raise ValueError(f"column {shown(name)}: an end of its times has another time zone than the column")
 
 
 def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:

@@ -248,7 +248,8 @@ class WholeTable:
             check_rule(rule)
             if isinstance(rule, FixedCombinations):
                 check_combinations(codec, rule)
-        check_ends(ends)
+        dtypes = {column.name: column.dtype for column in codec.schema}
+        check_ends(ends, dtypes | {rule.high: rule.dtype for rule in rules if isinstance(rule, LessThan)})
         return cls(codec, rules, names, array, ends)
 
 
