@@ -179,7 +179,8 @@ def schema(
     left_out = [ColumnSchema(name, "excluded", "str", "left out as asked") for name in reading.excluded]
     found = Schema([*found, *left_out], found.labels)
     console.print(escape(_in_shell(repr(found))), soft_wrap=True, highlight=False)
-    if ids := [word(column.name) for column in found if column.kind == "id"]:
+    hinted = " ".join(note for note in notes if "--dtype" in note)
+    if ids := [word(c.name) for c in found if c.kind == "id" and f"column {c.name!r}" not in hinted]:
         notes.append(
             f"fit wants to be told what to do with identifiers: --exclude {','.join(ids)}, or --dtype {ids[0]}=categorical"
         )

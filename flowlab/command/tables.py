@@ -148,7 +148,8 @@ def check_output(output: Path, inputs: Sequence[Path | None], force: bool, endin
     check_writable(output)
     for path in inputs:
         if path is not None and not force and output.exists() and path.exists() and os.path.samefile(path, output):
-            raise ValueError(f"{output} is {path} that is read: name another file, or --force to overwrite it")
+            same = "" if str(path) == str(output) else f" the same file as {path}, which is"
+            raise ValueError(f"{output} is{same} read: name another file to write to, or --force to overwrite it")
 
 
 def as_pandas(model: Any, rows: Any) -> Any:

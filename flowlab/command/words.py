@@ -64,7 +64,10 @@ def _option(match: re.Match[str]) -> str:
 def _named_before(line: str, place: int) -> str:
     """The column that a line speaks of at a place."""
     named = COLUMN.findall(line[:place])
-    return word(ast.literal_eval(named[-1])) if named else "COLUMN"
+    if named:
+        return word(ast.literal_eval(named[-1]))
+    row = re.match(r"\s*(\S+(?: \S+)*)  ", line)  # of a printed schema
+    return word(row[1]) if row else "COLUMN"
 
 
 def word(text: object) -> str:

@@ -14,6 +14,7 @@ import lzma
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], se
                 arrow = pa.Table.from_pandas(table, preserve_index=False) if isinstance(table, pd.DataFrame) else table
                 pyarrow.parquet.write_table(arrow, temporary)
             except pa.ArrowException as error:
-                raise ValueError(f"{path}: Parquet cannot hold this table: {error}") from error
+                why = error.args[-1] if error.args else error
+                raise ValueError(f"{path}: Parquet cannot hold this table, a .csv file can: {why}") from error
         else:
             text = to_pandas(table).to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\n")
             temporary.write_bytes(_packed(text.encode("utf-8"), packed))
@@ -176,7 +178,12 @@ def suffixes(path: str | os.PathLike[str]) -> tuple[str, str]:
 def _unpacked(data: bytes, packed: str) -> bytes:
     if packed == ".zst":
         return pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
-    return {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress, "": bytes}[packed](data)
+    unpack: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.decompress,
+        ".bz2": bz2.decompress,
+        ".xz": lzma.decompress,
+    }
+    return unpack[packed](data) if packed else data
 
 
 def _packed(data: bytes, packed: str) -> bytes:
@@ -185,7 +192,8 @@ def _packed(data: bytes, packed: str) -> bytes:
         with pa.CompressedOutputStream(sink, "zstd") as stream:
             stream.write(data)
         return sink.getvalue().to_pybytes()
-    return {".gz": _gzip, ".bz2": bz2.compress, ".xz": lzma.compress, "": bytes}[packed](data)
+    pack: dict[str, Callable[[bytes], bytes]] = {".gz": _gzip, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return pack[packed](data) if packed else data
 
 
 def _gzip(data: bytes) -> bytes:

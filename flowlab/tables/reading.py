@@ -53,7 +53,9 @@ def frame_of(
     names = file.columns if names is None else list(names)
     file.check_columns(names)
     file.check_columns(list(asked), "--dtype or --text")
-    columns, notes = {}, []
+    columns: dict[int, pd.Series] = {}
+    notes: list[str] = []
+    found: list[str]
     for j, name in enumerate(names):
         cells_ = file.table.column(name)
         if name in known and not is_empty(known[name]):
@@ -289,10 +291,8 @@ def _spelled(cells_: pa.ChunkedArray, name: str, kind: str) -> pa.ChunkedArray |
         if kind == "duration" and pa.types.is_time(arrow):
             ticks = cells_.cast(pa.int32() if pa.types.is_time32(arrow) else pa.int64()).cast(pa.int64())
             return ticks.cast(pa.duration(arrow.unit)).to_pandas()
-        if kind == "number" and (pa.types.is_decimal(arrow) or pa.types.is_boolean(arrow)):
-            return to_pandas(pa.table({name: cells_.cast(pa.float64() if pa.types.is_decimal(arrow) else pa.int64())}))[
-                name
-            ]
+        if kind == "number" and pa.types.is_boolean(arrow):
+            cells_ = cells_.cast(pa.int8())
         if pa.types.is_floating(arrow):  # codes that had a missing cell: 7.0 is 7
             wide = cells_.cast(pa.float64())
             if pc.all(pc.equal(wide, pc.round(wide))).as_py() and (pc.max(pc.abs(wide)).as_py() or 0) < cells.EXACT:
@@ -321,13 +321,15 @@ def _known(cells_: pa.ChunkedArray, file: File, column: ColumnSchema, asked: str
             and not isinstance(dtype, pd.CategoricalDtype)
             and _zones_agree(typed, dtype)
         ):
-            return _as_dtype(typed, dtype)
+            return _in_type(typed, column, dtype)
         spelled = _spelled(cells_, name, kind)
         if isinstance(spelled, pd.Series):
-            return _without(_as_dtype(spelled, dtype), file)
+            return _in_type(spelled, column, dtype)
         cells_ = spelled
     if kind in ("text", "mixed"):
         strings = {v for v in levels if isinstance(v, str)}
+        if "" in strings and not column.nullable:  # files of text do not tell it from a missing cell
+            cells_ = pc.fill_null(cells_.cast(pa.string()), "")
         found = _Words(cells_, [*(text for text in NOTHING if text not in strings), *file.missing], trim=False)
         values = found.text()
         if kind == "mixed":
@@ -336,7 +338,15 @@ def _known(cells_: pa.ChunkedArray, file: File, column: ColumnSchema, asked: str
     else:
         read = _Words(cells_, (*NOTHING, *file.missing))
         values = _without(read.put(_in_zone(_read(read, name, file, kind), dtype, name, file)), file)
-    return _as_category(values, column) if isinstance(dtype, pd.CategoricalDtype) else _as_dtype(values, dtype)
+    return _in_type(values, column, dtype)
+
+
+def _in_type(values: pd.Series, column: ColumnSchema, dtype: Any) -> pd.Series:
+    """Values in a column's type, where that changes none, with what stands for a missing cell there."""
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _as_category(values, column)
+    values = _as_dtype(values, dtype)
+    return values.where(values.notna(), cells.NULLS[column.null]) if cells.is_object(values.dtype) else values
 
 
 def levels_of(column: ColumnSchema) -> list[Any]:

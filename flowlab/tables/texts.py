@@ -227,7 +227,7 @@ def strange(words: pa.Array) -> tuple[int, list[str]] | None:
     plain = pc.match_substring_regex(words, NUMBER)
     rest = pc.unique(words.filter(pc.invert(plain))).to_pylist()
     count = int(pc.sum(plain).as_py() or 0)
-    return (count, rest) if 0 < len(rest) <= 3 and count > len(words) / 2 else None
+    return (count, rest) if 0 < len(rest) <= 3 and count >= 0.8 * len(words) else None
 
 
 def is_code(words: pa.Array) -> bool:
