@@ -260,6 +260,10 @@ def _read(read: _Words, name: str, file: File, kind: str) -> pd.Series:
             choice = " or ".join(f"{_option(name)}={_quoted(each)}" for each in error.formats)
             raise ValueError(f"column {name!r}: {error}: say which with {choice}") from None
     if found is None:
+        if kind == "date" and form is None and (what := texts.looks(words)) is not None and not what[1]:
+            raise ValueError(
+                f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}: it holds {what[0]} such as {words[0].as_py()!r}"
+            )
         k = texts.first_unlike(words.to_pylist(), way)
         row = int(np.flatnonzero(read.there)[k]) + 1
         by = f" by the format {form}" if form else ""

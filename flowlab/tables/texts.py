@@ -166,17 +166,16 @@ def _by_format(words: pa.Array, form: str) -> pd.Series | None:
 
 
 def spans(words: pa.Array, more: bool = False) -> pd.Series | None:
-    """Time differences as pandas and ISO 8601 write them; with `more` also "9:30", as the time since midnight."""
-    clock = more and like(words, CLOCK)
-    if not (
-        clock
-        or like(words, SPAN)
-        or (like(words, ISO_SPAN) and not pc.any(pc.match_substring_regex(words, "[PT]$")).as_py())
-    ):
+    """Time differences as pandas and ISO 8601 write them; with `more` also times of day, since midnight."""
+    known = [pc.match_substring_regex(words, pattern) for pattern in (SPAN, ISO_SPAN, CLOCK)[: 3 if more else 2]]
+    each = known[2] if more else pa.array([False] * len(words))
+    for fits in known[:2]:
+        each = pc.or_(each, fits)
+    if not pc.all(each).as_py():
         return None
     texts = words.to_pylist()
-    if clock:
-        texts = [text if text.count(":") == 2 else f"{text}:00" for text in texts]
+    if more:
+        texts = [text if text.count(":") != 1 else f"{text}:00" for text in texts]
     try:
         found = pd.Series(pd.to_timedelta(texts))
     except ValueError:
@@ -212,10 +211,10 @@ def looks(words: pa.Array) -> tuple[str, str] | None:
     if like(words, CODE.replace("0", "", 1)):  # plain digits: there is a reason why they are strings
         return None
     for pattern, what, kind in (
+        (ISO, "times, some with a zone and some without, or days that do not exist,", ""),
         (DATE, "days", "date"),
         (CLOCK, "times of day", "duration"),
         (AMOUNT, "amounts", "number"),
-        (ISO, "times, some with a zone and some without, or days that do not exist", ""),
     ):
         if like(words, pattern):
             return what, kind
