@@ -1,6 +1,7 @@
 """The command line, run in the process of the tests."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,9 @@ def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
         main()
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out, captured.err
+
+
+def text_file(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    """A file of text, and its path."""
+    path.write_bytes(text.encode(encoding))
+    return path
