@@ -168,7 +168,7 @@ def schema(
 ) -> None:
     """Show what the columns of a table are taken for, and why."""
     from flowlab.command.tables import Reading, check_output
-    from flowlab.command.words import word
+    from flowlab.command.words import name_word
     from flowlab.tables.schema import ColumnSchema, Schema
 
     if output is not None:
@@ -180,7 +180,7 @@ def schema(
     found = Schema([*found, *left_out], found.labels)
     console.print(escape(_in_shell(repr(found))), soft_wrap=True, highlight=False)
     hinted = " ".join(note for note in notes if "--dtype" in note)
-    if ids := [word(c.name) for c in found if c.kind == "id" and f"column {c.name!r}" not in hinted]:
+    if ids := [name_word(c.name) for c in found if c.kind == "id" and f"column {c.name!r}" not in hinted]:
         notes.append(
             f"fit wants to be told what to do with identifiers: --exclude {','.join(ids)}, or --dtype {ids[0]}=categorical"
         )
@@ -470,7 +470,7 @@ def main() -> None:
         errors.print(f"[bold red]error:[/bold red] {escape(_readable(error))}", highlight=False, soft_wrap=True)
         stopped = 1
     if stopped == 130:
-        errors.print("interrupted: nothing was written", highlight=False)
+        errors.print("interrupted", highlight=False)
     raise SystemExit(stopped)
 
 

@@ -276,7 +276,7 @@ def test_version_interruption_and_faults(folder, monkeypatch, capsys):
 
     arguments = ("sample", folder / "m.flow", "-o", folder / "x.csv")
     for fault, code, said in (
-        (interrupted, 130, "interrupted: nothing was written\n"),
+        (interrupted, 130, "interrupted\n"),
         (broken, 1, "a fault in flowlab"),
     ):
         monkeypatch.setattr(flowlab.FlowDensity, "sample", fault)

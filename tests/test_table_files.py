@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from shell import text_file
 
+from flowlab.command.reading import frame_of
 from flowlab.command.words import in_shell, names_of, split
 from flowlab.tables.io import Format, read_file
-from flowlab.tables.reading import frame_of
 
 
 def read(path, *, known=None, asked=None, **form):
@@ -234,3 +234,6 @@ def test_words_of_the_shell():
         "column 'n' holds integers: read it with --dtype n=text if it is one"
     )
     assert in_shell('imputation needs FlowDensity(members=["mixed"])') == "imputation needs fit with --members mixed"
+    assert in_shell("column 'a,b' is bad: leave it out with schema={'a,b': 'excluded'}").endswith("--exclude '\"a,b\"'")
+    both = "\n".join(f"Leave it out with schema={{{n!r}: 'excluded'}}, or not" for n in ("a", "b c"))
+    assert in_shell(both).splitlines()[-1] == "All of them are left out with --exclude a,'b c'"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from flowlab.command import texts
+from flowlab.command.reading import KINDS, kind_of, levels_of
 from flowlab.command.words import is_quoted, split, unquoted
-from flowlab.tables import texts
 from flowlab.tables.column import ColumnSchema
-from flowlab.tables.reading import KINDS, kind_of, levels_of
 
 USAGE = 'column=value, column=low:high or column=a|b, separated by commas, with "quotation marks" around what holds such a sign'
 

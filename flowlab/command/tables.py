@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from flowlab.command import texts
+from flowlab.command.reading import KINDS, frame_of
 from flowlab.command.words import names_of, split, unquoted
-from flowlab.tables import texts
 from flowlab.tables.column import ColumnSchema
 from flowlab.tables.io import File, Format, read_file, write_table
-from flowlab.tables.reading import KINDS, frame_of
 from flowlab.tables.rules import Derived, FixedCombinations, LessThan
 from flowlab.tables.schema import Schema
 from flowlab.tables.tabular import Kind, like
@@ -107,6 +107,8 @@ class Reading:
     def read_for(self, model: Any, path: Path) -> tuple[pd.DataFrame, File]:
         """The columns of a fitted model, with its labels and types, and the file that they are from."""
         file = read_file(path, self.form)
+        if not file.table.num_rows:
+            raise ValueError(f"{path} has no rows")
         file.check_columns(self.excluded, "--exclude")
         known = columns_of(model)
         names = [str(label) for label in known]

@@ -15,6 +15,7 @@ PHRASES = (  # what the library says -> what to do in a shell; NAME is the colum
     (rf"(?:{READ})?\.astype\((?:float|int)\)", "read it with --dtype NAME=number"),
     (rf"(?:{READ})?\.astype\((?:str|\"category\")\)", "read it with --dtype NAME=text"),
     (rf"{READ}\.[\w.]+\([^()]*\)", "convert it in the file"),
+    (r"make the cells missing(?! \()", "make the cells missing (--missing inf,-inf)"),
     (r"make it a string if", "read it with --dtype NAME=text if"),
     (r"cast it to fewer, or to floats", "--dtype NAME=number rounds it"),
     (r"(?:fit with )?FlowDensity\(members=\[\"mixed\"\]\)", "fit with --members mixed"),
@@ -31,7 +32,7 @@ def in_shell(message: str) -> str:
         "column 'day' holds text: read it with --dtype day=date, or leave it out with --exclude day"
     """
     lines = [_line(line) for line in message.split("\n")]
-    left_out = [name for line in lines for name in re.findall(r"Leave it out with --exclude (\S+),", line)]
+    left_out = [name for line in lines for name in re.findall(r"Leave it out with --exclude ('[^']*'|\S+), or", line)]
     if len(left_out) > 1:
         lines.append(f"All of them are left out with --exclude {','.join(left_out)}")
     return "\n".join(lines)
@@ -56,7 +57,7 @@ def _option(match: re.Match[str]) -> str:
     if not given or not all(isinstance(kind, str) for kind in given.values()):
         return match[0]
     return " ".join(
-        f"--exclude {word(name)}" if kind == "excluded" else f"--dtype {word(name)}={kind}"
+        f"--exclude {name_word(name)}" if kind == "excluded" else f"--dtype {name_word(name)}={kind}"
         for name, kind in given.items()
     )
 
@@ -65,14 +66,27 @@ def _named_before(line: str, place: int) -> str:
     """The column that a line speaks of at a place."""
     named = COLUMN.findall(line[:place])
     if named:
-        return word(ast.literal_eval(named[-1]))
+        return name_word(ast.literal_eval(named[-1]))
     row = re.match(r"\s*(\S+(?: \S+)*)  ", line)  # of a printed schema
-    return word(row[1]) if row else "COLUMN"
+    return name_word(row[1]) if row else "COLUMN"
 
 
 def word(text: object) -> str:
     """Text as one word of a shell."""
     return shlex.quote(str(text))
+
+
+def name_word(name: object) -> str:
+    """A column's name as one word of a shell, as options that take lists of names read it.
+
+    Example:
+        >>> print(name_word("zip"), name_word("unit price"), name_word("a,b"))
+        zip 'unit price' '"a,b"'
+    """
+    text = str(name)
+    if re.search(r"[,=|:]|^[\"']|^\s|\s$", text):
+        text = '"' + text.replace('"', '""') + '"'
+    return word(text)
 
 
 def names_of(lists: Iterable[str]) -> list[str]:

@@ -218,6 +218,8 @@ def _read_text(data: bytes, name: str, usual: str, form: Format) -> File:
     head = data[:BLOCK].decode("utf-8", errors="ignore")
     sep, notes = _separator(head, usual, form.sep)
     table = _parsed(data, head, name, sep)
+    if all(re.fullmatch(NUMBER, label.strip()) for label in table.column_names):
+        notes.append(f"the first row, {', '.join(table.column_names[:3])} …, is taken for the names of columns")
     file = _checked(File(name, table, True, sep, form.decimal or ".", form.missing, notes))
     if form.decimal is None and (sep != "," or '"' in head):
         _find_decimal(file)

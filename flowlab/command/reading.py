@@ -14,7 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flowlab.tables import cells, texts
+from flowlab.command import texts
+from flowlab.command.words import name_word, word
+from flowlab.tables import cells
 from flowlab.tables.column import NUMERIC, ColumnSchema
 from flowlab.tables.io import File
 from flowlab.tables.tabular import to_pandas
@@ -28,6 +30,7 @@ KINDS = {  # what a column may be read as -> how that is called
 }
 # Cells that programs write where there is no number. Among words they are words: NA is Namibia, None a supplier.
 NOTHING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-NaN", "-nan", "NULL", "Null", "null", "None", "none")
+FEW = 1000  # cells that are tried before all are
 FAMILIES = {"b": "boolean", "i": "number", "u": "number", "f": "number", "M": "date", "m": "duration"}
 
 
@@ -116,7 +119,7 @@ def _typed(cells_: pa.ChunkedArray, name: str, file: File) -> pd.Series:
     kind = cells_.type
     if pa.types.is_time(kind):
         raise ValueError(
-            f"column {name!r} holds times of day, which are not modelled: --dtype {name}=duration reads them as the time since midnight"
+            f"column {name!r} holds times of day, which are not modelled: {_option(name)}=duration reads them as the time since midnight"
         )
     found = to_pandas(pa.table({name: cells_}))[name]
     if isinstance(found.dtype, pd.ArrowDtype):
@@ -150,7 +153,7 @@ def _guessed(cells_: pa.ChunkedArray, name: str, file: File) -> tuple[pd.Series,
         return found, _text_notes(plain, name, ())
     if len(read.words) and not texts.is_code(read.words):
         for way in (texts.truth, lambda words: texts.numbers(words, file.decimal), texts.times, texts.spans):
-            found = way(read.words)
+            found = None if way(read.words.slice(0, FEW)) is None else way(read.words)
             if found is not None and not (found.dtype.kind == "f" and texts.like(read.words, texts.WHOLE)):
                 return _without(read.put(found), file), _gaps(read, name, empty)
     plain = _Words(cells_, empty, trim=False)
@@ -166,7 +169,7 @@ def _gaps(read: _Words, name: str, empty: Sequence[str]) -> list[str]:
     if not len(said):
         return []
     kinds = ", ".join(repr(text) for text in pc.unique(said).to_pylist())
-    return [f"column {name!r}: {len(said):,} cells {kinds} count as missing (--text {name} keeps them)"]
+    return [f"column {name!r}: {len(said):,} cells {kinds} count as missing (--text {name_word(name)} keeps them)"]
 
 
 def _text_notes(plain: _Words, name: str, empty: Sequence[str]) -> list[str]:
@@ -177,18 +180,18 @@ def _text_notes(plain: _Words, name: str, empty: Sequence[str]) -> list[str]:
     nothing = pc.is_in(words, pa.array(NOTHING[1:]))
     if pc.any(nothing).as_py() and not pc.all(nothing).as_py():
         said = pc.unique(words.filter(nothing)).to_pylist()
-        options = " ".join(f"--missing {_quoted(text)}" for text in said)
+        options = " ".join(f"--missing {name_word(text)}" for text in said)
         note = f"column {name!r}: {pc.sum(nothing).as_py():,} cells {', '.join(map(repr, said))} are kept as text; {options} makes them missing"
         rest = words.filter(pc.invert(nothing))
         return [note, *([] if texts.is_code(rest) else _looks(rest, name))]
     if texts.is_code(words) and texts.like(words, texts.WHOLE):
         example = words.filter(pc.match_substring_regex(words, texts.CODE))[0].as_py()
         return [
-            f"column {name!r} is read as text, since {example!r} and the like would lose their zeros; --dtype {name}=number reads numbers"
+            f"column {name!r} is read as text, since {example!r} and the like would lose their zeros; {_option(name)}=number reads numbers"
         ]
     if texts.like(words, texts.WHOLE) and empty:
         return [
-            f"column {name!r} is read as text: its numbers have more digits than 64 bits hold; --dtype {name}=number rounds them"
+            f"column {name!r} is read as text: its numbers have more digits than 64 bits hold; {_option(name)}=number rounds them"
         ]
     return _looks(words, name)
 
@@ -202,13 +205,13 @@ def _looks(words: pa.Array, name: str) -> list[str]:
             try:
                 kind = "date" if texts.days(words) is not None else ""
             except texts.Unclear as error:
-                choice = " or ".join(f"{option}={_quoted(form)}" for form in error.formats)
+                choice = " or ".join(f"{option}={word(form)}" for form in error.formats)
                 return [f"column {name!r} holds days such as {example!r}, read as text; {choice} reads them as times"]
         way = f"; {option}={kind} reads them as {KINDS[kind]}" if kind else ""
         return [f"column {name!r} holds {what} such as {example!r}, read as text{way}"]
     if (mixed := texts.strange(words)) is not None:
         count, rest = mixed
-        options = " ".join(f"--missing {_quoted(text)}" for text in rest)
+        options = " ".join(f"--missing {name_word(text)}" for text in rest)
         shown = ", ".join(map(repr, rest))
         return [
             f"column {name!r} holds {count:,} numbers and {shown}, and is read as text; {options} makes these missing, and the others numbers"
@@ -217,12 +220,7 @@ def _looks(words: pa.Array, name: str) -> list[str]:
 
 
 def _option(name: str) -> str:
-    return f"--dtype {_quoted(name)}"
-
-
-def _quoted(text: str) -> str:
-    """Text as one word of a shell."""
-    return text if re.fullmatch(r"[\w%./:+,-]+", text) else "'" + text.replace("'", "'\\''") + "'"
+    return f"--dtype {name_word(name)}"
 
 
 def _asked(cells_: pa.ChunkedArray, name: str, file: File, kind: str) -> pd.Series:
@@ -257,7 +255,7 @@ def _read(read: _Words, name: str, file: File, kind: str) -> pd.Series:
         try:
             found = texts.days(words, form)
         except texts.Unclear as error:
-            choice = " or ".join(f"{_option(name)}={_quoted(each)}" for each in error.formats)
+            choice = " or ".join(f"{_option(name)}={word(each)}" for each in error.formats)
             raise ValueError(f"column {name!r}: {error}: say which with {choice}") from None
     if found is None:
         if kind == "date" and form is None and (what := texts.looks(words)) is not None and not what[1]:
