@@ -47,7 +47,8 @@ Text = Annotated[list[str] | None, reading_option("Columns whose cells stay text
 Dtype = Annotated[
     list[str] | None,
     reading_option(
-        "What a column holds: COLUMN=text, number ($1,658.18, 15%), date, a format of days (%d/%m/%Y), duration, boolean, integer, continuous, "
+        "What a column holds: COLUMN=text, number ($1,658.18, 15%), date, a format of days (%d/%m/%Y), duration, "
+        "boolean, integer, continuous, "
         "categorical; repeatable, or separated by commas."
     ),
 ]
@@ -182,7 +183,8 @@ def schema(
     hinted = " ".join(note for note in notes if "--dtype" in note)
     if ids := [name_word(c.name) for c in found if c.kind == "id" and f"column {c.name!r}" not in hinted]:
         notes.append(
-            f"fit wants to be told what to do with identifiers: --exclude {','.join(ids)}, or --dtype {ids[0]}=categorical"
+            f"fit wants to be told what to do with identifiers: --exclude {','.join(ids)}, "
+            f"or --dtype {ids[0]}=categorical"
         )
     _print_notes(notes, False)
     if output is not None:
@@ -245,8 +247,8 @@ def sample(
     given: Annotated[
         list[str] | None,
         typer.Option(
-            help='Conditions: "cut=Ideal,carat=1.0:1.5,color=D|E"; an open end or a missing cell is left empty; "quotation marks" around what holds '
-            "a comma or the like; repeatable.",
+            help='Conditions: "cut=Ideal,carat=1.0:1.5,color=D|E"; an open end or a missing cell is left empty; '
+            '"quotation marks" around what holds a comma or the like; repeatable.',
             show_default=False,
         ),
     ] = None,
@@ -290,7 +292,7 @@ def impute(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fill missing cells with draws from what the other cells of their rows say; all else stays as it is in the file."""
+    """Fill missing cells with draws from what the other cells of their rows say; all else stays as it is."""
     from flowlab.command.tables import Reading, check_output, write_filled
     from flowlab.tables.io import suffixes
 
@@ -329,8 +331,8 @@ def report(
 ) -> None:
     """Write a page (.html) that says how good a model is on rows that it has not seen.
 
-    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them, and the page cannot say
-    whether the model's rows are copies of those that it was fitted to.
+    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them, and
+    the page cannot say whether the model's rows are copies of those that it was fitted to.
     """
     from flowlab.command.tables import Reading, check_output
 
@@ -380,8 +382,8 @@ def export(
     loaded = flowlab.load(model)
     if isinstance(loaded, flowlab.FlowDensity) and loaded.table_ is not None:
         raise ValueError(
-            f"{model} cannot be exported: ONNX has no form for categories, dates, missing cells and rules, and it was fitted to a table with such. "
-            "A model of complete numbers can: fit --columns with those alone"
+            f"{model} cannot be exported: ONNX has no form for categories, dates, missing cells and rules, and it was "
+            "fitted to a table with such. A model of complete numbers can: fit --columns with those alone"
         )
     try:
         from flowlab.interop.onnx import export as to_onnx
@@ -398,7 +400,7 @@ def demo(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Fit real tables, compare with a Gaussian, a mixture and KDE on held-out rows, draw pictures and write a report (a few minutes)."""
+    """Fit real tables, compare with a Gaussian, a mixture and KDE, draw pictures and write a report (a few minutes)."""
     from flowlab.demo import run
 
     run(output, seed, console)

@@ -1,4 +1,4 @@
-"""Columns and files of tables as `flowlab.tables.io` and `reading` take them: guessed, as asked, refused; and the words of the shell."""
+"""Columns and files of tables: guessed, as asked, refused with advice; and the words of the shell."""
 
 import gzip
 from datetime import date, time

@@ -35,7 +35,8 @@ def _density(model: FlowDensity) -> list[str]:
     kind = "complete numbers" if model.table_ is None else "a whole table"
     width = max(len(str(name)) for name in columns)
     lines = [
-        f"fitted to {kind}: {len(columns)} columns, effort {model.effort}, {len(model.reports_)} members, {count:,} parameters",
+        f"fitted to {kind}: {len(columns)} columns, effort {model.effort}, "
+        f"{len(model.reports_)} members, {count:,} parameters",
         "held-out log-likelihood: "
         + (f"{score:.3f} nats per row{rows}" if score == score else "no rows were held out"),
         _calibration(model),
@@ -57,6 +58,7 @@ def _calibration(model: FlowDensity) -> str:
         return "calibration: not tested"
     seen = tests[tests["p_value"] < SEEN]
     if not len(seen):
-        return f"calibration: none of {len(tests)} tests sees a difference from held-out rows (smallest p {tests['p_value'].min():.3f})"
+        least = tests["p_value"].min()
+        return f"calibration: none of {len(tests)} tests sees a difference from held-out rows (smallest p {least:.3f})"
     named = ", ".join(f"{name} (p = {p:.3f})" for name, p in seen["p_value"].items())
     return f"calibration: {len(seen)} of {len(tests)} tests see a difference from held-out rows: {named}"

@@ -1,4 +1,4 @@
-"""Conditions as `flowlab sample --given` takes them: "cut=Ideal,carat=1.0:1.5,color=D|E,day=2024-01-01:,note=\\"a, b\\"" ."""
+"""Conditions as `sample --given` takes them: 'cut=Ideal,carat=1.0:1.5,color=D|E,day=2024-01-01:,note="a, b"'."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,10 @@ from flowlab.command.reading import KINDS, kind_of, levels_of
 from flowlab.command.words import is_quoted, split, unquoted
 from flowlab.tables.column import ColumnSchema
 
-USAGE = 'column=value, column=low:high or column=a|b, separated by commas, with "quotation marks" around what holds such a sign'
+USAGE = (
+    "column=value, column=low:high or column=a|b, separated by commas, "
+    'with "quotation marks" around what holds such a sign'
+)
 
 
 def read_given(parts: Sequence[str], columns: Mapping[Any, ColumnSchema]) -> dict[Any, Any]:

@@ -2,7 +2,7 @@
 
 frame, notes = frame_of(file)                                     # guessed
 frame, notes = frame_of(file, ["zip", "day"], asked={"zip": "text", "day": "%d/%m/%Y"})
-frame, _ = frame_of(file, known={c.name: c for c in schema})      # by a schema's types: digits stay strings, levels levels
+frame, _ = frame_of(file, known={c.name: c for c in schema})      # by a schema's types: digits stay strings
 """
 
 import re
@@ -119,12 +119,13 @@ def _typed(cells_: pa.ChunkedArray, name: str, file: File) -> pd.Series:
     kind = cells_.type
     if pa.types.is_time(kind):
         raise ValueError(
-            f"column {name!r} holds times of day, which are not modelled: {_option(name)}=duration reads them as the time since midnight"
+            f"column {name!r} holds times of day, which are not modelled: {_option(name)}=duration reads them as the "
+            "time since midnight"
         )
     found = to_pandas(pa.table({name: cells_}))[name]
     if isinstance(found.dtype, pd.ArrowDtype):
         raise ValueError(
-            f"column {name!r} is of type {kind}, which is not modelled: leave it out with schema={{{name!r}: 'excluded'}}"
+            f"column {name!r} is of type {kind}, which is not modelled: leave it out with --exclude {name_word(name)}"
         )
     return _without(found, file)
 
@@ -138,7 +139,7 @@ def _without(values: pd.Series, file: File) -> pd.Series:
 
 
 def _guessed(cells_: pa.ChunkedArray, name: str, file: File) -> tuple[pd.Series, list[str]]:
-    """A column by what its cells look like, with notes for whoever meant something else. Strings of Parquet files stay strings."""
+    """A column by what its cells look like, with notes for whoever meant something else."""
     if not _is_text(cells_.type):
         return _typed(cells_, name, file), []
     empty = ("", *file.missing)
@@ -181,17 +182,20 @@ def _text_notes(plain: _Words, name: str, empty: Sequence[str]) -> list[str]:
     if pc.any(nothing).as_py() and not pc.all(nothing).as_py():
         said = pc.unique(words.filter(nothing)).to_pylist()
         options = " ".join(f"--missing {name_word(text)}" for text in said)
-        note = f"column {name!r}: {pc.sum(nothing).as_py():,} cells {', '.join(map(repr, said))} are kept as text; {options} makes them missing"
+        count, shown = pc.sum(nothing).as_py(), ", ".join(map(repr, said))
+        note = f"column {name!r}: {count:,} cells {shown} are kept as text; {options} makes them missing"
         rest = words.filter(pc.invert(nothing))
         return [note, *([] if texts.is_code(rest) else _looks(rest, name))]
     if texts.is_code(words) and texts.like(words, texts.WHOLE):
         example = words.filter(pc.match_substring_regex(words, texts.CODE))[0].as_py()
         return [
-            f"column {name!r} is read as text, since {example!r} and the like would lose their zeros; {_option(name)}=number reads numbers"
+            f"column {name!r} is read as text, since {example!r} and the like would lose their zeros; "
+            f"{_option(name)}=number reads numbers"
         ]
     if texts.like(words, texts.WHOLE) and empty:
         return [
-            f"column {name!r} is read as text: its numbers have more digits than 64 bits hold; {_option(name)}=number rounds them"
+            f"column {name!r} is read as text: its numbers have more digits than 64 bits hold; "
+            f"{_option(name)}=number rounds them"
         ]
     return _looks(words, name)
 
@@ -214,7 +218,8 @@ def _looks(words: pa.Array, name: str) -> list[str]:
         options = " ".join(f"--missing {name_word(text)}" for text in rest)
         shown = ", ".join(map(repr, rest))
         return [
-            f"column {name!r} holds {count:,} numbers and {shown}, and is read as text; {options} makes these missing, and the others numbers"
+            f"column {name!r} holds {count:,} numbers and {shown}, and is read as text; {options} makes these missing, "
+            "and the others numbers"
         ]
     return []
 
@@ -260,13 +265,15 @@ def _read(read: _Words, name: str, file: File, kind: str) -> pd.Series:
     if found is None:
         if kind == "date" and form is None and (what := texts.looks(words)) is not None and not what[1]:
             raise ValueError(
-                f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}: it holds {what[0]} such as {words[0].as_py()!r}"
+                f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}: "
+                f"it holds {what[0]} such as {words[0].as_py()!r}"
             )
         k = texts.first_unlike(words.to_pylist(), way)
         row = int(np.flatnonzero(read.there)[k]) + 1
         by = f" by the format {form}" if form else ""
         raise ValueError(
-            f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}{by}: {words[k].as_py()!r} in row {row:,} is none"
+            f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}{by}: "
+            f"{words[k].as_py()!r} in row {row:,} is none"
         )
     return found
 
@@ -306,7 +313,8 @@ def _spelled(cells_: pa.ChunkedArray, name: str, kind: str) -> pa.ChunkedArray |
         return cells_.cast(pa.string())
     except pa.ArrowException:
         raise ValueError(
-            f"column {name!r} is of type {arrow}, which cannot be read as {KINDS.get(kind, kind)}: leave it out with schema={{{name!r}: 'excluded'}}"
+            f"column {name!r} is of type {arrow}, which cannot be read as {KINDS.get(kind, kind)}: "
+            f"leave it out with --exclude {name_word(name)}"
         ) from None
 
 
@@ -395,7 +403,8 @@ def _in_zone(values: pd.Series, dtype: Any, name: str, file: File) -> pd.Series:
     zone = cells.zone_of(dtype)
     if zone is None and values.dt.tz is not None:
         raise ValueError(
-            f"column {name!r} of {file.name} has times with a zone, such as {values.iloc[0]}, and was fitted to such without one"
+            f"column {name!r} of {file.name} has times with a zone, such as {values.iloc[0]}, "
+            "and was fitted to such without one"
         )
     if zone is None:
         return values

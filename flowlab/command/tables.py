@@ -162,7 +162,7 @@ def as_pandas(model: Any, rows: Any) -> Any:
 
 
 def with_arrow(model: Any) -> None:
-    """Lets a model that was fitted to a table of polars give tables of pyarrow, of the same types: polars need not be there."""
+    """Lets a model that was fitted to a table of polars give tables of pyarrow of the same types, without polars."""
     if model._kind is not None:
         model._kind = Kind("pyarrow", model._kind.schema, model._kind.nan)
 

@@ -1,6 +1,7 @@
-"""Columns of strings as numbers, times and truth values. Every function takes the cells that are there, and gives None where one is of another kind.
+"""Columns of strings as numbers, times and truth values.
 
-The marks of a language's numbers and days are told by the cells; where these leave two ways open, `Unclear` says so.
+Every function takes the cells that are there, and gives None where one is of another kind. The marks
+of a language's numbers and days are told by the cells; where these leave two ways open, `Unclear` says so.
 """
 
 import re
@@ -24,7 +25,8 @@ CLOCK = r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?$"
 SPAN = r"^-?\d+ days?(?: ,?[+-]?\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?)?$"
 ISO_SPAN = r"^[+-]?P(?:\d+W)?(?:\d+D)?(?:T(?:\d+H)?(?:\d+M)?(?:\d+(?:\.\d{1,9})?S)?)?$"
 DATE = (
-    r"^(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[ .-]+[A-Za-z]{3,9}\.?[ -]\d{2,4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4})"
+    r"^(?:\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}[./-]\d{1,2}[./-]\d{1,2}"
+    r"|\d{1,2}[ .-]+[A-Za-z]{3,9}\.?[ -]\d{2,4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4})"
     r"(?:[ T]\d{1,2}:\d{2}(?::\d{2})?(?: ?[AaPp][Mm])?)?$"
 )
 DAY_FORMATS = (
@@ -103,7 +105,10 @@ def amounts(words: pa.Array, decimal: str | None = None) -> pd.Series | None:
 
 
 def _ungrouped(words: pa.Array, decimal: str | None) -> pa.Array:
-    """Digits with a decimal point at most, from such with marks between thousands; the decimal mark is told by the cells where it is not known."""
+    """Digits with a decimal point at most, from such with marks between thousands.
+
+    A decimal mark that is not known is told by the cells.
+    """
     if decimal is None:
         both = words.filter(pc.and_(pc.match_substring(words, "."), pc.match_substring(words, ",")))
         if len(both):

@@ -28,8 +28,8 @@ def in_shell(message: str) -> str:
     """A message of the library with options in place of arguments.
 
     Example:
-        >>> in_shell("column 'day' holds text: convert it with pd.to_datetime(df['day']), or leave it out with schema={'day': 'excluded'}")
-        "column 'day' holds text: read it with --dtype day=date, or leave it out with --exclude day"
+        >>> in_shell("column 'day' holds text: convert it with pd.to_datetime(...), or use schema={'day': 'excluded'}")
+        "column 'day' holds text: read it with --dtype day=date, or use --exclude day"
     """
     lines = [_line(line) for line in message.split("\n")]
     left_out = [name for line in lines for name in re.findall(r"Leave it out with --exclude ('[^']*'|\S+), or", line)]
@@ -115,7 +115,7 @@ def split(text: str, mark: str, limit: int = -1) -> list[str]:
 
 
 def _masked(text: str) -> str:
-    """A text of the same length in which parts in quotation marks are blank. Such a part is all that stands between two marks."""
+    """A text of the same length in which parts in quotation marks, all that stands between two marks, are blank."""
     quoted = r"""((?:^|[,=|:])\s*)("(?:[^"]|"")*"|'(?:[^']|'')*')(?=\s*(?:$|[,=|:]))"""
     return re.sub(quoted, lambda match: match[1] + "\0" * len(match[2]), text)
 

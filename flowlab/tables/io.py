@@ -1,7 +1,7 @@
-"""Tables in files: CSV, TSV and Parquet, plain or compressed, as they are there. What their columns mean, `reading.py` says.
+"""Tables in files: CSV, TSV and Parquet, plain or compressed, cells as they are there.
 
 file = read_file("table.csv", Format(decimal=","))       # every cell as its text, or as its Parquet type
-frame, notes = reading.frame_of(file)                    # a DataFrame
+frame, notes = frame_of(file)                            # a DataFrame: command/reading.py says what the cells mean
 write_table(frame, "out.parquet")
 """
 
@@ -111,7 +111,8 @@ class File:
         if lacking:
             asked = f", asked for by {option}" if option else ""
             raise ValueError(
-                f"no column {', '.join(map(repr, lacking))} in {self.name}{asked}; there are {', '.join(map(repr, self.columns))}"
+                f"no column {', '.join(map(repr, lacking))} in {self.name}{asked}; "
+                f"there are {', '.join(map(repr, self.columns))}"
             )
 
     def as_written(self, names: list[str]) -> pd.DataFrame:
@@ -120,11 +121,11 @@ class File:
 
 
 def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
-    """A table from a .csv, .tsv or .parquet file, a compressed one (.csv.gz, .bz2, .xz, .zst), or "-", CSV from standard input.
+    """A table from a .csv, .tsv or .parquet file, a packed one (.csv.gz, …), or "-", which is CSV from standard input.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The suffix is another one, or the file cannot be read as such a table; the message says how to read it.
+        ValueError: The suffix is another one, or the file cannot be read as such a table; the message says what to do.
     """
     form, name = form or Format(), str(path)
     if name == "-":
@@ -246,7 +247,8 @@ def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
         line = data[data.rfind(b"\n", 0, error.start) + 1 :].partition(b"\n")[0]
         shown = line.decode("cp1252", errors="replace").strip()[:60]
         raise ValueError(
-            f"{name} is no text in UTF-8: {where}. Name its encoding: with --encoding cp1252 (or latin-1) that line reads {shown!r}"
+            f"{name} is no text in UTF-8: {where}. Name its encoding: "
+            f"with --encoding cp1252 (or latin-1) that line reads {shown!r}"
         ) from None
     return data if encoding is None else text.encode("utf-8")
 
@@ -294,8 +296,8 @@ def _explained(message: str, sep: str) -> str:
     message = message.removeprefix("CSV parse error: ").replace("Row #", "row ").partition("\n")[0][:300]
     if re.search(r"Expected \d+ columns?, got \d+", message):
         return (
-            f"{message} – separated by {sep!r}. --sep names another separator (such as --sep ';'), --decimal ',' decimal commas; "
-            "cells that hold the separator must be in quotation marks"
+            f"{message} – separated by {sep!r}. --sep names another separator (such as --sep ';'), "
+            "--decimal ',' decimal commas; cells that hold the separator must be in quotation marks"
         )
     return message
 
@@ -311,7 +313,7 @@ def _checked(file: File) -> File:
 
 
 def _find_decimal(file: File) -> None:
-    """Sets the decimal mark to a comma where columns of numbers have it, none a point, and thousands cannot be meant."""
+    """Sets the decimal mark to a comma where columns of numbers have it, none a point, and it cannot mean thousands."""
     commas = False
     for column in file.table.columns:
         present = column.slice(0, SAMPLE).drop_null()
