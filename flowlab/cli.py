@@ -215,7 +215,7 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Write each row's log-density (column `log_prob`, in nats, in the units of the data)."""
-    from flowlab.command.tables import Reading, check_output
+    from flowlab.command.tables import Reading, check_output, scores_of
     from flowlab.command.words import names_of
     from flowlab.tables.io import suffixes, write_table
 
@@ -229,7 +229,7 @@ def score(
     file.check_columns(kept, "--keep")
     if "log_prob" in kept:
         raise ValueError("--keep: the table has a column log_prob of its own; name others")
-    scores = fitted.score_samples(frame)
+    scores = scores_of(fitted, frame)
     write_table(file.as_written(kept).assign(log_prob=scores), output)
     if not quiet:
         console.print(

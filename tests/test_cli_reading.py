@@ -1,6 +1,7 @@
 """What the command line makes of the files that people have: by a fitted model's types, and what it writes of them."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -264,15 +265,20 @@ def test_fit_by_a_schema_reads_what_the_schema_says(tmp_path, monkeypatch, capsy
         for i in range(90)
     ]
     table = text_file(tmp_path / "t.csv", "\n".join(["zip,code,day,id", *rows]) + "\n")
-    options = ("--text", "code", "--dtype", "day=date", "--exclude", "id", "-o", tmp_path / "s.json")
+    options = ("--text", "code", "--exclude", "id", "-o", tmp_path / "s.json")
     code, out, _ = run(monkeypatch, capsys, "schema", table, *options)
     assert code == 0
     assert "id      excluded" in out
+    edited = json.loads((tmp_path / "s.json").read_text())
+    next(column for column in edited["columns"] if column["name"] == "day")["kind"] = "datetime"
+    (tmp_path / "s.json").write_text(json.dumps(edited))
     arguments = ("fit", table, "-o", tmp_path / "m.flow", "--schema", tmp_path / "s.json", "--effort", "fast")
     assert run(monkeypatch, capsys, *arguments, "--time-limit", 1, "--quiet")[:2] == (0, "")
     model = flowlab.load(tmp_path / "m.flow")
     assert {c.name: c.kind for c in model.schema_} == {"zip": "categorical", "code": "categorical", "day": "datetime"}
-    assert set(model.sample(20, random_state=0)["code"]) == {"1", "2"}
+    rows = model.sample(20, random_state=0)
+    assert set(rows["code"]) == {"1", "2"}
+    assert rows["day"].dt.month.eq(3).all()
 
 
 def test_an_excluded_column_leaves_numbers_to_the_model_of_numbers(tmp_path, monkeypatch, capsys):
@@ -300,7 +306,7 @@ def test_sample_of_models_that_were_fitted_to_other_tables(tmp_path, monkeypatch
         code, _, errors = run(monkeypatch, capsys, "sample", tmp_path / "m.flow", "-n", 9, "-o", tmp_path / name)
         assert (code, errors) == (0, "")
         arguments = ("score", tmp_path / "m.flow", tmp_path / name, "-o", tmp_path / "s.csv")
-        assert run(monkeypatch, capsys, *arguments)[0] == 0
+        assert run(monkeypatch, capsys, *arguments)[::2] == (0, "")
         assert np.isfinite(pd.read_csv(tmp_path / "s.csv")["log_prob"]).all()
     assert pd.read_csv(tmp_path / "rows.csv").shape == (9, 2)
     if library != "array":

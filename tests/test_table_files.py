@@ -125,6 +125,7 @@ def test_days_that_can_be_read_in_two_ways_are_not_guessed(tmp_path):
         ("a\tb\n1,5\tx\n2\ty\n", "utf-8", {}, [1.5, 2.0]),
         ("a|b\n1|x\n2|y\n", "utf-8", {}, [1, 2]),
         ('a,b\n"1,5",x\n"2,25",y\n', "utf-8", {}, [1.5, 2.25]),
+        ("a\n1,5\n2,5\n", "utf-8", {"decimal": ","}, [1.5, 2.5]),
         ("a:b\n1:x\n2:y\n", "utf-8", {"sep": ":"}, [1, 2]),
         ("a;b\n1,234;x\n2,345;y\n", "utf-8", {"decimal": ","}, [1.234, 2.345]),
         ("a,b\r\n1,ö\r\n2,y\r\n", "utf-8-sig", {}, [1, 2]),

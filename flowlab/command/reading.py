@@ -415,7 +415,10 @@ def _in_zone(values: pd.Series, dtype: Any, name: str, file: File) -> pd.Series:
 
 def _as_dtype(values: pd.Series, dtype: Any) -> pd.Series:
     """Values in a type, or as they are where that would change one."""
-    if values.dtype == dtype:
+    strings = (
+        isinstance(dtype, pd.StringDtype) or dtype.kind == "U" or (cells.is_object(dtype) and values.dtype.kind in "Mm")
+    )
+    if values.dtype == dtype or (strings and _family(values) != "text"):  # what was said of them goes before their type
         return values
     try:
         found = values.astype(dtype)

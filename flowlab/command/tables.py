@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from flowlab.command import texts
 from flowlab.command.reading import KINDS, frame_of
@@ -66,7 +68,7 @@ class Reading:
         found.asked = dict.fromkeys(names_of(text or ()), "text")
         for part in (part for said in dtype or () for part in split(said, ",") if part.strip()):
             name, _, what = part.rpartition("=")
-            name, what = unquoted(name), what.strip()
+            name, what = unquoted(name), unquoted(what)
             how, kind = (what, None) if "%" in what else CALLED.get(what.lower(), (None, None))
             if not name or (how, kind) == (None, None):
                 choices = ", ".join([*KINDS, "integer", "continuous", "categorical"])
@@ -122,6 +124,12 @@ class Reading:
         asked = {name: how for name, how in self.asked.items() if name in names}
         frame, _ = frame_of(file, names, asked=asked, known={str(label): column for label, column in known.items()})
         return frame.set_axis(list(known), axis=1), file
+
+
+def scores_of(model: Any, frame: pd.DataFrame) -> NDArray[np.float64]:
+    """The log-density of each row that was read for a model."""
+    array = model.table_ is None and not hasattr(model, "feature_names_in_")  # fitted without names, it wants none
+    return model.score_samples(frame.to_numpy() if array else frame)
 
 
 def columns_of(model: Any) -> dict[Any, ColumnSchema]:

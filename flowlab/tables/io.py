@@ -217,7 +217,7 @@ def _read_text(data: bytes, name: str, usual: str, form: Format) -> File:
     """The cells of a file of text, from its bytes."""
     data = _utf8(data, name, form.encoding)
     head = data[:BLOCK].decode("utf-8", errors="ignore")
-    sep, notes = _separator(head, usual, form.sep)
+    sep, notes = _separator(head, usual, form)
     table = _parsed(data, head, name, sep)
     if all(re.fullmatch(NUMBER, label.strip()) for label in table.column_names):
         notes.append(f"the first row, {', '.join(table.column_names[:3])} …, is taken for the names of columns")
@@ -253,13 +253,15 @@ def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
     return data if encoding is None else text.encode("utf-8")
 
 
-def _separator(head: str, usual: str, asked: str | None) -> tuple[str, list[str]]:
+def _separator(head: str, usual: str, form: Format) -> tuple[str, list[str]]:
     """What stands between columns: what the first line holds, if that is one of the usual marks alone."""
-    if asked is not None:
-        return asked, []
+    if form.sep is not None:
+        return form.sep, []
     first = next((line for line in head.splitlines() if line.strip()), "")
     bare = re.sub(r'"[^"]*"', "", first)
     others = [mark for mark in SEPARATORS if mark in bare]
+    if not others and form.decimal == usual:
+        return ";", []  # there is one column, whose commas are decimal
     if usual in others or len(others) != 1:
         return usual, []
     return others[0], [f"columns are separated by {others[0]!r} (--sep says otherwise)"]
