@@ -147,12 +147,15 @@ class _Rows(nn.Module):
     value: Tensor
     weights: Tensor
     tolerance: Tensor
+    offset: Tensor
+    lower: Tensor
+    upper: Tensor
     context_features = 0
     dtype = torch.float64
 
-    def __init__(self, flow: FlowMixture, columns: Any) -> None:
+    def __init__(self, flow: FlowMixture, columns: Any, log_mass: float) -> None:
         super().__init__()
-        self.flow, self.features = flow, len(columns.columns)
+        self.flow, self.features, self.log_mass = flow, len(columns.columns), log_mass
         fixed = [j for j, column in enumerate(columns.columns) if not column.modelled]
         weights = torch.zeros(len(fixed), self.features, dtype=torch.float64)
         for k, j in enumerate(fixed):
@@ -164,9 +167,16 @@ class _Rows(nn.Module):
         for name in ("value", "tolerance"):
             numbers = [getattr(columns.columns[j], name) for j in fixed]
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float64))
+        offsets = [columns.columns[j].offset for j in columns.modelled]
+        self.register_buffer("offset", torch.tensor(offsets, dtype=torch.float64))
+        slack = [0.0 if column.modelled else column.tolerance for column in columns.columns]
+        for name, without, sign in (("lower", -torch.inf, -1), ("upper", torch.inf, 1)):
+            ends = [without if (end := getattr(column, name)) is None else end for column in columns.columns]
+            self.register_buffer(name, torch.tensor(ends, dtype=torch.float64) + sign * torch.tensor(slack))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        log_prob = self.flow.log_prob(x.index_select(-1, self.modelled))
+        log_prob = self.flow.log_prob(x.index_select(-1, self.modelled) - self.offset) - self.log_mass
+        log_prob = torch.where(((x < self.lower) | (x > self.upper)).any(-1), -torch.inf, log_prob)
         if not len(self.fixed):
             return log_prob
         off = (x.index_select(-1, self.fixed) - self.value - x @ self.weights.T).abs() - self.tolerance
@@ -175,7 +185,8 @@ class _Rows(nn.Module):
     def example(self, noise: Tensor) -> Tensor:
         """Rows that can occur, of modelled columns."""
         x = noise.new_zeros(len(noise), self.features)
-        x[:, self.modelled] = noise
+        x[:, self.modelled] = noise + self.offset
+        x = torch.minimum(torch.maximum(x, self.lower), self.upper)
         for k, j in enumerate(self.fixed.tolist()):  # derived columns use earlier ones only
             x[:, j] = self.value[k] + x @ self.weights[k]
         return x
@@ -218,7 +229,7 @@ def _table(model: Any, what: What) -> _Rows:
         raise ExportError('a FlowDensity has no sampler from noise: use model.sample, or export what="log_prob"')
     if model.flow_ is None:
         raise ExportError("every column of this table is constant: there is no density to export")
-    return _Rows(_private(model.flow_), model.columns_)
+    return _Rows(_private(model.flow_), model.columns_, model._log_mass)
 
 
 def _private(flow: Flow | FlowMixture) -> Any:

@@ -115,10 +115,15 @@ def check_frame(df: Any) -> None:
         twice = df.columns[df.columns.duplicated()].unique().tolist()
         raise ValueError(f"several columns have the same name {twice}: rename or drop them")
     for label in df.columns:
-        if not isinstance(label, str | int | float | np.integer | np.floating):
+        if not isinstance(label, str | int | float | np.bool_ | np.integer | np.floating) or label != label:
             raise ValueError(
                 f"column label {label!r} is neither a string nor a number: df.columns = df.columns.map(str)"
             )
+
+
+def plain_label(label: Any) -> Any:
+    """A column's label as a Python object, which JSON can hold."""
+    return label.item() if isinstance(label, np.generic) else label
 
 
 def numbers(values: pd.Series, name: Any) -> Array:
@@ -221,6 +226,40 @@ def take(values: Sequence[Any], codes: NDArray[np.int64], dtype: str, null: Any 
         return pd.Series(array.take(codes))
     taken = array.take(codes, allow_fill=True)
     return pd.Series(taken).astype(kind)
+
+
+def filled(values: pd.Series, rows: NDArray[np.int64], drawn: pd.Series) -> pd.Series:
+    """A column whose missing cells have drawn values: of its own type where that holds them, else of the narrowest that holds all.
+
+    Args:
+        values: The column.
+        rows: The rows (k,) that there are draws for.
+        drawn: The draws (k,), of which those at missing cells are taken; of the type that the column had in training.
+    """
+    gone = values.iloc[rows].isna().to_numpy(dtype=bool)
+    if not gone.any():
+        return values
+    new = drawn[gone]
+    if values.isna().all():  # a type that comes from no cell, such as read_csv's float64
+        return pd.Series(drawn.array, index=values.index, name=values.name)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        levels = pd.Index(new.dropna().unique())
+        values = values.cat.add_categories(levels[~levels.isin(values.cat.categories)])
+        return _put(values, rows[gone], new.astype(values.dtype))
+    try:
+        cast = new.astype(values.dtype)
+        same = bool((cast.astype(new.dtype) == new).fillna(True).all())
+    except (TypeError, ValueError, OverflowError):
+        same = False
+    if same:
+        return _put(values, rows[gone], cast)
+    return _put(values.astype(pd.concat([values.iloc[:0], new.iloc[:0]]).dtype), rows[gone], new)
+
+
+def _put(values: pd.Series, rows: NDArray[np.int64], new: pd.Series) -> pd.Series:
+    out = values.copy()
+    out.iloc[rows] = new.array
+    return out
 
 
 def times(values: pd.Series, dtype: Any) -> pd.Series:

@@ -107,6 +107,24 @@ class Codec:
                 ok &= self._agrees(column, df)
         return ok
 
+    def fits(self, matrix: Array) -> NDArray[np.bool_]:
+        """Which rows of a matrix give derived columns values within their support, and within the range that they had in training."""
+        ok = np.ones(len(matrix), dtype=bool)
+        for column in self.schema:
+            if column.kind == "derived":
+                ok &= supports(column, self._derived(column, matrix), 0.0)
+        return ok
+
+    def _derived(self, column: ColumnSchema, matrix: Array) -> Array:
+        """A derived column's numbers from the matrix, NaN where they cannot be told."""
+        total = np.full(len(matrix), float(column.value))
+        for source, weight in zip(column.sources, column.weights):
+            if source not in self._places:
+                return np.full(len(matrix), np.nan)
+            own, units = self.schema[source], self.units[self._places[source]]
+            total = total + weight * number_of(own, units[0], matrix[:, self._places[source].start])
+        return on_grid(total, column.resolution) + 0.0 if column.resolution else total
+
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
         """The table of a matrix (rows, units): columns, order, types and decimals of the data, without excluded columns.
 
@@ -180,9 +198,8 @@ class Codec:
         lacking = [c.name for c in self.schema if c.kind != "excluded" and c.name not in df.columns]
         strange = [name for name in df.columns if name not in self.schema]
         if lacking or strange:
-            parts = [f"columns {lacking} are missing"] * bool(lacking) + [
-                f"columns {strange} were not there in training"
-            ] * bool(strange)
+            parts = [f"columns {lacking} are missing"] * bool(lacking)
+            parts += [f"columns {strange} were not there in training"] * bool(strange)
             raise ValueError(f"the table does not have the columns of the schema: {'; '.join(parts)}")
 
     def _labels(self, names: list[Any]) -> pd.Index:
@@ -217,7 +234,8 @@ class Codec:
         if column.kind == "derived":
             x = cells.numbers(ours, column.name)
             expected = derived_numbers(column, df)
-            return np.isnan(x) | np.isnan(expected) | (np.abs(x - expected) <= column.tolerance)
+            close = np.abs(x - expected) <= column.tolerance
+            return np.isnan(x) | np.isnan(expected) | (close & supports(column, x, column.tolerance, seen=False))
         source = df[column.duplicate_of]
         if column.recoding:
             theirs = level_codes(self.schema[column.duplicate_of], source)
@@ -257,8 +275,8 @@ def column_units(column: ColumnSchema, index: int) -> list[Unit]:
     resolution = column.resolution
     if column.kind == "integer":
         resolution = resolution if resolution >= 1 else 1.0
-    lower = -np.inf if column.lower is None else float(column.lower)
-    upper = np.inf if column.upper is None else float(column.upper)
+    lower = -np.inf if column.lower is None else float(column.lower) - column.offset
+    upper = np.inf if column.upper is None else float(column.upper) - column.offset
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     return [Unit(name, index, 0, nullable, resolution, () if resolution else tuple(column.atoms), lower, upper)]
@@ -276,7 +294,8 @@ def encode_column(column: ColumnSchema, values: pd.Series) -> Array:
     if values.isna().all():  # of whatever dtype
         return np.full((len(values), len(column.parts) or 1), np.nan)
     if column.kind in NUMERIC:
-        return cells.numbers(values, column.name)[:, None]
+        x = cells.numbers(values, column.name)
+        return (x - column.offset if column.offset else x)[:, None]
     if column.kind == "timedelta":
         return cells.seconds(values, column.name)[:, None]
     days, clock = cells.days_and_seconds(values, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
@@ -301,9 +320,13 @@ def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.S
         on_grid(block[:, k], unit.resolution) if unit.resolution else block[:, k] for k, unit in enumerate(units)
     ]
     if column.kind in NUMERIC:
-        return from_numbers(column, respell(column, rounded[0]))
+        numbers = number_of(column, units[0], block[:, 0])
+        if column.decimals:
+            numbers = on_grid(numbers, column.decimals)
+        return from_numbers(column, respell(column, numbers + 0.0))
     if column.kind == "timedelta":
-        return cells.differences(rounded[0], column.dtype, column.name)
+        seconds = on_grid(rounded[0], column.decimals) if column.decimals else rounded[0]
+        return cells.differences(seconds, column.dtype, column.name)
     parts = dict(zip(column.parts, rounded))
     days = parts.get("day", np.where(missing, np.nan, 0.0)) + day_number(column.origin)
     return cells.clock_times(
@@ -358,15 +381,35 @@ def codes_among(known: list[Any], values: pd.Series, column: ColumnSchema) -> Ar
 
 def derived_numbers(column: ColumnSchema, table: Mapping[Any, pd.Series] | pd.DataFrame) -> Array:
     """A derived column's numbers from those that it is made of."""
-    total: Any = 0.0
+    total: Any = column.value
     for source, weight in zip(column.sources, column.weights):
         if source not in table:
             raise ValueError(
                 f"column {column.name!r} is made of {source!r}, which is left out: leave both out, or neither"
             )
         total = total + weight * cells.numbers(table[source], source)
-    total = total + column.value
-    return on_grid(total, column.resolution) if column.resolution else total
+    if not column.sources:
+        total = np.full(len(next(iter(table.values()))) if len(table) else 0, float(total))
+    return on_grid(total, column.resolution) + 0.0 if column.resolution else total
+
+
+def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
+    """Which numbers lie within a column's support, and with `seen` within the range that it had in training; NaN does."""
+    ok = np.ones(len(x), dtype=bool)
+    for end, sign in ((column.lower, 1), (column.upper, -1)):
+        if end is not None:
+            ok &= ~(sign * (x - end) < -slack)
+    if seen and column.seen:
+        ok &= ~((x < column.seen[0] - column.tolerance) | (x > column.seen[1] + column.tolerance))
+    return ok
+
+
+def number_of(column: ColumnSchema, unit: Unit, x: Array) -> Array:
+    """The numbers of a column that its unit's numbers stand for: on their grid, and moved back to where they were."""
+    if unit.classes:  # false and true
+        return x
+    rounded = on_grid(x, unit.resolution) if unit.resolution else x
+    return rounded + column.offset if column.offset else rounded
 
 
 def possible_cells(column: ColumnSchema, units: list[Unit], matrix: Array, values: pd.Series) -> NDArray[np.bool_]:
@@ -417,4 +460,4 @@ def describe(column: ColumnSchema, units: list[Unit]) -> str:
         )
     unit = units[0]
     steps = f" in steps of {unit.resolution:g}" if unit.resolution else ""
-    return f"it holds numbers from {unit.lower:g} to {unit.upper:g}{steps}"
+    return f"it holds numbers from {unit.lower + column.offset:.12g} to {unit.upper + column.offset:.12g}{steps}"

@@ -1,5 +1,6 @@
 """One column of a table: what it is, and how that is learnt from its cells."""
 
+import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -10,7 +11,7 @@ import pandas as pd
 
 from flowlab.tables import cells
 from flowlab.tables.cells import DAY, Array
-from flowlab.tables.encode import decimal_grid, learn_column, on_grid
+from flowlab.tables.encode import FAR_FROM_ZERO, check_scale, check_size, decimal_grid, learn_column, on_grid
 from flowlab.tables.frame import numpy_dtype, rounding
 
 MODELLED = ("continuous", "integer", "categorical", "boolean", "datetime", "timedelta")
@@ -67,6 +68,9 @@ class ColumnSchema:
         tolerance: Largest deviation of a derived value that rounding explains.
         origin: The day that is day number 0 of datetimes.
         parts: Which of a datetime's parts vary: "day", "time".
+        offset: What is subtracted from large numbers on a grid, whose cells a float64 could not divide.
+        decimals: Step of the decimals that continuous numbers are written with, to which draws are rounded; 0 for none.
+        seen: Smallest and largest value of a derived column in training.
     """
 
     name: Any
@@ -93,6 +97,9 @@ class ColumnSchema:
     tolerance: float = 0.0
     origin: str = ""
     parts: list[str] = field(default_factory=list)
+    offset: float = 0.0
+    decimals: float = 0.0
+    seen: list[float] = field(default_factory=list)
 
     @property
     def modelled(self) -> bool:
@@ -216,10 +223,14 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
         raise ValueError(
             f"column {column.name!r}: expected whole numbers, got {x[~whole][0]:g} in row {row!r}: round it, or make it 'continuous'"
         )
+    check_size(x, column.name)
+    check_scale(x, column.name, present.index)
     # Whole numbers carry no rounding errors.
     learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
     if column.kind == "integer":
-        column.resolution, column.atoms = max(column.resolution, 1.0), []
+        column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
+    if column.resolution and np.abs(x).max() > FAR_FROM_ZERO * column.resolution:
+        column.offset = float(on_grid(np.median(x), column.resolution))
     learn_support(column, x)
 
 
@@ -231,6 +242,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
         column.cardinality, column.tolerance = 1, found.tolerance
         return
     column.resolution, column.atoms = (found.resolution, []) if found.kind == "grid" else (0.0, found.atoms)
+    column.decimals = found.decimals
     reason = found.reason if found.kind != "continuous" else ""
     if column.resolution:
         # `learn_column` lets a few values be off the grid: they would be rounded.
@@ -316,6 +328,7 @@ def limits(name: str) -> tuple[float | None, float | None]:
 def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
     """Days since the first one, and the time of day where it varies."""
     days, clock = cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
+    check_range(column, days * DAY)
     column.origin = str(np.datetime64(int(days.min()), "D"))
     column.parts = [part for part, x in (("day", days), ("time", clock)) if x.min() < x.max()]
     column.value = None if "time" in column.parts else float(clock[0])
@@ -335,9 +348,20 @@ def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
     column.cardinality = len(np.unique(days * DAY + clock))
 
 
+def check_range(column: ColumnSchema, seconds: Array) -> None:
+    """Raises a ValueError for times within two days of the ends of what their type can hold: new ones might lie beyond."""
+    furthest = 2**63 / cells.TICKS[cells.unit_of(cells.dtype_of(column.dtype))] - 2 * DAY
+    if np.abs(seconds).max() > furthest:
+        raise ValueError(
+            f"column {column.name!r} holds times at the very end of what {column.dtype} can hold: if they stand for missing ones, make the "
+            "cells missing; else convert the column to a coarser unit, .dt.as_unit('s')"
+        )
+
+
 def learn_timedeltas(column: ColumnSchema, present: pd.Series) -> None:
     """Grid, repeated values and support of time differences."""
     x = cells.seconds(present, column.name)
+    check_range(column, x)
     learn_time_grid(column, x)
     if column.cardinality > 1:
         learn_support(column, x)
@@ -361,7 +385,13 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
     if given.get("resolution", column.resolution) != column.resolution:
         column.atoms, column.spellings = [], []
     for key in given.keys() & set(NUMBERS):
-        setattr(column, key, _bound(column, given[key], key) if key in ("lower", "upper") else given[key])
+        setattr(
+            column,
+            key,
+            _bound(column, given[key], key) if key in ("lower", "upper") else _number(column, given[key], key),
+        )
+    if column.resolution or column.atoms:
+        column.decimals = 0.0
     check_resolution(column)
     if given.keys() & {"lower", "upper", "resolution"}:
         check_given(column, given, present)
@@ -413,15 +443,29 @@ def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
     try:
         if column.kind == "datetime":
             return str(pd.Timestamp(value).date())
-        return (
-            pd.Timedelta(value).total_seconds()
-            if isinstance(value, str) or hasattr(value, "total_seconds")
-            else float(value)
-        )
+        if isinstance(value, datetime.timedelta | np.timedelta64) or (
+            isinstance(value, str) and column.kind == "timedelta"
+        ):
+            return pd.Timedelta(value).total_seconds()
+        end = float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"schema of column {column.name!r}: {value!r} is no bound of a column of kind {column.kind!r}"
         ) from error
+    if np.isnan(end) or end == (np.inf if key == "lower" else -np.inf):
+        raise ValueError(f"schema of column {column.name!r}: {key} {value!r} leaves no value")
+    return _bound(column, None, key) if np.isinf(end) else end
+
+
+def _number(column: ColumnSchema, value: Any, key: str) -> Any:
+    """A resolution, or a list of atoms, as plain numbers."""
+    try:
+        found = [float(v) for v in value] if key == "atoms" else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schema of column {column.name!r}: {key} cannot be {value!r}") from error
+    if not np.isfinite(found).all():
+        raise ValueError(f"schema of column {column.name!r}: {key} must be finite, not {value!r}")
+    return found
 
 
 def check_resolution(column: ColumnSchema) -> None:

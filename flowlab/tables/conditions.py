@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,10 +15,12 @@ from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
 from flowlab.tables.encode import Column, Columns, on_grid
 from flowlab.tables.model import MixedFlow, choose
+from flowlab.tables.tabular import to_pandas
 from flowlab.tables.whole import WholeTable
 
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
-ROUNDS = 50  # of draws before a condition counts as too improbable
+RARE = 1e-4  # share of draws that keep the conditions, below which no more are made
+ENOUGH = 50 * CHUNK  # draws that tell whether so few keep them
 
 
 class ConditionError(ValueError):
@@ -39,6 +42,56 @@ class Conditions:
     words: dict[int, str] = field(default_factory=dict)
 
 
+def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
+    """What a user asks of rows: a table of conditions, one per row; or for each column a value, a pair (low, high) or a list of values.
+
+    Raises:
+        TypeError: It is neither a table, nor a dict or Series of conditions.
+        ValueError: A column's condition is none.
+    """
+    given = to_pandas(given)
+    if given is None:
+        return {}
+    if isinstance(given, pd.DataFrame):
+        return given
+    if isinstance(given, list | tuple) and given and all(isinstance(row, Mapping | pd.Series) for row in given):
+        names = list(given[0].keys())
+        if any(list(row.keys()) != names for row in given):
+            raise ValueError(f"given: all rows of conditions must be on the same columns, those of the first: {names}")
+        return pd.DataFrame([dict(row) for row in given])
+    if not isinstance(given, Mapping | pd.Series):
+        raise TypeError(
+            f"given must be a dict from column to condition, or a table with one row of conditions per row, not a {type(given).__name__}"
+        )
+    return {name: plain_wish(name, wish) for name, wish in given.items()}
+
+
+def plain_wish(name: Any, wish: Any) -> Any:
+    """A condition as a value, a tuple (low, high) or a list of values, whatever held the values."""
+    if isinstance(wish, torch.Tensor) or (isinstance(wish, np.ndarray) and wish.ndim == 0):
+        wish = wish.tolist()
+    if isinstance(wish, pd.Interval):
+        wish = (wish.left, wish.right)
+    if isinstance(wish, np.bool_ | np.integer | np.floating):
+        return wish.item()
+    if pd.api.types.is_scalar(wish):
+        return wish
+    if isinstance(wish, Mapping) or not pd.api.types.is_list_like(wish) or getattr(wish, "ndim", 1) != 1:
+        raise ValueError(
+            f"column {name!r}: a condition is a value, a pair (low, high), or a list or set of values, not {short(wish)}"
+        )
+    values = [plain_wish(name, value) for value in wish]
+    if any(isinstance(value, tuple | list) for value in values):
+        raise ValueError(f"column {name!r}: a condition lists single values, not {short(wish)}")
+    return tuple(values) if isinstance(wish, tuple) else values
+
+
+def short(wish: Any) -> str:
+    """A condition as text of no more than a line."""
+    text = repr(wish)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def read_conditions(table: WholeTable, given: Mapping[Any, Any]) -> Conditions:
     """The conditions that a user's dict says: a value, a (low, high) pair, or a list or set of values for each column.
 
@@ -57,7 +110,7 @@ def read_conditions(table: WholeTable, given: Mapping[Any, Any]) -> Conditions:
         else:
             rows = table.codec.encode_cells(name, listed[0] if lone else listed)
         for j in own:
-            found.words[j] = f"{name} = {wish!r}" if lone else f"{name} in {wish!r}"
+            found.words[j] = f"{name} = {wish!r}" if lone else f"{name} in {short(wish)}"
         if lone:
             found.values |= {j: float(x) for j, x in zip(own, rows[0], strict=True)}
         elif low_high:
@@ -77,7 +130,7 @@ def read_conditions(table: WholeTable, given: Mapping[Any, Any]) -> Conditions:
 
 def is_lone(wish: Any) -> bool:
     """Whether a condition is one value."""
-    return not isinstance(wish, tuple | list | set | frozenset | np.ndarray)
+    return not isinstance(wish, tuple | list)
 
 
 def read_wish(name: Any, wish: Any) -> tuple[list[Any], bool]:
@@ -100,7 +153,7 @@ def read_ranges(columns: Columns, given: Mapping[Any, Any]) -> dict[int, list[tu
     names, found = [column.name for column in columns.columns], {}
     for name, wish in given.items():
         if str(name) not in names:
-            raise ValueError(f"there is no column {name!r}; there are {', '.join(names)}")
+            raise ValueError(f"there is no column {name!r}; there are {', '.join(map(repr, names))}")
         j = names.index(str(name))
         listed, low_high = read_wish(name, wish)
         try:
@@ -201,7 +254,7 @@ def draw(
     shares = log_shares.softmax(0)
     found: list[Tensor] = []
     accepted = tried = 0
-    for _ in range(ROUNDS):
+    while True:
         want = min(max(math.ceil((n - accepted) / max(accepted / tried if tried else 1.0, 0.01)), 1), CHUNK)
         which = torch.multinomial(shares, want, replacement=True, generator=generator)
         for k, flow in enumerate(flows):
@@ -215,6 +268,8 @@ def draw(
             rows = torch.cat(found)
             # Members lie one after the other: mixed, so that the first n are of all of them.
             return rows[torch.randperm(len(rows), generator=generator)[:n]], accepted / tried
+        if tried >= ENOUGH and accepted < RARE * tried:
+            break
     wishes = " and ".join(dict.fromkeys(conditions.words[j] for j in restricted))
     raise ConditionError(
         f"the conditions {wishes} together have next to no probability: {accepted} of {tried} draws kept them"

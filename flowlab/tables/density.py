@@ -2,8 +2,10 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,21 @@ from flowlab import files
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
+from flowlab.tables import cells, parameters
 from flowlab.tables.codec import Unit
 from flowlab.tables.conditions import member_log_prob
 from flowlab.tables.encode import Columns
 from flowlab.tables.ensemble import Report, fit_ensemble
-from flowlab.tables.frame import TableEstimator, seed_from
+from flowlab.tables.frame import TableEstimator, read_rows, seed_from
 from flowlab.tables.members import PREPROCESSING, Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
 from flowlab.tables.schema import Schema
-from flowlab.tables.synthesis import Synthesis
+from flowlab.tables.synthesis import Synthesis, measure_support
 from flowlab.tables.tabular import Kind, kind_of, to_pandas
 from flowlab.tables.whole import WholeTable, is_whole
 
 EFFORTS = ("fast", "default", "best")
+LEAST_HELD_OUT = 8  # rows from which some are held out
 
 
 class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
@@ -98,6 +102,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     schema_: Schema
     flow_: FlowMixture | None
     _kind: Kind | None  # the sort of table that it was fitted to, unless pandas' or an array
+    _log_mass: float  # log of the probability that the flow gives to the columns' supports
+    _reach: float  # how far beyond the training rows' range samples of numbers may lie, in widths of it
 
     def __init__(
         self,
@@ -137,17 +143,17 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         Raises:
             ValueError: A column cannot be modelled; the message names it.
         """
-        if self.effort not in EFFORTS:
-            raise ValueError(f"effort must be {', '.join(EFFORTS)}, not {self.effort!r}")
-        if self.preprocessing not in ("auto", *PREPROCESSING):
-            raise ValueError(f"preprocessing must be auto, {', '.join(PREPROCESSING)}, not {self.preprocessing!r}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"time_limit must be a positive number of seconds, or None, not {self.time_limit}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must be a share from 0 to below 1, not {self.validation}")
+        fresh = type(self)(**self.get_params(deep=False))
+        fresh._fit(X, sample_weight)
+        # All at once: a fit that fails, or is interrupted, leaves the model as it was.
+        self.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")} | vars(fresh)
+        return self
+
+    def _fit(self, X: Any, sample_weight: ArrayLike | None) -> None:
+        self._check_parameters()
         rng = np.random.default_rng(seed_from(self.random_state))
         self.table_ = self.columns_ = None
-        self._kind, X = kind_of(X), to_pandas(X)
+        self._kind, X = kind_of(X), read_rows(X)
         x, units, names = self._learn(X, rng)
         weight = np.ones(len(x))
         if sample_weight is not None:
@@ -155,9 +161,14 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             x, weight = x[weight > 0], weight[weight > 0]
             if len(x) < 2:
                 raise ValueError(f"sample_weight leaves {len(x)} rows with a positive weight, at least 2 are needed")
+        if len(x) < LEAST_HELD_OUT and self.validation:
+            warnings.warn(
+                f"only {len(x)} rows: none is held out, and how well the model fits is not known", stacklevel=3
+            )
         rows = torch.from_numpy(x)
         self.flow_, self.reports_, self.race_ = None, [], {}
         held_out, held_weight, noise = torch.zeros(0), torch.ones(0), torch.zeros(0, 1)
+        self._log_mass, self._reach = 0.0, 0.0
         if rows.shape[1]:
             with threads(1):  # members run side by side; what is left are many small operations
                 fitted = fit_ensemble(
@@ -173,12 +184,34 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
                     progress=self.progress,
                     units=units,
                 )
+                if self.columns_ is not None:
+                    self._log_mass, self._reach = measure_support(fitted.flow, self.columns_, int(rng.integers(2**62)))
             self.flow_, self.reports_, self.race_ = fitted.flow.to(self.device), fitted.reports, fitted.race
-            held_out, held_weight, noise = fitted.held_out, fitted.held_weight, fitted.noise
+            held_out, held_weight, noise = fitted.held_out - self._log_mass, fitted.held_weight, fitted.noise
         self._held_out = held_out.sort().values.numpy()
         self.validation_score_ = float((held_out * held_weight).sum() / held_weight.sum()) if len(held_out) else np.nan
         self.calibration_ = goodness_of_fit(noise.numpy(), names)
-        return self
+
+    def _check_parameters(self) -> None:
+        """Raises a ValueError that names the parameter which a fit, or a file, cannot have."""
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort must be {', '.join(EFFORTS)}, not {self.effort!r}")
+        if self.preprocessing not in ("auto", *PREPROCESSING):
+            raise ValueError(f"preprocessing must be auto, {', '.join(PREPROCESSING)}, not {self.preprocessing!r}")
+        if isinstance(self.members, str | Member):
+            raise ValueError(f"members must be a list, not {self.members!r}: [{self.members!r}]")
+        for name, value, whole in (("time_limit", self.time_limit, False), ("n_jobs", self.n_jobs, True)):
+            number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+            if value is not None and not (number and value != 0 and (whole or value > 0)):
+                wanted = "a whole number of processes other than 0" if whole else "a positive number of seconds"
+                raise ValueError(f"{name} must be {wanted}, or None, not {value!r}")
+        if not (isinstance(self.validation, Real) and 0 <= self.validation < 1):
+            raise ValueError(f"validation must be a share from 0 to below 1, not {self.validation!r}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device {self.device!r} cannot be used here: {error}") from error
+        parameters.to_json(self.get_params(deep=False))  # what cannot be saved is said before the work is done
 
     def _learn(
         self, X: ArrayLike, rng: np.random.Generator
@@ -186,14 +219,10 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         """Looks at the columns of a table: its matrix (n, variables), what they are (None for complete numbers), their names."""
         mixed = any((m if isinstance(m, str) else m.kind) == "mixed" for m in self.members or ())
         if not (mixed or self.schema is not None or self.rules or is_whole(X)):
-            x = self._validated(X, reset=True)
-            self.columns_ = Columns.learn(x, self._names(), self._precision)
-            self.schema_ = Schema.infer(pd.DataFrame(x, columns=self._names()) if self._index_names is None else X)
-            self._rows_kept = np.ones(len(x), dtype=bool)
-            names = [c.name for c in self.columns_.columns if c.modelled]
-            return self.columns_.encode(x, rng), None, names
+            return self._learn_numbers(X, rng)
         if isinstance(X, pd.DataFrame):
             frame = X
+            cells.check_frame(frame)
             _check_feature_names(self, frame, reset=True)
         else:
             x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
@@ -204,11 +233,26 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         names = [unit.name for unit in self.table_.units]
         return self.table_.encode(frame[self._rows_kept]), self.table_.units, names
 
+    def _learn_numbers(self, X: ArrayLike, rng: np.random.Generator) -> tuple[NDArray[np.float64], None, list[str]]:
+        x = self._validated(X, reset=True)
+        self.columns_ = Columns.learn(x, self._names(), self._precision)
+        self.schema_ = Schema.infer(pd.DataFrame(x, columns=self._names()) if self._index_names is None else X)
+        for column, own in zip(self.columns_.columns, self.schema_, strict=True):
+            if own.kind == "id":
+                warnings.warn(
+                    f"column {own.name!r} holds {own.reason}: it is modelled as any other; if it says nothing, drop it",
+                    stacklevel=5,
+                )
+            if column.kind != "constant":
+                column.lower, column.upper = (None if end is None else float(end) for end in (own.lower, own.upper))
+        self._rows_kept = np.ones(len(x), dtype=bool)
+        return self.columns_.encode(x, rng), None, [c.name for c in self.columns_.columns if c.modelled]
+
     def _encoded(
         self, X: ArrayLike, rng: np.random.Generator | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The matrix of rows, and which of them can occur."""
-        X = to_pandas(X)
+        X = read_rows(X)
         if self.table_ is not None:
             return self.table_.encode_all(self.table_.frame(X))
         x = self._validated(X, reset=False)
@@ -228,13 +272,16 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         check_is_fitted(self)
         if missing not in ("outcome", "unknown"):
             raise ValueError(f'missing must be "outcome" or "unknown", not {missing!r}')
+        X = read_rows(X)
         x, possible = self._encoded(X)
+        if self.table_ is not None and isinstance(X, pd.DataFrame):
+            self.table_.warn_of_new_levels(X, x)
         out = np.zeros(len(x))
         if self.flow_ is not None:
             rows = torch.from_numpy(x).to(self.device)
             with torch.no_grad():
                 out = np.concatenate([self._log_prob(chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)])
-        return np.where(possible, out, -np.inf)
+        return np.where(possible, out - self._log_mass, -np.inf)
 
     def _log_prob(self, rows: torch.Tensor, missing: str) -> torch.Tensor:
         assert self.flow_ is not None
@@ -380,15 +427,6 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         return hasattr(self, "calibration_")
 
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
-        params = self.get_params()
-        if not isinstance(params["random_state"], int):
-            params["random_state"] = None
-        if isinstance(self.schema, Schema):
-            params["schema"] = None  # the fitted one is in the table
-        if self.rules:
-            params["rules"] = [str(rule) for rule in self.rules]
-        if self.members is not None:
-            params["members"] = [m.to_json() if isinstance(m, Member) else m for m in self.members]
         state = {
             "n_features_in_": self.n_features_in_,
             "feature_names_in_": self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None,
@@ -401,6 +439,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
                 "index_names": self._index_names,
                 "precision": self._precision,
                 "columns": self.columns_.to_json(),
+                "log_mass": self._log_mass,
+                "reach": self._reach,
                 "schema": self.schema_.to_json(),
             },
             "race": self.race_,
@@ -409,19 +449,18 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             "held_out": self._held_out.tolist(),
             "validation_score": self.validation_score_,
         }
-        return {"kind": "FlowDensity", "params": params, "state": without_infinities(state)}, self.flow_
+        header = {"parameters": parameters.to_json(self.get_params(deep=False)), "state": without_infinities(state)}
+        return {"kind": "FlowDensity", **header}, self.flow_
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowDensity":
-        params, state = header["params"], header["state"]
-        members = params["members"]
-        if members is not None:
-            params = {**params, "members": [Member.from_json(m) if isinstance(m, dict) else m for m in members]}
-        model = cls(**params)
+        state = header["state"]
+        model = cls(**(parameters.from_json(header["parameters"]) if "parameters" in header else _early(header)))
         model.n_features_in_ = int(state["n_features_in_"])
         if state["feature_names_in_"] is not None:
             model.feature_names_in_ = np.array(state["feature_names_in_"], dtype=object)
         model.table_ = model.columns_ = None
+        model._log_mass = model._reach = 0.0
         model._kind = Kind.from_json(state["kind"]) if state.get("kind") else None
         if state["table"] is not None:
             model.table_ = WholeTable.from_json(state["table"])
@@ -431,18 +470,35 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             own = state["numbers"]
             model._dtypes, model._index_names, model._precision = own["dtypes"], own["index_names"], own["precision"]
             model.columns_, model.schema_ = Columns.from_json(own["columns"]), Schema.from_json(own["schema"])
+            model._log_mass, model._reach = float(own.get("log_mass", 0.0)), float(own.get("reach", 0.0))
             width = len(model.columns_.modelled)
         if width != getattr(flow, "features", 0):
             raise files.FileError("the columns do not fit the flow")
-        model.flow_, model.race_ = flow, state["race"]
-        model.reports_ = [Report(**{**r, "member": Member.from_json(r["member"])}) for r in state["reports"]]
+        model.flow_, model.race_ = flow, {name: _number(score) for name, score in state["race"].items()}
+        model.reports_ = [
+            Report(**{**r, "member": Member.from_json(r["member"]), "score": _number(r["score"])})
+            for r in state["reports"]
+        ]
         model._held_out = np.array(state["held_out"], dtype=np.float64)
         model.calibration_ = pd.DataFrame(state["calibration"]).set_index("test")
-        score = state["validation_score"]
-        model.validation_score_ = np.nan if score is None else score
+        model.validation_score_ = _number(state["validation_score"])
         if flow is not None:
             model.device = str(next(iter(flow.buffers())).device)
         return model
+
+
+def _early(header: dict[str, Any]) -> dict[str, Any]:
+    """The parameters in a file that was written before they were tagged with what they are."""
+    params: dict[str, Any] = header["params"]
+    members = params["members"]
+    if members is not None:
+        members = [Member.from_json(m) if isinstance(m, dict) else m for m in members]
+    return {**params, "members": members}
+
+
+def _number(value: float | None) -> float:
+    """A number that `without_infinities` may have taken out."""
+    return np.nan if value is None else float(value)
 
 
 def without_infinities(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Constants and exactly collinear columns are taken out and put back. Columns whose values repeat are dequantised at their resolution.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,13 @@ ON_GRID = 0.95  # share of rows on a decimal grid that makes the grid the column
 ATOM = 0.01  # share of rows with one value that makes it an atom, off any grid
 ATOM_WIDTH = 1e-4  # width of an atom's cell in standard deviations
 EXACT = 1e-9  # relative residual below which a column is a linear combination of others
+FAR_FROM_ZERO = (
+    1e11  # size, in grid cells, from which a float64 has too few digits left to tell where in a cell it lies
+)
+SCALES = (1e-100, 1e100)  # spreads of columns whose squares a float64 holds with all digits
+DIGITS = (1e-290, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
+RESCALE = "multiply the column by a power of ten that brings it near 1"
+OUTLIER = 1e15  # distance from the median, in spreads, at which a float64 keeps no digit of the spread
 
 
 @dataclass
@@ -33,6 +41,12 @@ class Column:
         value: The constant; the intercept of a derived column.
         weights: Coefficients of a derived column on all columns.
         tolerance: Largest deviation of a constant or derived value that rounding explains.
+        lower: Lower end of the support, None for none: rows below it have no density, and are not drawn.
+        upper: Upper end of the support, likewise.
+        least: Smallest value in training, None where it is not known (a model file of an early version).
+        most: Largest value in training.
+        offset: What is subtracted from large values on a grid, in whole cells.
+        decimals: Step of the decimals that the values of a continuous column are written with, to which draws are rounded; 0 for none.
     """
 
     name: str
@@ -43,11 +57,22 @@ class Column:
     value: float = 0.0
     weights: list[float] = field(default_factory=list)
     tolerance: float = 0.0
+    lower: float | None = None
+    upper: float | None = None
+    least: float | None = None
+    most: float | None = None
+    offset: float = 0.0
+    decimals: float = 0.0
 
     @property
     def modelled(self) -> bool:
         """Whether the flow sees this column."""
         return self.kind in ("continuous", "grid", "atoms")
+
+    def supports(self, values: Array, slack: float = 0.0) -> NDArray[np.bool_]:
+        """Which values lie within the support."""
+        lower, upper = -np.inf if self.lower is None else self.lower, np.inf if self.upper is None else self.upper
+        return (values >= lower - slack) & (values <= upper + slack)
 
 
 class Columns:
@@ -59,31 +84,70 @@ class Columns:
 
     @classmethod
     def learn(cls, x: Array, names: list[str], precision: float = 1e-15) -> "Columns":
-        """Look at a table (rows, columns) whose values carry relative rounding errors of `precision`."""
+        """Look at a table (rows, columns) whose values carry relative rounding errors of `precision`.
+
+        Raises:
+            ValueError: A column's values are too far apart, too large or too small for a density; the message names it.
+        """
+        for name, values in zip(names, x.T, strict=True):
+            check_size(values, name)
         columns = [learn_column(x[:, j], name, precision) for j, name in enumerate(names)]
+        for column, values in zip(columns, x.T, strict=True):
+            column.least, column.most = float(values.min()), float(values.max())
         mark_derived(x, columns, precision)
+        for column, values in zip(columns, x.T, strict=True):
+            if column.modelled:
+                check_scale(values, column.name)
         return cls(columns)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether some column has an end of its support."""
+        return any(column.lower is not None or column.upper is not None for column in self.columns)
 
     def encode(self, x: Array, generator: np.random.Generator | None = None) -> Array:
         """The modelled columns (rows, modelled), dequantised where a generator is given."""
-        out = x[:, self.modelled].copy()
+        out = x[:, self.modelled] - np.array([self.columns[j].offset for j in self.modelled])
         if generator is None:
             return out
         for k, j in enumerate(self.modelled):
             column = self.columns[j]
             if column.resolution:
                 noise = (generator.random(len(x)) - 0.5) * column.resolution
-                tied = True if column.kind == "grid" else np.isin(out[:, k], column.atoms)
+                tied = True if column.kind == "grid" else np.isin(x[:, j], column.atoms)
                 out[:, k] += np.where(tied, noise, 0.0)
         return out
 
     def possible(self, x: Array) -> NDArray[np.bool_]:
-        """Which rows have the values that constant and derived columns must have: elsewhere the density is zero."""
+        """Which rows lie within every column's support, with the values that constant and derived columns must have.
+
+        Elsewhere the density is zero.
+        """
         ok = np.ones(len(x), dtype=bool)
         for j, column in enumerate(self.columns):
+            ok &= column.supports(x[:, j], 0.0 if column.modelled else column.tolerance)
             if not column.modelled:
                 ok &= np.abs(x[:, j] - self._exact(column, x)) <= column.tolerance
         return ok
+
+    def supported(self, table: Array) -> NDArray[np.bool_]:
+        """Which rows of a decoded table lie within every column's support, to the last digit."""
+        return np.all([column.supports(table[:, j]) for j, column in enumerate(self.columns)], axis=0)
+
+    def excess(self, table: Array, besides: Collection[int] = ()) -> Array:
+        """How far each row of a decoded table lies beyond the training rows' range, in widths of it: 0 for rows within.
+
+        Args:
+            table: The rows (n, columns).
+            besides: Columns whose range does not count.
+        """
+        worst = np.zeros(len(table))
+        for j, column in enumerate(self.columns):
+            if j in besides or column.least is None or column.most is None or column.kind == "constant":
+                continue
+            beyond = np.maximum(column.least - table[:, j], table[:, j] - column.most) - column.tolerance
+            worst = np.maximum(worst, beyond / (column.most - column.least))
+        return worst
 
     def decode(self, z: Array) -> Array:
         """A whole table (rows, columns) from modelled columns: values on their grid or atom, exact columns put back."""
@@ -95,7 +159,7 @@ class Columns:
                 out[:, j] = self._exact(column, out)
                 if column.kind == "derived" and column.resolution:
                     out[:, j] = on_grid(out[:, j], column.resolution)
-        return out
+        return out + 0.0  # no negative zeros
 
     @staticmethod
     def _exact(column: Column, x: Array) -> Array:
@@ -106,12 +170,12 @@ class Columns:
     @staticmethod
     def _snap(column: Column, values: Array) -> Array:
         if column.kind == "grid":
-            return on_grid(values, column.resolution)
+            return on_grid(values, column.resolution) + column.offset
         if column.kind == "atoms":
             atoms = np.array(column.atoms)
             nearest = atoms[np.abs(values[:, None] - atoms).argmin(1)]
             return np.where(np.abs(values - nearest) <= column.resolution / 2, nearest, values)
-        return values
+        return on_grid(values, column.decimals) if column.decimals else values
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(column) for column in self.columns]
@@ -123,16 +187,21 @@ class Columns:
 
 def learn_column(x: Array, name: str, precision: float) -> Column:
     """Kind and resolution of one column, by itself."""
+    if (x == np.round(x)).all() and np.abs(x).max() < 2**53:
+        precision = 0.0  # whole numbers carry no rounding errors
     rounding = 8 * precision * np.abs(x)
     if float(np.ptp(x)) <= rounding.max():
         tolerance = 2 * float(rounding.max())
         return Column(name, "constant", "all values are equal", value=float(np.median(x)), tolerance=tolerance)
     values, counts = np.unique(x, return_counts=True)
     if len(values) > (1 - REPEATS) * len(x):
-        return Column(name)
+        return Column(name, decimals=common_decimals(x, rounding))
     resolution = decimal_grid(x, rounding)
     if resolution:
-        return Column(name, "grid", f"{len(values)} distinct values, multiples of {resolution:g}", resolution)
+        reason = f"{len(values)} distinct values, multiples of {resolution:g}"
+        far = np.abs(x).max() > FAR_FROM_ZERO * resolution
+        offset = float(on_grid(np.median(x), resolution)) if far else 0.0
+        return Column(name, "grid", reason, resolution, offset=offset)
     frequent = counts >= max(ATOM * len(x), 2)
     atoms = values[frequent]
     if 0 < len(atoms) <= 50:
@@ -149,8 +218,9 @@ def spread(x: Array) -> float:
     for share, sigmas in ((0.25, 1.35), (0.1, 2.56), (0.02, 4.11)):
         low, high = np.quantile(x, [share, 1 - share])
         if high > low:
-            return float(high - low) / sigmas
-    return float(x.std())
+            return float(high / sigmas - low / sigmas)
+    largest = float(np.abs(x).max()) or 1.0  # squares must not overflow
+    return float((x / largest).std() * largest)
 
 
 def decimal_grid(x: Array, rounding: Array) -> float:
@@ -165,7 +235,41 @@ def decimal_grid(x: Array, rounding: Array) -> float:
     return 0.0
 
 
-def on_grid(values: Array, step: float) -> Array:
+def common_decimals(x: Array, rounding: Array) -> float:
+    """The power of ten of which all values are multiples, 0 if there is none: the cents of prices that hardly repeat."""
+    step = decimal_grid(x, rounding)
+    return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * step)).all() else 0.0
+
+
+def check_size(x: Array, name: Any) -> None:
+    """Raises a ValueError for a column of numbers so large or small that double precision loses their digits."""
+    size = np.abs(x).max()
+    if x.min() < x.max() and not DIGITS[0] <= size <= DIGITS[1]:
+        raise ValueError(f"column {name!r} holds values of size {size:g}, where double precision fails: {RESCALE}")
+
+
+def check_scale(x: Array, name: Any, labels: Any = None) -> None:
+    """Raises a ValueError for a column that no density can be fitted to in double precision; rows are named by `labels`."""
+    middle, width = float(np.median(x)), spread(x)
+    far = np.abs(x - middle)
+    row = int(far.argmax())
+    if not width:
+        return
+    if far[row] > OUTLIER * width:
+        label = row if labels is None else labels[row : row + 1].tolist()[0]
+        raise ValueError(
+            f"column {name!r} holds {x[row]:g} in row {label!r}, {far[row] / width:.0e} times further out than the bulk of its values is wide: "
+            "no double-precision density tells both apart. If it stands for a missing value, make the cell missing; if it is an "
+            "error, drop the row; if it is real, model the logarithm of the column"
+        )
+    if not SCALES[0] < width < SCALES[1] or not np.abs(x).max() < SCALES[1]:
+        raise ValueError(
+            f"column {name!r} holds values of size {np.abs(x).max():g} that spread by {width:g}, where double precision "
+            f"fails: {RESCALE}"
+        )
+
+
+def on_grid(values: Any, step: float) -> Any:
     """Values rounded to multiples of a power of ten, as the nearest floating-point numbers."""
     if step >= 1:
         return np.round(values / step) * step
@@ -179,7 +283,9 @@ def mark_derived(x: Array, columns: list[Column], precision: float) -> None:
     With few rows everything is collinear: a column is only called derived where there are at least three rows per
     coefficient and ten to spare.
     """
-    centre, scale = x.mean(0), np.maximum(x.std(0), 1e-300)
+    # By the largest deviation, which no square has made overflow or vanish.
+    centre = (x / len(x)).sum(0)
+    scale = np.array([np.abs(column - middle).max() or 1.0 for column, middle in zip(x.T, centre)])
     basis = np.empty((len(x), 0))
     kept: list[int] = []
     for j, column in enumerate(columns):
@@ -197,11 +303,11 @@ def mark_derived(x: Array, columns: list[Column], precision: float) -> None:
             weights = np.zeros(len(columns))
             weights[kept] = coefficients * scale[j] / scale[kept]
             used = [columns[k].name for k in kept if weights[k]]
-            derived = replace(column, kind="derived", weights=tidy(weights))
+            derived = replace(column, kind="derived", weights=tidy(weights), offset=0.0, decimals=0.0)
             derived.value = tidy(np.array([centre[j] - centre @ np.array(derived.weights)]), float(scale[j]))[0]
             derived.reason = f"an exact linear combination of {', '.join(used)}"
             deviation = np.abs(x[:, j] - Columns._exact(derived, x))
-            rounding = 64 * precision * np.abs(x[:, [*kept, j]]).max(1)
+            rounding = 64 * precision * (np.abs(x) @ np.abs(derived.weights) + np.abs(x[:, j]) + abs(derived.value))
             # An outlier alone can make columns look collinear: every row must agree, by the measure of the bulk.
             if (deviation <= 1e-6 * spread(x[:, j]) + rounding).all():
                 derived.tolerance = 4 * float(deviation.max()) + 1e-6 * spread(x[:, j])
@@ -212,7 +318,16 @@ def mark_derived(x: Array, columns: list[Column], precision: float) -> None:
             basis = np.column_stack([basis, residual / np.linalg.norm(residual)])
 
 
-def tidy(values: Array, scale: float = 1.0) -> list[float]:
-    """Numbers that miss a short decimal by a rounding error, as that decimal: 0.9999999999 is 1."""
-    short = np.round(values, 6)
-    return np.where(np.abs(values - short) <= 1e-8 * np.maximum(np.abs(values), scale), short, values).tolist()
+def tidy(values: Array, scale: float = 0.0) -> list[float]:
+    """Numbers that miss a short decimal by a rounding error, as that decimal: 0.9999999999 is 1.
+
+    Args:
+        values: The numbers.
+        scale: The size beside which an error is small, where that is not the number's own.
+    """
+    found = []
+    for value in values.tolist():
+        near = 1e-8 * max(abs(value), scale)
+        shorts = (round(value, 6), float(f"{value:.6g}"))
+        found.append(next((short for short in shorts if abs(value - short) <= near), value))
+    return found

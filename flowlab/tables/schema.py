@@ -71,7 +71,7 @@ class Schema:
         given = read_overrides(overrides, list(df.columns))
         if len(df) < 2:
             raise ValueError(f"the table has {len(df)} row{'s' * (len(df) != 1)}: at least 2 are needed to learn from")
-        names = df.columns.tolist()
+        names = [cells.plain_label(label) for label in df.columns]
         columns = [learn(df.iloc[:, j], name, given.get(name, {})) for j, name in enumerate(names)]
         open_ = [j for j, c in enumerate(columns) if c.modelled]
         # A kind that was asked for is kept, whatever the column repeats.
@@ -287,15 +287,20 @@ def match_levels(ours: pd.Series, theirs: pd.Series, column: ColumnSchema, earli
 
 def mark_linear(df: pd.DataFrame, columns: list[ColumnSchema], free: set[int]) -> None:
     """Marks complete columns of numbers that are exact linear combinations of earlier ones."""
-    used = [j for j, column in enumerate(columns) if column.kind in NUMERIC and not column.nullable]
+    flags = [column.kind == "boolean" and cells.dtype_of(column.dtype).kind == "b" for column in columns]
+    used = [j for j, c in enumerate(columns) if (c.kind in NUMERIC or flags[j]) and not c.nullable]
     if len(used) < 2:
         return
     x = np.column_stack([cells.numbers(df.iloc[:, j], columns[j].name) for j in used])
     precision = max(rounding(numpy_dtype(columns[j].dtype)) for j in used)
-    for j, found in zip(used, Columns.learn(x, [str(columns[j].name) for j in used], precision).columns):
+    learnt = Columns.learn(x, [str(columns[j].name) for j in used], precision).columns
+    for k, (j, found) in enumerate(zip(used, learnt)):
         if found.kind == "derived" and j in free:
             column = columns[j]
             column.kind, column.reason, column.atoms = "derived", found.reason, []
             weights = {columns[i].name: weight for i, weight in zip(used, found.weights) if weight}
             column.sources, column.weights = list(weights), list(weights.values())
             column.value, column.tolerance = found.value, found.tolerance
+            column.seen, column.categories = [float(x[:, k].min()), float(x[:, k].max())], []
+            if flags[j]:
+                column.lower, column.upper, column.resolution = 0.0, 1.0, 1.0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,24 +13,31 @@ from sklearn.utils.validation import check_is_fitted
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
+from flowlab.tables import cells
 from flowlab.tables.conditions import (
     ConditionError,
     class_probabilities,
     draw,
     fill,
     inside,
+    is_lone,
     read_conditions,
+    read_given,
     read_ranges,
 )
-from flowlab.tables.frame import seed_from
-from flowlab.tables.tabular import kind_of, like, to_pandas
+from flowlab.tables.encode import Columns
+from flowlab.tables.frame import read_rows, seed_from
+from flowlab.tables.tabular import kind_of, like
 from flowlab.tables.whole import WholeTable
 
 if TYPE_CHECKING:
     from flowlab.tables.density import FlowDensity
 
-ROUNDS = 100  # of draws before rows count as too improbable
+ROUNDS = 100  # of draws before a row of conditions counts as too improbable
 LEAST = 0.001  # share of draws that are kept, below which nothing more is tried
+SUPPORT_DRAWS, SUPPORT_ROUNDS = 2_000, 10  # draws at once, and how often, by which the support's probability is found
+SUPPORT_ERROR = 0.002  # nats of standard error that are enough
+NEAR = 0.05  # share of draws that shall lie within the training rows' range, which is widened where fewer do
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -41,13 +49,13 @@ class Synthesis:
     ) -> Any:
         """New rows: a table with the columns and types of the one fitted to, of the same library; else an array.
 
-        Numbers of whole tables lie within the range that training rows span.
+        Numbers lie within the range that training rows span (in a table of very many numbers beside few rows: nearly so).
 
         Args:
             n_samples: Number of rows, 1 when None; a table of conditions says it itself.
             random_state: An int makes the draw reproducible; None draws a seed.
-            given: Conditions: for each column a value, a pair (low, high) with None for an open end, or a list or set of values; None is a missing
-                cell. Or a table with some of the columns, for one new row per row of it. Models of complete numbers that are not "mixed" take intervals, and
+            given: Conditions: for each column a value, a pair (low, high) with None for an open end, or several values in a list, set, array,
+                Series or the like; None is a missing cell. Or a table with some of the columns, for one new row per row of it. Models of complete numbers that are not "mixed" take intervals, and
                 values that repeat, by throwing other rows away.
 
         Returns:
@@ -67,10 +75,11 @@ class Synthesis:
             True
         """
         check_is_fitted(self)
-        if n_samples is not None and n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+        whole = isinstance(n_samples, Integral) and not isinstance(n_samples, bool)
+        if n_samples is not None and not (whole and n_samples >= 1):
+            raise ValueError(f"n_samples must be a whole number of at least 1, not {n_samples!r}")
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
-        given = to_pandas(given)
+        given = read_given(given)
         if isinstance(given, pd.DataFrame):
             if n_samples not in (None, len(given)):
                 raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
@@ -108,10 +117,10 @@ class Synthesis:
     ) -> tuple[Any, float]:
         """Rows that are allowed, from a function that proposes a number of them and says how many it tried; and the share kept."""
         found, accepted, proposed, tried = [], 0, 0, 0.0
-        for _ in range(ROUNDS):
+        while True:
             share = max(accepted / proposed, LEAST) if proposed else 1.0
             wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
-            if proposed or (self.table_ is not None and self.table_.rejects):
+            if proposed or self.table_ is None or self.table_.rejects:
                 wanted += 1 + wanted // 50  # a few will be rejected
             matrix, attempts = propose(wanted)
             rows = self._allowed(matrix, given)
@@ -123,13 +132,16 @@ class Synthesis:
             why = (
                 self.table_.why_rejected()
                 if self.table_
-                else f"the columns' types {self._dtypes}: fit to wider integer types, or to floats"
+                else f"within the columns' supports, the training rows' range and the types {self._dtypes}: where columns exclude one another, "
+                'as the flags of one category do, fit with FlowDensity(members=["mixed"])'
             )
             if self.table_ is None and given:
                 raise ConditionError(
                     f"the conditions {given} have next to no probability: {accepted} of {tried:.0f} draws kept them"
                 )
-            raise RuntimeError(f"only {accepted} of {n} rows keep {why}" + (f", given {given}" if given else ""))
+            raise RuntimeError(
+                f"only {accepted} of {tried:.0f} draws keep {why}" + (f", given {given}" if given else "")
+            )
         if self.table_ is None:
             return self._restore(np.concatenate(found)[:n]), accepted / tried
         rows = pd.concat(found, ignore_index=True).iloc[:n]
@@ -137,9 +149,10 @@ class Synthesis:
 
     def _allowed(self: "FlowDensity", matrix: NDArray[np.float64], given: Mapping[Any, Any]) -> Any:  # type: ignore[misc]
         if self.table_ is None:
-            table = self.columns_.decode(matrix)
-            return table[self._storable(table) & inside(table, read_ranges(self.columns_, given))]
-        rows = self.table_.decode(matrix)
+            table, asked = self.columns_.decode(matrix), read_ranges(self.columns_, given)
+            kept = self._storable(table) & self.columns_.supported(table) & inside(table, asked)
+            return table[kept & (self.columns_.excess(table, asked) <= self._reach)]
+        rows = self.table_.decode(matrix[self.table_.codec.fits(matrix)])
         kept = self.table_.acceptable(rows) if self.table_.rejects else np.ones(len(rows), dtype=bool)
         for name, wish in given.items():
             if isinstance(wish, tuple):  # times are drawn by the day: their ends are sorted out here
@@ -147,28 +160,43 @@ class Synthesis:
         return rows if kept.all() else rows[kept]
 
     def _sample_rows(self: "FlowDensity", given: pd.DataFrame, generator: torch.Generator) -> pd.DataFrame:  # type: ignore[misc]
-        table = self._whole("rows of conditions")
+        table = self._whole("rows of conditions need")
         x = np.full((len(given), len(table.units)), np.nan)
         known = np.zeros_like(x, dtype=bool)
         for name in given.columns:
             place = table.place(name)
             x[:, place], known[:, place] = table.codec.encode_cells(name, given[name]), True
-        out = x.copy()
-        left = np.ones(len(x), dtype=bool)
-        rows = None
-        for _ in range(ROUNDS if table.rejects else 1):
-            out[left] = self._fill(x[left], known[left], True, generator)
-            rows = table.decode(out)
-            left = ~table.unbroken(rows) if table.rejects else np.zeros(len(x), dtype=bool)
-            if not left.any():
-                break
-        if left.any():
-            raise RuntimeError(
-                f"{int(left.sum())} of {len(x)} rows of conditions break the rules {', '.join(map(str, table.rules))}"
-            )
-        assert rows is not None
+        rows = table.decode(self._fill_keeping(table, x, known, True, generator))
         rows.index = given.index
         return rows
+
+    def _fill_keeping(  # type: ignore[misc]
+        self: "FlowDensity",
+        table: WholeTable,
+        x: NDArray[np.float64],
+        known: NDArray[np.bool_],
+        missing: bool,
+        generator: torch.Generator,
+    ) -> NDArray[np.float64]:
+        """As `_fill`, drawn anew where a row breaks a rule, or where a column made of others leaves its support.
+
+        Raises:
+            ConditionError: The known cells of a row leave (nearly) nothing else; the message names the row.
+        """
+        out = x.copy()
+        left = np.arange(len(x))
+        for _ in range(ROUNDS):
+            out[left] = self._fill(x[left], known[left], missing, generator)
+            fine = table.codec.fits(out[left])
+            if table.rules and fine.any():
+                fine[fine] = table.unbroken(table.decode(out[left][fine]))
+            left = left[~fine]
+            if not len(left):
+                return out
+        raise ConditionError(
+            f"{len(left)} of {len(x)} rows keep {table.why_rejected() or 'the supports of their columns'} in none of {ROUNDS} draws, given their "
+            f"known cells; the first is row {left[0]}"
+        )
 
     def _fill(  # type: ignore[misc]
         self: "FlowDensity",
@@ -193,25 +221,33 @@ class Synthesis:
             random_state: An int makes the draws reproducible.
 
         Returns:
-            A table of X's kind; a list of n of them for n above 1.
+            A table of X's kind; a list of n of them for n above 1. A column keeps its type, unless that cannot hold what was drawn: a category gets
+            further levels, and a column of nothing but missing cells the type that it had in training.
 
         Raises:
-            ConditionError: The observed cells of a row cannot occur together.
+            ConditionError: The observed cells of a row cannot occur together, or break a rule.
         """
-        table = self._whole("imputation")
-        kind, frame = kind_of(X), table.frame(to_pandas(X))
+        table = self._whole("imputation needs")
+        if not (isinstance(n, Integral) and n >= 1):
+            raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
+        kind, rows = kind_of(X), read_rows(X)
+        frame = table.frame(rows)
+        full = rows if isinstance(rows, pd.DataFrame) else frame
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
-        matrix, _ = table.encode_all(frame)
+        holes = frame.isna().to_numpy().any(axis=1)
+        broken = holes & ~table.unbroken(frame)
+        if broken.any():
+            raise ConditionError(
+                f"row {cells.label(frame.index, int(broken.argmax()))!r} breaks the rules {', '.join(map(str, table.rules))}: correct it, or drop it"
+            )
+        matrix, _ = table.encode_all(frame[holes])
         done = []
         for _ in range(n):
-            drawn = table.decode(self._fill(matrix, ~np.isnan(matrix), False, generator))
-            out = frame.copy()
-            for name in drawn.columns:
-                gone = frame[name].isna().to_numpy()
-                if gone.any():  # as the cells around them: a table's own type may have changed with its holes
-                    cells = out[name].copy()
-                    cells.iloc[np.flatnonzero(gone)] = drawn[name][gone].astype(frame[name].dtype).array
-                    out[name] = cells
+            out = full.copy()
+            if holes.any():
+                drawn = table.decode(self._fill_keeping(table, matrix, ~np.isnan(matrix), False, generator))
+                for name in drawn.columns:
+                    out[name] = cells.filled(out[name], np.flatnonzero(holes), drawn[name])
             done.append(out.to_numpy() if table.array else like(kind, out))
         return done[0] if n == 1 else done
 
@@ -229,8 +265,15 @@ class Synthesis:
         Returns:
             One row per row of `given`, as a table of the library whose table was fitted.
         """
-        table = self._whole("conditional distributions")
-        rows = pd.DataFrame({k: [v] for k, v in given.items()}) if isinstance(given, Mapping) else to_pandas(given)
+        table = self._whole("conditional distributions need")
+        rows = read_given(given)
+        if not isinstance(rows, pd.DataFrame):
+            several = [name for name, wish in rows.items() if not is_lone(wish)]
+            if several:
+                raise ValueError(
+                    f"column {several[0]!r}: conditional wants one value of each given column, not several"
+                )
+            rows = pd.DataFrame({name: [value] for name, value in rows.items()}, index=[0])
         library = None if self._kind is None else self._kind.untyped()
         if column in rows.columns:
             rows = rows.drop(columns=column)
@@ -251,8 +294,8 @@ class Synthesis:
             return like(library, pd.DataFrame(shares.cpu().numpy(), columns=kind.categories, index=rows.index))
         generator = torch.Generator(self.device).manual_seed(seed_from(random_state))
         drawn = self._fill(np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]
-        cells = table.decode_part(column, drawn)
-        grouped = cells.groupby(np.repeat(np.arange(len(rows)), n))
+        values = table.decode_part(column, drawn)
+        grouped = values.groupby(np.repeat(np.arange(len(rows)), n))
         out = {"mean": grouped.mean(), "sd": grouped.std()}
         out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}
         return like(library, pd.DataFrame(out).set_axis(rows.index))
@@ -261,10 +304,37 @@ class Synthesis:
         check_is_fitted(self)
         if self.table_ is None:
             raise ValueError(
-                f"{what} need a density of any columns given others, which the densities fitted to this table of complete numbers do not "
+                f"{what} a density of any columns given others, which the densities fitted to this table of complete numbers do not "
                 'have: fit with FlowDensity(members=["mixed"])'
             )
         return self.table_
+
+
+@torch.no_grad()
+def measure_support(flow: FlowMixture, columns: Columns, seed: int) -> tuple[float, float]:
+    """What a density of numbers lacks to be one on the columns' supports, and to draw rows like those seen.
+
+    Args:
+        flow: The density of the modelled columns, everywhere.
+        columns: The columns, with their supports and ranges.
+        seed: Of the draws that both are estimated from.
+
+    Returns:
+        The log of the probability of the supports, nats; and the reach of draws: how far beyond the training rows' range they may lie, in widths
+        of it. That is 0 unless fewer than one draw in twenty lies within.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    excess: list[NDArray[np.float64]] = []
+    kept = tried = 0
+    for _ in range(SUPPORT_ROUNDS):
+        table = columns.decode(flow.sample((SUPPORT_DRAWS,), generator=generator).double().numpy())
+        good = np.isfinite(table).all(axis=1) & columns.supported(table)
+        excess.append(columns.excess(table[good]))
+        kept, tried = kept + int(good.sum()), tried + SUPPORT_DRAWS
+        if kept and math.sqrt((tried - kept) / (kept * tried)) <= SUPPORT_ERROR:
+            break
+    reach = np.quantile(np.concatenate(excess), NEAR) if kept else 0.0
+    return math.log(max(kept, 1) / tried), float(reach)
 
 
 def within(values: pd.Series, ends: tuple[Any, Any]) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Whole tables of any columns as the matrices that `MixedFlow` models, and back: schema, codec and rules between columns together."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
 from flowlab.tables import cells
-from flowlab.tables.codec import Codec, Unit, decode_column, encode_column
+from flowlab.tables.codec import UNKNOWN, Codec, Unit, decode_column, encode_column
+from flowlab.tables.column import LEVELLED
+from flowlab.tables.frame import only_known
 from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
 from flowlab.tables.schema import Schema, read_overrides
 
@@ -67,7 +70,7 @@ class WholeTable:
             overrides = {name: value for name, value in said.items() if name in rewritten.columns}
         codec = Codec(Schema.infer(rewritten, overrides))
         excluded = {column.name for column in codec.schema if column.kind == "excluded"}
-        names = [name for name in frame.columns if name not in excluded]
+        names = [cells.plain_label(name) for name in frame.columns if name not in excluded]
         times = [name for name in names if pd.api.types.is_datetime64_any_dtype(frame[name].dtype)]
         times = [name for name in times if frame[name].notna().any()]
         ends = [(name, str(frame[name].min()), str(frame[name].max())) for name in times]
@@ -81,8 +84,16 @@ class WholeTable:
     def frame(self, X: ArrayLike) -> pd.DataFrame:
         """Rows as a DataFrame."""
         if isinstance(X, pd.DataFrame):
-            return X
-        x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
+            cells.check_frame(X)
+            return only_known(X, [*self.names, *(c.name for c in self.codec.schema if c.kind == "excluded")])
+        try:
+            x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
+        except (TypeError, ValueError) as error:
+            if self.array:
+                raise
+            raise ValueError(
+                f"the model was fitted to a table with the columns {', '.join(map(str, self.names))}: give a DataFrame ({error})"
+            ) from error
         if x.shape[1] != len(self.names):  # in scikit-learn's words
             raise ValueError(
                 f"X has {x.shape[1]} features, but FlowDensity is expecting {len(self.names)} features as input: "
@@ -120,6 +131,19 @@ class WholeTable:
             if pd.api.types.is_datetime64_any_dtype(found.dtype)
             else found.astype("timedelta64[ns]" if self.codec.schema[name].kind == "timedelta" else float)
         )
+
+    def warn_of_new_levels(self, frame: pd.DataFrame, matrix: NDArray[np.float64]) -> None:
+        """Warns of levels that training did not have, which makes rows impossible, by the matrix of the rows."""
+        for column in self.codec.schema:
+            if column.kind in LEVELLED and column.name in frame.columns:
+                new = matrix[:, self.place(column.name).start] == UNKNOWN
+                if new.any():
+                    values = frame[column.name][new].unique()
+                    shown = ", ".join(repr(value) for value in values[:3].tolist())
+                    warnings.warn(
+                        f"column {column.name!r}: {int(new.sum())} rows have levels that training did not have ({shown}), and score -inf",
+                        stacklevel=3,
+                    )
 
     def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows that break no rule, with the columns that are modelled in place of the user's."""
@@ -159,30 +183,37 @@ class WholeTable:
     @property
     def rejects(self) -> bool:
         """Whether a row from `decode` can be one that is not to be given out."""
-        return bool(self.ends) or any(isinstance(rule, Predicate) for rule in self.rules)
+        derived = any(column.kind == "derived" for column in self.codec.schema)
+        return bool(self.ends) or derived or any(isinstance(rule, Predicate) for rule in self.rules)
 
     def acceptable(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows from `decode` break no rule, and have no time before the first or after the last in training."""
         good = self.unbroken(frame)
         for name, first, last in self.ends:
             if name in frame.columns:
-                good &= (frame[name].isna() | frame[name].between(first, last)).to_numpy(dtype=bool)
+                values = frame[name]
+                if isinstance(values.dtype, pd.ArrowDtype):  # arrow's dates do not compare with times
+                    values = pd.to_datetime(values)
+                within = values.between(pd.Timestamp(first), pd.Timestamp(last))
+                good &= (values.isna() | within).to_numpy(dtype=bool)
         return good
 
     def why_rejected(self) -> str:
         """What `acceptable` asks of rows, in words."""
         asked = [f"the rules {', '.join(map(str, self.rules))}"] if self.rules else []
+        derived = [repr(column.name) for column in self.codec.schema if column.kind == "derived"]
+        if derived:
+            asked.append(f"the range in training of {', '.join(derived)}")
         if self.ends:
             asked.append("the range of times in training of " + ", ".join(repr(name) for name, *_ in self.ends))
         return " and ".join(asked)
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        names = [n if isinstance(n, str | int) else str(n) for n in self.names]
         return {
             "schema": self.codec.to_json(),
             "rules": [rule.to_json() for rule in self.rules],
-            "names": names,
+            "names": self.names,
             "array": self.array,
             "ends": self.ends,
         }

@@ -1,0 +1,91 @@
+"""An estimator's parameters as JSON, and back: what was given to `FlowDensity(...)` survives `save` and `load`.
+
+Plain values stand for themselves. All else is a dict with one key, which says what it is: {"pairs": …} for a dict (whose keys need not be
+strings), {"number": "inf"}, {"member": …}, {"rule": …}, {"column": …}, {"schema": …}.
+"""
+
+import datetime
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from flowlab.tables.column import ColumnSchema
+from flowlab.tables.members import Member
+from flowlab.tables.rules import Rule
+from flowlab.tables.schema import Schema
+
+LISTS = (list, tuple, set, frozenset, range, np.ndarray, pd.Index, pd.Series, pd.api.extensions.ExtensionArray)
+RECORDS: dict[str, Any] = {"member": Member, "rule": Rule, "column": ColumnSchema, "schema": Schema}
+
+
+def to_json(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters in JSON's types. A `random_state` that is no int is not kept: None stands for it.
+
+    Raises:
+        ValueError: A parameter cannot be kept in a file; the message names it.
+    """
+    return {name: _plain(value, name) for name, value in params.items() if name != "random_state"} | {
+        "random_state": _seed(params.get("random_state"))
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that `to_json` wrote down.
+
+    Raises:
+        ValueError: The data are none of `to_json`'s.
+    """
+    return {name: _value(value) for name, value in data.items()}
+
+
+def _seed(random_state: Any) -> int | None:
+    whole = isinstance(random_state, int | np.integer) and not isinstance(random_state, bool)
+    return int(random_state) if whole else None
+
+
+def _plain(value: Any, name: str) -> Any:
+    for tag, record in RECORDS.items():
+        if isinstance(value, record):
+            return {tag: value.to_json()}
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"number": repr(value)}
+    if isinstance(value, np.datetime64 | np.timedelta64 | datetime.date | datetime.timedelta):
+        stamp = pd.Timedelta(value) if isinstance(value, np.timedelta64 | datetime.timedelta) else pd.Timestamp(value)
+        return stamp.isoformat()
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {"pairs": [[_plain(key, name), _plain(item, name)] for key, item in value.items()]}
+    if isinstance(value, LISTS):
+        return [_plain(item, name) for item in value]
+    raise ValueError(
+        f"{name} holds {str(value)[:60]!r} of type {type(value).__name__}, which no model file can keep: use numbers, strings, "
+        "lists and dicts"
+    )
+
+
+def _value(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_value(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if len(data) != 1:
+        raise ValueError(f"a parameter is damaged: it has the fields {', '.join(map(str, data))}")
+    tag, inner = next(iter(data.items()))
+    if tag == "pairs":
+        return {_value(key): _value(item) for key, item in inner}
+    if tag == "number":
+        return float(inner)
+    if tag == "column":
+        return ColumnSchema(**inner)
+    if tag not in RECORDS:
+        raise ValueError(f"a parameter is damaged: it is of the unknown kind {tag!r}")
+    return RECORDS[tag].from_json(inner)
