@@ -114,16 +114,12 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Fit the density of a table's rows, and save the model."""
-    from flowlab.command.tables import Reading, check_output
+    from flowlab.command.tables import Reading, check_outputs
     from flowlab.command.words import names_of
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.schema import Schema
 
-    check_output(output, [table, schema], force)
-    if report is not None:
-        check_output(report, [table, schema], force, (".html",))
-        if report.absolute() == output.absolute():
-            raise ValueError(f"{report} cannot be both the model and the report")
+    check_outputs(output, report, [table, schema], force)
     reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
     said = None if schema is None else Schema.load(schema)
     frame, notes = reading.read(table, None if columns is None else names_of(columns), said)
@@ -144,11 +140,10 @@ def fit(
     model.save(output)
     if not quiet:
         console.print(escape(_in_shell(model.summary())), soft_wrap=True)
-        console.print(f"written: {output}", highlight=False, markup=False, soft_wrap=True)
+    _print_written(output, quiet)
     if report is not None:
         model.report(frame.iloc[held:], frame.iloc[:held], report, random_state=seed)
-        if not quiet:
-            console.print(f"written: {report}", highlight=False, markup=False, soft_wrap=True)
+        _print_written(report, quiet)
 
 
 @app.command()
@@ -189,7 +184,7 @@ def schema(
     _print_notes(notes, False)
     if output is not None:
         found.save(output)
-        console.print(f"written: {output}", highlight=False, markup=False, soft_wrap=True)
+        _print_written(output, False)
 
 
 @app.command()
@@ -343,10 +338,9 @@ def report(
     _print_notes(file.notes, quiet)
     shown = None if train is None else reading.read_for(fitted, train)[0]
     fitted.report(shown, test, output, random_state=seed)
-    if not quiet:
-        console.print(f"written: {output}", highlight=False, markup=False, soft_wrap=True)
-        if train is None:
-            console.print("whether rows are copies of those that the model was fitted to, a page with --train says")
+    _print_written(output, quiet)
+    if train is None and not quiet:
+        console.print("whether rows are copies of those that the model was fitted to, a page with --train says")
 
 
 @app.command()
@@ -390,8 +384,7 @@ def export(
     except ImportError as error:
         raise ValueError(str(error)) from error
     to_onnx(loaded, output, what)  # type: ignore[arg-type]
-    if not quiet:
-        console.print(f"written: {output}", highlight=False, markup=False, soft_wrap=True)
+    _print_written(output, quiet)
 
 
 @app.command()
@@ -425,6 +418,11 @@ def _schema_of(said: Any, kinds: dict[str, str], names: list[str]) -> Any:
     for column in kept:
         column.kind = kinds.get(str(column.name), column.kind)
     return Schema(kept, said.labels)
+
+
+def _print_written(path: Path, quiet: bool) -> None:
+    if not quiet:
+        console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_notes(notes: list[str], quiet: bool) -> None:

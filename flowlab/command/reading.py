@@ -263,19 +263,18 @@ def _read(read: _Words, name: str, file: File, kind: str) -> pd.Series:
             choice = " or ".join(f"{_option(name)}={word(each)}" for each in error.formats)
             raise ValueError(f"column {name!r}: {error}: say which with {choice}") from None
     if found is None:
-        if kind == "date" and form is None and (what := texts.looks(words)) is not None and not what[1]:
-            raise ValueError(
-                f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}: "
-                f"it holds {what[0]} such as {words[0].as_py()!r}"
-            )
-        k = texts.first_unlike(words.to_pylist(), way)
-        row = int(np.flatnonzero(read.there)[k]) + 1
-        by = f" by the format {form}" if form else ""
-        raise ValueError(
-            f"column {name!r} of {file.name} cannot be read as {KINDS[kind]}{by}: "
-            f"{words[k].as_py()!r} in row {row:,} is none"
-        )
+        raise ValueError(f"column {name!r} of {file.name} cannot be read as {_why_not(read, kind, form, way)}")
     return found
+
+
+def _why_not(read: _Words, kind: str, form: str | None, way: Callable[[pa.Array], pd.Series | None]) -> str:
+    """What cells should be, and the first that is none, or what they all are."""
+    if kind == "date" and form is None and (what := texts.looks(read.words)) is not None and not what[1]:
+        return f"{KINDS[kind]}: it holds {what[0]} such as {read.words[0].as_py()!r}"
+    k = texts.first_unlike(read.words.to_pylist(), way)
+    row, cell = int(np.flatnonzero(read.there)[k]) + 1, read.words[k].as_py()
+    by = f" by the format {form}" if form else ""
+    return f"{KINDS[kind]}{by}: {cell!r} in row {row:,} is none; --missing {name_word(cell)} makes such cells missing"
 
 
 def _ways(file: File) -> dict[str, Callable[[pa.Array], pd.Series | None]]:

@@ -162,6 +162,15 @@ def check_output(output: Path, inputs: Sequence[Path | None], force: bool, endin
             raise ValueError(f"{output} is{same} read: name another file to write to, or --force to overwrite it")
 
 
+def check_outputs(model: Path, report: Path | None, inputs: Sequence[Path | None], force: bool) -> None:
+    """The same for a model and, if there is to be one, its report."""
+    check_output(model, inputs, force)
+    if report is not None:
+        check_output(report, inputs, force, (".html",))
+        if os.path.realpath(report) == os.path.realpath(model):
+            raise ValueError(f"{report} cannot be both the model and the report")
+
+
 def as_pandas(model: Any, rows: Any) -> Any:
     """What a model drew, as a table that can be written."""
     if isinstance(rows, pd.DataFrame | pa.Table):
