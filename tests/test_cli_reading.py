@@ -2,6 +2,8 @@
 
 import io
 import json
+from datetime import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +313,40 @@ def test_sample_of_models_that_were_fitted_to_other_tables(tmp_path, monkeypatch
     assert pd.read_csv(tmp_path / "rows.csv").shape == (9, 2)
     if library != "array":
         assert pa.types.is_decimal(pq.read_table(tmp_path / "rows.parquet").schema.field("x0").type)
+
+
+def test_impute_of_parquet_keeps_its_types(model, folder, tmp_path, monkeypatch, capsys):
+    rows = model.sample(20, random_state=4).drop(columns=["objects"]).assign(objects=True)
+    for name in ("count", "small", "day", "category", "ordered", "flag", "float", "country"):
+        rows[name] = rows[name].astype(object)
+        rows.loc[::3, name] = None
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    for name, kind in {
+        "count": pa.int16(),
+        "small": pa.uint8(),
+        "day": pa.date32(),
+        "category": pa.dictionary(pa.int8(), pa.string()),
+        "float": pa.float32(),
+    }.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(rows[name].tolist()).cast(kind))
+    extra = {
+        "money": pa.array([Decimal("12345678901234567.50")] * 20),
+        "tags": pa.array([["a"]] * 20),
+        "open": pa.array([time(9)] * 20),
+    }
+    for name, column in extra.items():
+        table = table.append_column(name, column)
+    pq.write_table(table, tmp_path / "t.parquet")
+    for name in ("i.parquet", "i.csv"):
+        code, out, errors = run(
+            monkeypatch, capsys, "impute", folder / "every.flow", tmp_path / "t.parquet", "-o", tmp_path / name
+        )
+        assert (code, errors) == (0, "")
+        assert "cells of 20 rows filled; written" not in out  # the column "nothing" is filled with nothing
+    table, filled = (pq.read_table(tmp_path / name) for name in ("t.parquet", "i.parquet"))
+    assert filled.schema.types == table.schema.types
+    for name in table.column_names:
+        there = table[name].is_valid()
+        assert filled[name].filter(there).to_pylist() == table[name].filter(there).to_pylist()
+        assert name in ("nothing", "text") or filled[name].null_count == 0 or "or not" in name
+    assert "12345678901234567.50" in (tmp_path / "i.csv").read_text()

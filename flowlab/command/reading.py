@@ -337,7 +337,7 @@ def _known(cells_: pa.ChunkedArray, file: File, column: ColumnSchema, asked: str
         cells_ = spelled
     if kind in ("text", "mixed"):
         strings = {v for v in levels if isinstance(v, str)}
-        if "" in strings and not column.nullable:  # files of text do not tell it from a missing cell
+        if file.text and "" in strings and not column.nullable:  # files of text do not tell it from a missing cell
             cells_ = pc.fill_null(cells_.cast(pa.string()), "")
         found = _Words(cells_, [*(text for text in NOTHING if text not in strings), *file.missing], trim=False)
         values = found.text()

@@ -234,7 +234,8 @@ def _as_before(values: pd.Series, file: File, name: str) -> pa.ChunkedArray:
         try:
             return like(Kind("pyarrow", schema), values.to_frame(name)).column(0)
         except (ValueError, TypeError, AttributeError):  # another kind of column than the model was fitted to
-            pass
+            if pa.types.is_dictionary(schema.field(0).type):
+                return pa.chunked_array([pa.array(values, from_pandas=True).dictionary_encode()])
     return pa.chunked_array([pa.array(values, from_pandas=True)])
 
 
@@ -244,7 +245,10 @@ def _spelled(written: pd.Series, known: pd.Series, drawn: pd.Series, decimal: st
     spelling: Mapping[Any, str] = dict(zip(known[there][::-1], written[there][::-1]))
     cells = pa.array(written[there].tolist(), pa.string())
     points = bool(len(cells)) and bool(pc.any(pc.match_substring(cells, decimal)).as_py())
-    days = bool(len(cells)) and texts.like(cells, texts.DAYS)
+    if len(cells):
+        days = texts.like(cells, texts.DAYS)
+    else:
+        days = drawn.dtype.kind == "M" and bool((drawn == drawn.dt.normalize()).all())
     return [spelling[value] if value in spelling else _text(value, decimal, points, days) for value in drawn]
 
 

@@ -117,7 +117,7 @@ class File:
 
     def as_written(self, names: list[str]) -> pd.DataFrame:
         """Some columns as they are in the file."""
-        return to_pandas(self.table.select(names))
+        return _exact(self.table.select(names))
 
 
 def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
@@ -158,7 +158,8 @@ def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], se
                 why = error.args[-1] if error.args else error
                 raise ValueError(f"{path}: Parquet cannot hold this table, a .csv file can: {why}") from error
         else:
-            text = to_pandas(table).to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\n")
+            frame = table if isinstance(table, pd.DataFrame) else _exact(table)
+            text = frame.to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\n")
             temporary.write_bytes(_packed(text.encode("utf-8"), packed))
 
 
@@ -195,6 +196,16 @@ def _packed(data: bytes, packed: str) -> bytes:
         return sink.getvalue().to_pybytes()
     pack: dict[str, Callable[[bytes], bytes]] = {".gz": _gzip, ".bz2": bz2.compress, ".xz": lzma.compress}
     return pack[packed](data) if packed else data
+
+
+def _exact(table: pa.Table) -> pd.DataFrame:
+    """A table for writing: decimals stay decimals, whatever their digits."""
+    decimals = {name for name in table.column_names if pa.types.is_decimal(table.schema.field(name).type)}
+    frame = to_pandas(table.drop_columns([*decimals]))
+    for name in decimals:
+        column = table.column(name)
+        frame[name] = pd.Series(pd.array(column, dtype=pd.ArrowDtype(column.type)), index=range(len(column)))
+    return frame[table.column_names]
 
 
 def _gzip(data: bytes) -> bytes:
