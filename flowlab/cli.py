@@ -1,6 +1,8 @@
-"""The command `flowlab`. Exit codes: 0 done, 1 an error (one readable line), 2 wrong usage."""
+"""The command `flowlab`. Exit codes: 0 done, 1 an error (a readable line or a few), 2 wrong usage, 130 interrupted."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +18,58 @@ app = typer.Typer(
 )
 console = Console()
 
-Input = Annotated[Path, typer.Argument(help="A .csv, .tsv or .parquet table.", show_default=False)]
+MOST_ROWS = 100_000_000  # that one file is asked for
+MOST_SEED = 2**32 - 1  # what numpy's generators take
+
+TABLE = "A .csv, .tsv (or .csv.gz and the like) or .parquet table; - is CSV from standard input."
+Input = Annotated[Path, typer.Argument(help=TABLE, show_default=False, allow_dash=True)]
 Model = Annotated[Path, typer.Argument(help="A model that `flowlab fit` wrote.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0)]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, max=MOST_SEED)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", help="Allow an output to overwrite a file that is read.")]
+
+
+def reading_option(text: str) -> Any:
+    """An option that says how tables are read."""
+    return typer.Option(help=text, show_default=False, rich_help_panel="How tables are read")
+
+
+Sep = Annotated[str | None, reading_option("What stands between columns, if it is not found: ';', '|' or tab.")]
+Decimal = Annotated[str | None, reading_option("What stands before a number's fraction, if it is not found: . or ,")]
+Encoding = Annotated[str | None, reading_option("Encoding of the text, such as cp1252, latin-1 or utf-16.")]
+Missing = Annotated[
+    list[str] | None,
+    reading_option("Cells that mean that there is none, beside empty ones: --missing NA,-999; repeatable."),
+]
+Text = Annotated[list[str] | None, reading_option("Columns whose cells stay text: --text zip,phone; repeatable.")]
+Dtype = Annotated[
+    list[str] | None,
+    reading_option(
+        "What a column holds: COLUMN=text, number ($1,658.18, 15%), date, a format of days (%d/%m/%Y), duration, "
+        "boolean, integer, continuous, "
+        "categorical; repeatable, or separated by commas."
+    ),
+]
+Exclude = Annotated[list[str] | None, reading_option("Columns to leave out: --exclude id,name; repeatable.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from flowlab import __version__
+
+        console.print(f"flowlab {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def flowlab(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Fit the density of a table, score its rows, draw new ones."""
 
 
 @app.command()
@@ -29,7 +77,8 @@ def fit(
     table: Input,
     output: Output,
     columns: Annotated[
-        str | None, typer.Option(help="Columns to model, separated by commas; all when left out.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Columns to model, separated by commas; all when left out.", show_default=False),
     ] = None,
     schema: Annotated[
         Path | None, typer.Option(help="What the columns are: a file from `flowlab schema`.", show_default=False)
@@ -39,6 +88,12 @@ def fit(
         typer.Option(help='A rule between columns, "low <= high", "total = a * b"; repeatable.', show_default=False),
     ] = None,
     effort: Annotated[str, typer.Option(help="fast (seconds), default (minutes at most), or best.")] = "default",
+    members: Annotated[
+        str | None,
+        typer.Option(
+            help='What to mix in place of what the effort says; "mixed" can impute any table.', show_default=False
+        ),
+    ] = None,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds that fitting may take, about.", show_default=False)
     ] = None,
@@ -46,37 +101,49 @@ def fit(
         Path | None,
         typer.Option(help="Write a report (.html) too: a fifth of the rows is held out for it.", show_default=False),
     ] = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    missing: Missing = None,
+    text: Text = None,
+    dtype: Dtype = None,
+    exclude: Exclude = None,
     seed: Seed = 0,
+    force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fit the density of a table's rows, and save the model."""
+    from flowlab.command.tables import Reading, check_outputs
+    from flowlab.command.words import names_of
     from flowlab.tables.density import FlowDensity
-    from flowlab.tables.io import read_table
     from flowlab.tables.schema import Schema
 
-    _check_folder(output)
-    if report is not None:
-        _check_folder(report)
-    frame = read_table(table)
-    if columns is not None:
-        wanted = [name.strip() for name in columns.split(",")]
-        frame = _select(frame, wanted, f"{table}, asked for by --columns")
-    given = None if schema is None else Schema.load(schema)
+    check_outputs(output, report, [table, schema], force)
+    reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
+    said = None if schema is None else Schema.load(schema)
+    frame, notes = reading.read(table, None if columns is None else names_of(columns), said)
+    _print_notes(notes, quiet)
+    model = FlowDensity(
+        effort=effort,
+        members=None if members is None else names_of([members]),
+        time_limit=time_limit,
+        schema=_schema_of(said, reading.kinds, list(frame)),
+        rules=rule,
+        random_state=seed,
+        progress=not quiet,
+    )
     if report is not None:
         frame = frame.sample(frac=1, random_state=seed)
     held = round(len(frame) / 5) if report is not None else 0
-    model = FlowDensity(
-        effort=effort, time_limit=time_limit, schema=given, rules=rule, random_state=seed, progress=not quiet
-    ).fit(frame.iloc[held:])
+    model.fit(frame.iloc[held:])
     model.save(output)
     if not quiet:
-        console.print(escape(model.summary()), soft_wrap=True)
-        console.print(f"written: {output}", highlight=False)
+        console.print(escape(_in_shell(model.summary())), soft_wrap=True)
+    _print_written(output, quiet)
     if report is not None:
         model.report(frame.iloc[held:], frame.iloc[:held], report, random_state=seed)
-        if not quiet:
-            console.print(f"written: {report}", highlight=False)
+        _print_written(report, quiet)
 
 
 @app.command()
@@ -85,75 +152,156 @@ def schema(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write it (.json), to be edited.", show_default=False)
     ] = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    missing: Missing = None,
+    text: Text = None,
+    dtype: Dtype = None,
+    exclude: Exclude = None,
+    force: Force = False,
     debug: Debug = False,
 ) -> None:
     """Show what the columns of a table are taken for, and why."""
-    from flowlab.tables.io import read_table
-    from flowlab.tables.schema import Schema
+    from flowlab.command.tables import Reading, check_output
+    from flowlab.command.words import name_word
+    from flowlab.tables.schema import ColumnSchema, Schema
 
-    found = Schema.infer(read_table(table))
-    console.print(escape(repr(found)), soft_wrap=True, highlight=False)
     if output is not None:
-        _check_folder(output)
+        check_output(output, [table], force, (".json",))
+    reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
+    frame, notes = reading.read(table)
+    found = Schema.infer(frame, reading.kinds)
+    left_out = [ColumnSchema(name, "excluded", "str", "left out as asked") for name in reading.excluded]
+    found = Schema([*found, *left_out], found.labels)
+    console.print(escape(_in_shell(repr(found))), soft_wrap=True, highlight=False)
+    hinted = " ".join(note for note in notes if "--dtype" in note)
+    if ids := [name_word(c.name) for c in found if c.kind == "id" and f"column {c.name!r}" not in hinted]:
+        notes.append(
+            f"fit wants to be told what to do with identifiers: --exclude {','.join(ids)}, "
+            f"or --dtype {ids[0]}=categorical"
+        )
+    _print_notes(notes, False)
+    if output is not None:
         found.save(output)
-        console.print(f"written: {output}", highlight=False)
+        _print_written(output, False)
 
 
 @app.command()
-def score(model: Model, table: Input, output: Output, quiet: Quiet = False, debug: Debug = False) -> None:
+def score(
+    model: Model,
+    table: Input,
+    output: Output,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Columns of the table to write beside it: --keep id,name, or --keep all.", show_default=False
+        ),
+    ] = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    missing: Missing = None,
+    text: Text = None,
+    dtype: Dtype = None,
+    exclude: Exclude = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
     """Write each row's log-density (column `log_prob`, in nats, in the units of the data)."""
-    import pandas as pd
+    from flowlab.command.tables import Reading, check_output, scores_of
+    from flowlab.command.words import names_of
+    from flowlab.tables.io import suffixes, write_table
 
-    from flowlab.tables.io import read_table, write_table
-
-    _check_folder(output)
+    suffixes(output)
+    check_output(output, [model, table], force)
     fitted = _load(model)
-    frame = _select(read_table(table), fitted._names(), str(table))
-    scores = fitted.score_samples(frame)
-    write_table(pd.DataFrame({"log_prob": scores}), output)
+    frame, file = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude).read_for(fitted, table)
+    _print_notes(file.notes, quiet)
+    kept = names_of(keep or ())
+    kept = file.columns if kept == ["all"] else kept
+    file.check_columns(kept, "--keep")
+    if "log_prob" in kept:
+        raise ValueError("--keep: the table has a column log_prob of its own; name others")
+    scores = scores_of(fitted, frame)
+    write_table(file.as_written(kept).assign(log_prob=scores), output)
     if not quiet:
-        console.print(f"{len(scores):,} rows, mean log-likelihood {scores.mean():.3f} nats; written: {output}")
+        console.print(
+            f"{len(scores):,} rows, mean log-likelihood {scores.mean():.3f} nats; written: {output}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
 def sample(
     model: Model,
     output: Output,
-    rows: Annotated[int, typer.Option("-n", "--rows", help="Number of rows.", min=1)] = 1000,
+    rows: Annotated[int, typer.Option("-n", "--rows", help="Number of rows.", min=1, max=MOST_ROWS)] = 1000,
     given: Annotated[
-        str | None,
-        typer.Option(help='Conditions: "cut=Ideal,carat=1.0:1.5,color=D|E".', show_default=False),
+        list[str] | None,
+        typer.Option(
+            help='Conditions: "cut=Ideal,carat=1.0:1.5,color=D|E"; an open end or a missing cell is left empty; '
+            '"quotation marks" around what holds a comma or the like; repeatable.',
+            show_default=False,
+        ),
     ] = None,
     seed: Seed = 0,
+    force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Draw new rows, with the columns and types of the table that was fitted."""
-    from flowlab.tables.io import write_table
+    from flowlab.command.given import read_given
+    from flowlab.command.tables import as_pandas, check_output, columns_of, with_arrow
+    from flowlab.tables.io import suffixes, write_table
 
-    _check_folder(output)
+    suffixes(output)
+    check_output(output, [model], force)
     fitted = _load(model)
-    conditions = None if given is None else _conditions(given, fitted)
-    drawn = fitted.sample(rows, random_state=seed, given=conditions)
+    conditions = read_given(given, columns_of(fitted)) if given else None
+    with_arrow(fitted)
+    drawn = as_pandas(fitted, fitted.sample(rows, random_state=seed, given=conditions))
     write_table(drawn, output)
     if not quiet:
-        kept = f", {drawn.attrs['acceptance']:.0%} of draws kept" if conditions else ""
-        console.print(f"{rows:,} rows written: {output}{kept}")
+        share = getattr(drawn, "attrs", {}).get("acceptance")
+        kept = f", {share:.0%} of draws kept" if conditions and share is not None else ""
+        console.print(f"{rows:,} rows written: {output}{kept}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def impute(
-    model: Model, table: Input, output: Output, seed: Seed = 0, quiet: Quiet = False, debug: Debug = False
+    model: Model,
+    table: Input,
+    output: Output,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    missing: Missing = None,
+    text: Text = None,
+    dtype: Dtype = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
-    """Fill missing cells with draws from what the other cells of their rows say; the other cells stay as they are."""
-    from flowlab.tables.io import read_table, write_table
+    """Fill missing cells with draws from what the other cells of their rows say; all else stays as it is."""
+    from flowlab.command.tables import Reading, check_output, write_filled
+    from flowlab.tables.io import suffixes
 
-    _check_folder(output)
+    suffixes(output)
+    check_output(output, [model, table], force)
     fitted = _load(model)
-    frame = _select(read_table(table), fitted._names(), str(table))
-    write_table(fitted.impute(frame, random_state=seed), output)
+    frame, file = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude).read_for(fitted, table)
+    _print_notes(file.notes, quiet)
+    filled, left = write_filled(file, frame, fitted.impute(frame, random_state=seed), output)
     if not quiet:
-        console.print(f"{int(frame.isna().to_numpy().sum()):,} cells of {len(frame):,} rows filled; written: {output}")
+        rest = f", {left:,} left in columns that are not modelled" if left else ""
+        console.print(
+            f"{filled:,} cells of {len(frame):,} rows filled{rest}; written: {output}", markup=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -161,38 +309,47 @@ def report(
     model: Model,
     table: Input,
     output: Output,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    debug: Debug = False,
     train: Annotated[
         Path | None, typer.Option(help="The table that the model was fitted to.", show_default=False)
     ] = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    missing: Missing = None,
+    text: Text = None,
+    dtype: Dtype = None,
+    exclude: Exclude = None,
+    seed: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Write a page (.html) that says how good a model is on rows that it has not seen.
 
-    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them, and the page cannot say
-    whether the model's rows are copies of those that it was fitted to.
+    TABLE holds such rows; with --train, those that it was fitted to, too. Without, half of TABLE stands for them, and
+    the page cannot say whether the model's rows are copies of those that it was fitted to.
     """
-    from flowlab.tables.io import read_table
+    from flowlab.command.tables import Reading, check_output
 
-    _check_folder(output)
+    check_output(output, [model, table, train], force, (".html",))
     fitted = _load(model)
-    test = _select(read_table(table), fitted._names(), str(table))
-    shown = None if train is None else _select(read_table(train), fitted._names(), str(train))
+    reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
+    test, file = reading.read_for(fitted, table)
+    _print_notes(file.notes, quiet)
+    shown = None if train is None else reading.read_for(fitted, train)[0]
     fitted.report(shown, test, output, random_state=seed)
-    if not quiet:
-        console.print(f"written: {output}", highlight=False)
-        if train is None:
-            console.print("whether rows are copies of those that the model was fitted to, a page with --train says")
+    _print_written(output, quiet)
+    if train is None and not quiet:
+        console.print("whether rows are copies of those that the model was fitted to, a page with --train says")
 
 
 @app.command()
 def info(model: Model, debug: Debug = False) -> None:
     """Say what a model file holds."""
     import flowlab
+    from flowlab.command.about import about
 
-    loaded = flowlab.load(model)
-    console.print(escape(loaded.summary() + "\n" + repr(loaded.flow_) if hasattr(loaded, "summary") else repr(loaded)))
+    console.print(about(flowlab.load(model), model), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -204,6 +361,7 @@ def export(
     what: Annotated[
         str, typer.Option(help="log_prob (rows to nats), or sample (noise to rows; not of tables).")
     ] = "log_prob",
+    force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -212,16 +370,21 @@ def export(
     Models that `flowlab fit` wrote are exported where all their columns are numbers without missing cells.
     """
     import flowlab
+    from flowlab.command.tables import check_output
 
-    _check_folder(output)
+    check_output(output, [model], force)
     loaded = flowlab.load(model)
+    if isinstance(loaded, flowlab.FlowDensity) and loaded.table_ is not None:
+        raise ValueError(
+            f"{model} cannot be exported: ONNX has no form for categories, dates, missing cells and rules, and it was "
+            "fitted to a table with such. A model of complete numbers can: fit --columns with those alone"
+        )
     try:
         from flowlab.interop.onnx import export as to_onnx
     except ImportError as error:
         raise ValueError(str(error)) from error
     to_onnx(loaded, output, what)  # type: ignore[arg-type]
-    if not quiet:
-        console.print(f"written: {output}", highlight=False)
+    _print_written(output, quiet)
 
 
 @app.command()
@@ -230,44 +393,13 @@ def demo(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Fit real tables, compare with a Gaussian, a mixture and KDE on held-out rows, draw pictures and write a report (a few minutes)."""
+    """Fit real tables, compare with a Gaussian, a mixture and KDE, draw pictures and write a report (a few minutes)."""
     from flowlab.demo import run
 
     run(output, seed, console)
 
 
-def _conditions(text: str, model):  # type: ignore[no-untyped-def]
-    """What `sample(given=)` takes, from "cut=Ideal,carat=1.0:1.5,color=D|E"."""
-    found: dict[str, Any] = {}
-    for part in text.split(","):
-        name, equals, wish = (piece.strip() for piece in part.partition("="))
-        if not equals or not name:
-            raise ValueError(
-                f'--given wants column=value, column=low:high or column=a|b, separated by commas, not "{part}"'
-            )
-        kind = model.schema_[name].kind if name in model.schema_ else ""
-        if kind in ("continuous", "integer") and ":" in wish:
-            found[name] = tuple(_value(end, kind, name) if end.strip() else None for end in wish.split(":", 1))
-        elif "|" in wish:
-            found[name] = [_value(choice, kind, name) for choice in wish.split("|")]
-        else:
-            found[name] = None if wish == "" else _value(wish, kind, name)
-    return found
-
-
-def _value(text: str, kind: str, name: str):  # type: ignore[no-untyped-def]
-    text = text.strip()
-    if kind == "boolean" and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if kind in ("continuous", "integer"):
-        try:
-            return float(text) if kind == "continuous" or not text.lstrip("+-").isdigit() else int(text)
-        except ValueError:
-            raise ValueError(f"--given: column {name} holds numbers, and {text!r} is none") from None
-    return text
-
-
-def _load(path: Path):  # type: ignore[no-untyped-def]  # FlowDensity would import scikit-learn for the annotation
+def _load(path: Path) -> Any:  # FlowDensity would import scikit-learn for the annotation
     import flowlab
 
     model = flowlab.load(path)
@@ -276,29 +408,75 @@ def _load(path: Path):  # type: ignore[no-untyped-def]  # FlowDensity would impo
     return model
 
 
-def _select(frame, names: list[str], where: str):  # type: ignore[no-untyped-def]
-    frame = frame.rename(columns=str)
-    missing = [name for name in names if name not in frame.columns]
-    if missing:
-        raise ValueError(f"no column {', '.join(missing)} in {where}; there are {', '.join(frame.columns)}")
-    return frame[names]
+def _schema_of(said: Any, kinds: dict[str, str], names: list[str]) -> Any:
+    """What a schema file and --dtype say of the columns that are fitted; None for nothing."""
+    if said is None:
+        return {name: kind for name, kind in kinds.items() if name in names} or None
+    from flowlab.tables.schema import Schema
+
+    kept = [column for column in said if str(column.name) in names]
+    for column in kept:
+        column.kind = kinds.get(str(column.name), column.kind)
+    return Schema(kept, said.labels)
 
 
-def _check_folder(output: Path) -> None:
-    """A long fit must not end in a folder that is not there."""
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {output.absolute().parent} to write {output.name} to")
+def _print_written(path: Path, quiet: bool) -> None:
+    if not quiet:
+        console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_notes(notes: list[str], quiet: bool) -> None:
+    if not quiet:
+        for note in notes:
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _in_shell(text: str) -> str:
+    from flowlab.command.words import in_shell
+
+    return in_shell(text)
+
+
+def _readable(error: BaseException) -> str:
+    """What an error says, in the words of a shell."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory{f' ({error})' if str(error) else ''}"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if not isinstance(error, ValueError | TypeError | OSError | RuntimeError | ArithmeticError | KeyError) or not text:
+        return f"{type(error).__name__}: {text} – a fault in flowlab, which --debug shows the place of"
+    return _in_shell(text)
 
 
 def main() -> None:
-    """Run the command line; errors become one readable line."""
+    """Run the command line; errors become readable lines."""
+    warnings.showwarning = _show_warning
+    errors = Console(stderr=True)
     try:
         app()
-    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except KeyboardInterrupt:
+        stopped = 130
+    except SystemExit as stop:
+        if stop.code != 130:
+            raise
+        stopped = 130
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stopped = 1
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        errors.print(f"[bold red]error:[/bold red] {escape(_readable(error))}", highlight=False, soft_wrap=True)
+        stopped = 1
+    if stopped == 130:
+        errors.print("interrupted", highlight=False)
+    raise SystemExit(stopped)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line, without the place in the code."""
+    Console(stderr=True).print(f"warning: {escape(_in_shell(str(message)))}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ def test_every_command_and_target_that_is_named_exists():
 
     text = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     assert set(re.findall(r"^flowlab (\w+)", text, re.MULTILINE)) <= set(get_command(app).commands)  # type: ignore[attr-defined]
+    for line in re.findall(r"^flowlab .*", text, re.MULTILINE):
+        name, *arguments = shlex.split(line, comments=True)[1:]
+        get_command(app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]  # it knows the options
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", text, re.MULTILINE)) <= targets
 
