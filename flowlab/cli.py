@@ -142,7 +142,8 @@ def fit(
         console.print(escape(_in_shell(model.summary())), soft_wrap=True)
     _print_written(output, quiet)
     if report is not None:
-        model.report(frame.iloc[held:], frame.iloc[:held], report, random_state=seed)
+        rest, test = frame.iloc[held:], frame.iloc[:held]
+        model.report(rest, test, report, title=table.stem, random_state=seed, progress=not quiet)
         _print_written(report, quiet)
 
 
@@ -337,7 +338,7 @@ def report(
     test, file = reading.read_for(fitted, table)
     _print_notes(file.notes, quiet)
     shown = None if train is None else reading.read_for(fitted, train)[0]
-    fitted.report(shown, test, output, random_state=seed)
+    fitted.report(shown, test, output, title=table.stem, random_state=seed, progress=not quiet)
     _print_written(output, quiet)
     if train is None and not quiet:
         console.print("whether rows are copies of those that the model was fitted to, a page with --train says")

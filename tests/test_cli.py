@@ -113,7 +113,7 @@ def test_chosen_columns(folder, monkeypatch, capsys):
         (("fit", "{}/table.csv", "-o", "{}/x.flow", "--effort", "much"), "effort must be fast"),
         (("score", "{}/table.csv", "{}/table.csv", "-o", "{}/x.csv"), "not a flowlab file"),
         (("score", "{}/m.flow", "{}/table.csv", "-o", "{}/x.xlsx"), "must end in one of"),
-        (("sample", "{}/none.flow", "-o", "{}/x.csv"), "no file"),
+        (("sample", "{}/none.flow", "-o", "{}/x.csv"), "there is no such file"),
         (("info", "{}/table.parquet"), "not a flowlab file"),
         (("score", "{}/m.flow", "{}/table.csv", "-o", "{}/table.csv"), "--force to overwrite it"),
         (("score", "{}/m.flow", "{}/table.csv", "-o", "{}/m.flow.csv/x.csv"), "no such folder"),

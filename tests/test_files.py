@@ -176,9 +176,9 @@ def test_only_models_can_be_saved(tmp_path):
         TypeError, match=r"cannot save a dict: files hold flows, .*FlowDensity, FlowClassifier, .*FlowPosterior"
     ):
         flowlab.save({}, tmp_path / "m.flow")
+    layer = Coupling(2, flowlab.layers.Affine(2.0))
+    object.__setattr__(layer.scalar, "bound", float("inf"))  # which its constructor refuses
     with pytest.raises(ValueError, match=r"Affine\.bound: inf cannot be saved"):
-        layer = Coupling(2, flowlab.layers.Affine(2.0))
-        object.__setattr__(layer.scalar, "bound", float("inf"))  # which its constructor refuses
         flowlab.save(layer, tmp_path / "m.flow")
     assert list(tmp_path.iterdir()) == []
 

@@ -20,7 +20,7 @@ from flowlab import files
 from flowlab.flow import CHUNK
 from flowlab.hints import check_arguments, hints_of
 from flowlab.mixture import FlowMixture
-from flowlab.runtime import threads
+from flowlab.runtime import threads, threads_for
 from flowlab.tables import cells, parameters, stored
 from flowlab.tables.codec import Unit
 from flowlab.tables.conditions import member_log_prob
@@ -265,7 +265,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         out = np.zeros(len(x))
         if self.flow_ is not None:
             rows = torch.from_numpy(x).to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), threads_for(rows.numel()):
                 out = np.concatenate([self._log_prob(chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)])
         return np.where(possible, out - self._log_mass, -np.inf)
 

@@ -196,7 +196,7 @@ class Schema:
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no schema: {error!r}") from error
+            raise ValueError(f"{path} holds no schema: {error or type(error).__name__}") from error
 
 
 def _values(column: ColumnSchema) -> str:

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
+from flowlab.runtime import threads_for
 from flowlab.tables import cells
 from flowlab.tables.conditions import (
     ConditionError,
@@ -159,8 +160,9 @@ class Synthesis:
             wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
             if proposed or self.table_ is None or self.table_.rejects:
                 wanted += 1 + wanted // 50  # a few will be rejected
-            matrix, attempts = propose(wanted)
-            rows = self._allowed(matrix, given)
+            with threads_for(wanted * self.n_features_in_):
+                matrix, attempts = propose(wanted)
+                rows = self._allowed(matrix, given)
             found.append(rows)
             accepted, proposed, tried = accepted + len(rows), proposed + len(matrix), tried + attempts
             if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
@@ -247,10 +249,13 @@ class Synthesis:
         generator: torch.Generator,
         units: Sequence[int] | None = None,
     ) -> NDArray[np.float64]:
-        parts = [
-            fill(self._mixture, rows.to(self.device), which.to(self.device), missing, generator, units)
-            for rows, which in zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
-        ]
+        with threads_for(min(len(x), CHUNK) * x.shape[1]):
+            parts = [
+                fill(self._mixture, rows.to(self.device), which.to(self.device), missing, generator, units)
+                for rows, which in zip(
+                    torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True
+                )
+            ]
         return torch.cat(parts).cpu().numpy()
 
     def impute(self: "FlowDensity", X: Any, n: int = 1, random_state: int | None = None) -> Any:  # type: ignore[misc]
