@@ -31,11 +31,12 @@ def _density(model: FlowDensity) -> list[str]:
     columns = columns_of(model)
     count = 0 if model.flow_ is None else sum(p.numel() for p in model.flow_.parameters())
     score = model.validation_score_
+    fitted = "" if model.n_rows_ is None else f"{model.n_rows_:,} rows of "
     rows = f" of {len(model._held_out):,} rows" if len(model._held_out) else ""
     kind = "complete numbers" if model.table_ is None else "a whole table"
     width = max(len(str(name)) for name in columns)
     lines = [
-        f"fitted to {kind}: {len(columns)} columns, effort {model.effort}, "
+        f"fitted to {fitted}{kind}: {len(columns)} columns, effort {model.effort}, "
         f"{len(model.reports_)} members, {count:,} parameters",
         "held-out log-likelihood: "
         + (f"{score:.3f} nats per row{rows}" if score == score else "no rows were held out"),

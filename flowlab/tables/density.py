@@ -36,6 +36,10 @@ from flowlab.tables.tabular import Kind, kind_of
 from flowlab.tables.trial import check_flow
 from flowlab.tables.whole import WholeTable, is_whole
 
+MEASURES = {
+    False: "probabilities of levels and of values that repeat, densities of other numbers",
+    True: "densities in all columns",
+}
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
 
@@ -56,7 +60,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
     values that repeat on a decimal grid (integers, prices) are dequantised uniformly over a cell in training, scored by the density
     at the value (add log(`resolution`) for the probability of the cell), and drawn on the grid; repeated values off
     any grid become atoms with a narrow cell of their own; constant columns and exact linear combinations of other columns stay out of the
-    density, come back exactly in samples, and a row that contradicts them scores -inf.
+    density, come back exactly in samples, and a row that contradicts them scores -inf. So does a row beyond the bounds that a column's
+    values suggest (`schema_`): the density is one within them.
 
     Sizes follow from rows and columns (`Member.sized`). Below 2,000 rows every row is held out once, in five folds (three with
     effort="fast" or many columns, none with both), and the mixture holds all versions of a member; from there on a share of the rows is held out.
@@ -311,8 +316,8 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         count = 0 if self.flow_ is None else sum(p.numel() for p in self.flow_.parameters())
         modelled = len(self.table_.units if self.table_ is not None else self.columns_.modelled)
         lines = [
-            f"FlowDensity of {self.n_features_in_} columns, {modelled} modelled, {count:,} parameters",
-            f"held-out log-likelihood: {self.validation_score_:.3f} nats per row",
+            f"FlowDensity of {self.n_features_in_} columns, {modelled} variables modelled, {count:,} parameters",
+            f"held-out log-likelihood: {self.validation_score_:.3f} nats per row, {MEASURES[self.table_ is None]}",
         ]
         if self.race_:
             lines += [
