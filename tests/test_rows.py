@@ -10,7 +10,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from flowlab import FixedCombinations, FlowDensity, Member, Schema, load
+from flowlab import FixedCombinations, FlowClassifier, FlowDensity, FlowOutlier, Member, Schema, load
 from flowlab.tables.conditions import ConditionError
 
 NUMBERS = {"members": ["copula"], "random_state": 0, "validation": 0}
@@ -189,6 +189,7 @@ def test_tensors_of_any_sort():
         (pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]), "same name"),
         (pd.DataFrame([[1, "b"], [3, "c"]], columns=["a", "a"]), "same name"),
         (pd.DataFrame([[1, 2], [3, 4]], columns=[("a", 1), ("a", 2)]), "column label"),
+        (pd.DataFrame([[1, 2], [3, 4]], columns=[True, False]), "column label True"),
     ],
 )
 def test_tables_that_are_none(rows, words):
@@ -255,6 +256,20 @@ def test_a_fit_that_fails_leaves_the_model_as_it_was(df, monkeypatch):
             fresh.fit(df[["x", "y"]])
     with pytest.raises(NotFittedError):
         fresh.sample(2)
+
+
+def test_estimators_on_a_density_are_left_as_they_were(df):
+    x, y = df[["x", "y"]], df["cut"]
+    classifier = FlowClassifier(FlowDensity(**WHOLE)).fit(x, y)
+    before = classifier.predict_proba(x[:5])
+    with pytest.raises(ValueError, match="one class only"):
+        classifier.fit(x, ["a"] * len(x))
+    assert (classifier.predict_proba(x[:5]) == before).all()
+    outlier = FlowOutlier(FlowDensity(**NUMBERS))
+    with pytest.raises(ValueError, match="no rows are held out"):
+        outlier.fit(x)
+    with pytest.raises(NotFittedError):
+        outlier.predict(x)
 
 
 def interrupted(*_: object) -> None:

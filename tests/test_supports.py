@@ -121,6 +121,14 @@ def test_decimals_of_numbers_that_hardly_repeat_survive(rng, whole):
     assert (income == income.round(2)).all()
 
 
+def test_small_parts_of_large_numbers_are_kept(rng):
+    b = rng.integers(0, 50, 300)
+    df = pd.DataFrame({"b": b, "x": rng.normal(size=300), "d": 1_000_000_000_000 * b + 3, "e": 1000.0 * b + 0.0004})
+    rows = FlowDensity(**NUMBERS).fit(df).sample(200, random_state=0)
+    assert (rows["d"] == 1_000_000_000_000 * rows["b"] + 3).all()
+    assert np.allclose(rows["e"] - 1000.0 * rows["b"], 0.0004, atol=1e-8)
+
+
 def test_half_precision_columns_have_no_infinite_draws(rng):
     a = np.clip(rng.lognormal(9, 1, 400), 0, 65000).astype(np.float16)
     rows = FlowDensity(**NUMBERS).fit(pd.DataFrame({"a": a, "b": rng.normal(size=400)})).sample(2000, random_state=0)

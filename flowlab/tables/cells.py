@@ -115,7 +115,8 @@ def check_frame(df: Any) -> None:
         twice = df.columns[df.columns.duplicated()].unique().tolist()
         raise ValueError(f"several columns have the same name {twice}: rename or drop them")
     for label in df.columns:
-        if not isinstance(label, str | int | float | np.bool_ | np.integer | np.floating) or label != label:
+        number = isinstance(label, int | float | np.integer | np.floating) and not isinstance(label, bool)
+        if not (isinstance(label, str) or number) or label != label:
             raise ValueError(
                 f"column label {label!r} is neither a string nor a number: df.columns = df.columns.map(str)"
             )

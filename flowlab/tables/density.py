@@ -26,7 +26,7 @@ from flowlab.tables.codec import Unit
 from flowlab.tables.conditions import member_log_prob
 from flowlab.tables.encode import Columns
 from flowlab.tables.ensemble import Report, fit_ensemble
-from flowlab.tables.frame import TableEstimator, read_rows, seed_from
+from flowlab.tables.frame import TableEstimator, fit_anew, read_rows, seed_from
 from flowlab.tables.members import Member, fold_count, recipe
 from flowlab.tables.questions import DensityQuestions, goodness_of_fit
 from flowlab.tables.rules import read_rules
@@ -152,10 +152,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         Raises:
             ValueError: A column cannot be modelled; the message names it.
         """
-        fresh = type(self)(**self.get_params(deep=False))
-        fresh._fit(X, sample_weight)
-        # All at once: a fit that fails, or is interrupted, leaves the model as it was.
-        self.__dict__ = {k: v for k, v in vars(self).items() if not k.endswith("_")} | vars(fresh)
+        fit_anew(self, X, sample_weight)
         return self
 
     def _fit(self, X: Any, sample_weight: ArrayLike | None) -> None:

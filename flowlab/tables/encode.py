@@ -228,7 +228,7 @@ def decimal_grid(x: Array, rounding: Array) -> float:
         if step < 100 * np.median(rounding):
             return 0.0
         off = np.abs(x - np.round(x / step) * step)
-        if step <= np.ptp(x) and np.mean(off <= np.maximum(rounding, 1e-6 * step)) >= ON_GRID:
+        if step <= np.ptp(x) and np.mean(off <= np.maximum(rounding, 1e-6 * min(step, 1.0))) >= ON_GRID:
             return step
     return 0.0
 
@@ -236,7 +236,7 @@ def decimal_grid(x: Array, rounding: Array) -> float:
 def common_decimals(x: Array, rounding: Array) -> float:
     """The power of ten of which all values are multiples, 0 if there is none: the cents of prices that hardly repeat."""
     step = decimal_grid(x, rounding)
-    return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * step)).all() else 0.0
+    return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * min(step, 1.0))).all() else 0.0
 
 
 def check_size(x: Array, name: Any) -> None:

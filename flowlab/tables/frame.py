@@ -99,6 +99,13 @@ class TableEstimator(BaseEstimator):
         return frame
 
 
+def fit_anew(model: Any, *data: Any) -> None:
+    """Fits an estimator by its `_fit`, all or nothing: a fit that fails, or is interrupted, leaves the estimator as it was."""
+    fresh = type(model)(**model.get_params(deep=False))
+    fresh._fit(*data)
+    model.__dict__ = {k: v for k, v in vars(model).items() if not k.endswith("_")} | vars(fresh)
+
+
 def read_rows(X: Any) -> Any:
     """Rows as a pandas DataFrame, or as an array in which missing cells are NaN; what is neither is left for later checks.
 

@@ -13,6 +13,7 @@ from flowlab.hints import check_arguments
 from flowlab.mixture import FlowMixture
 from flowlab.tables import stored
 from flowlab.tables.density import FlowDensity
+from flowlab.tables.frame import fit_anew
 
 Array = NDArray[np.float64]
 
@@ -49,6 +50,10 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         Raises:
             ValueError: contamination is not between 0 and 0.5, or no rows are held out.
         """
+        fit_anew(self, X, sample_weight)
+        return self
+
+    def _fit(self, X: ArrayLike, sample_weight: ArrayLike | None) -> None:
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must be above 0 and at most 0.5, not {self.contamination}")
         density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
@@ -60,7 +65,6 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         self.n_features_in_ = self.density_.n_features_in_
         if hasattr(self.density_, "feature_names_in_"):
             self.feature_names_in_ = self.density_.feature_names_in_
-        return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to one file that `flowlab.load` reads. Its `density` is then that of the fit, with the defaults filled in."""

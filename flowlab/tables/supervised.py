@@ -19,6 +19,7 @@ from flowlab.runtime import threads_for
 from flowlab.tables import stored
 from flowlab.tables.conditions import class_probabilities, member_log_prob
 from flowlab.tables.density import FlowDensity
+from flowlab.tables.frame import fit_anew
 from flowlab.tables.predictive import Predictive, predict
 from flowlab.tables.tabular import to_pandas
 
@@ -180,6 +181,10 @@ class FlowClassifier(ClassifierMixin, _Supervised):
         Raises:
             ValueError: X and y do not fit, or there is one class only.
         """
+        fit_anew(self, X, y, sample_weight)
+        return self
+
+    def _fit(self, X: ArrayLike, y: Any, sample_weight: ArrayLike | None) -> None:
         frame, y = self._frame(X, reset=True), _native(y)
         check_classification_targets(y)
         encoder = LabelEncoder().fit(column_or_1d(y, warn=True))
@@ -189,7 +194,6 @@ class FlowClassifier(ClassifierMixin, _Supervised):
         levels = [f"class {k}" for k in range(len(self.classes_))]
         target = pd.Categorical.from_codes(encoder.transform(column_or_1d(y)), categories=levels)
         self._fit_density(frame, target, "categorical", sample_weight)
-        return self
 
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
         header, flow = super()._to_file()
@@ -264,6 +268,10 @@ class FlowRegressor(RegressorMixin, _Supervised):
         Raises:
             ValueError: X and y do not fit, or y holds what is no finite number.
         """
+        fit_anew(self, X, y, sample_weight)
+        return self
+
+    def _fit(self, X: ArrayLike, y: Any, sample_weight: ArrayLike | None) -> None:
         frame = self._frame(X, reset=True)
         y = _native(y)
         target = check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y", estimator=self)
@@ -272,7 +280,6 @@ class FlowRegressor(RegressorMixin, _Supervised):
         if target.min() == target.max():
             raise ValueError("y has the same value in every row: there is nothing to predict")
         self._fit_density(frame, target, kind, sample_weight)
-        return self
 
     def predictive(self, X: ArrayLike) -> Predictive:
         """The distribution of the target given each row, as distribution functions on a grid."""
