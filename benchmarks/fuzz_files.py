@@ -10,6 +10,7 @@ process under a memory limit loads file after file, and a new one takes over sho
 
 import argparse
 import collections
+import copy
 import json
 import platform
 import random
@@ -204,7 +205,7 @@ def mutate_json(root: Any, rng: random.Random) -> None:
     old = within[key]
     match rng.randrange(9):
         case 0 | 1:
-            within[key] = rng.choice(VALUES)
+            within[key] = copy.deepcopy(rng.choice(VALUES))
         case 2 if isinstance(old, int | float):
             within[key] = rng.choice(
                 [-old, old + 1, old * 2, old - 1, float(old), str(old), [old], 10 ** rng.randrange(1, 19)]
@@ -227,7 +228,7 @@ def mutate_json(root: Any, rng: random.Random) -> None:
                 old = [old]
             within[key] = old
         case _:
-            within[key] = old * rng.choice([2, 10_000]) if isinstance(old, str) else rng.choice(VALUES)
+            within[key] = old * rng.choice([2, 10_000]) if isinstance(old, str) else copy.deepcopy(rng.choice(VALUES))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:

@@ -256,6 +256,11 @@ def _module(file: Any, description: Any) -> nn.Module:
     stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
     module = building.build(description, stored, payload, file.get_tensor, _found)
+    for name, buffer in module.named_buffers():  # fitted, never trained: what training has broken are parameters
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            if building.is_own(type(owner)):
+                raise FileError(f"tensor {name} holds what is no number")
     for part in module.modules():  # by what they hold members and components are drawn
         shares = part.weights if isinstance(part, FlowMixture) else None
         shares = part.logits.detach().softmax(0) if isinstance(part, bases.GaussianMixture) else shares
