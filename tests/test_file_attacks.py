@@ -1,4 +1,4 @@
-"""Hostile model files: refused at loading, whatever they say, at a cost that the file's own size accounts for. benchmarks/fuzz_files.py tries many more."""
+"""Hostile model files: refused at loading, at a cost that their size accounts for. benchmarks/fuzz_files.py has more."""
 
 import importlib.util
 import json

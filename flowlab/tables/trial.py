@@ -1,4 +1,4 @@
-"""A whole table from a file is tried before it is used: whatever its parts do not agree in fails at loading, with cells that are made up."""
+"""A whole table from a file is tried with made-up cells: what does not go together fails at loading."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
 
 
 def check_rules(codec: Codec, rules: Sequence[Any], replaced: Sequence[Sequence[Any]], names: Sequence[Any]) -> None:
-    """Raises a ValueError for a column that is not there when rules are undone: one that a rule needs, or that the user had.
+    """Raises a ValueError for a column that a rule needs or the user had, and that undoing the rules does not give.
 
     Args:
         codec: Of the table as the rules rewrite it; a column that was left out may be named.
@@ -144,7 +144,7 @@ def check_ends(ends: Any) -> None:
 
 
 def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:
-    """Raises a ValueError unless the members of a mixture are of a whole table's units, or, where units are None, are flows of numbers."""
+    """Raises a ValueError unless a mixture's members have a table's units, or, where these are None, are flows."""
     wanted = None if units is None else [(unit.column, unit.classes, unit.nullable) for unit in units]
     for member in flow:
         if not isinstance(member, Flow if units is None else MixedFlow) or member.context_features:
