@@ -1,8 +1,9 @@
 """Hostile model files: 20,000 mutated ones are loaded, and used where they load. Writes benchmarks/results/fuzz.md.
 
-A file is a small model of some kind with one to three changes: bytes, the JSON description (values, types, keys, growth), or the list of tensors. A worker
-process under a memory limit loads file after file, and a new one takes over should it die. A file passes if `load` refuses it by a
-`FileError`, or if it loads and then scores rows and draws new ones without any error but a ValueError or ArithmeticError.
+A file is a small model of some kind with one to three changes: bytes, the JSON description (values, types, keys,
+growth), or the list of tensors. A worker process under a memory limit loads file after file, and a new one takes over
+should it die. A file passes if `load` refuses it by a `FileError`, or if it loads and then scores rows and draws new
+ones without any error but a ValueError or ArithmeticError.
 
     nice -n 10 python benchmarks/fuzz_files.py            # 20,000 files, about ten minutes on one core
     python benchmarks/fuzz_files.py --files 500 --seed 3 --no-page
@@ -10,6 +11,7 @@ process under a memory limit loads file after file, and a new one takes over sho
 
 import argparse
 import collections
+import copy
 import json
 import platform
 import random
@@ -84,7 +86,7 @@ VALUES: list[Any] = [
 ]
 
 
-# Seeds -----------------------------------------------------------------------------------------------------------------
+# Seeds ----------------------------------------------------------------------------------------------------------------
 
 
 def table() -> pd.DataFrame:
@@ -168,7 +170,7 @@ def use(model: Any, rows: Any) -> None:
         repr(model)
 
 
-# Mutations -------------------------------------------------------------------------------------------------------------
+# Mutations ------------------------------------------------------------------------------------------------------------
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -204,7 +206,7 @@ def mutate_json(root: Any, rng: random.Random) -> None:
     old = within[key]
     match rng.randrange(9):
         case 0 | 1:
-            within[key] = rng.choice(VALUES)
+            within[key] = copy.deepcopy(rng.choice(VALUES))
         case 2 if isinstance(old, int | float):
             within[key] = rng.choice(
                 [-old, old + 1, old * 2, old - 1, float(old), str(old), [old], 10 ** rng.randrange(1, 19)]
@@ -227,7 +229,7 @@ def mutate_json(root: Any, rng: random.Random) -> None:
                 old = [old]
             within[key] = old
         case _:
-            within[key] = old * rng.choice([2, 10_000]) if isinstance(old, str) else rng.choice(VALUES)
+            within[key] = old * rng.choice([2, 10_000]) if isinstance(old, str) else copy.deepcopy(rng.choice(VALUES))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
@@ -269,11 +271,11 @@ def mutated(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return kind, joined(header, tensors)
 
 
-# Workers ---------------------------------------------------------------------------------------------------------------
+# Workers --------------------------------------------------------------------------------------------------------------
 
 
 def peak() -> int:
-    """The largest resident memory since `reset_peak`, bytes; where there is no /proc, since the start of the process."""
+    """The largest resident memory since `reset_peak`, bytes; without a /proc since the process began."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -374,15 +376,18 @@ def page(results: list[dict[str, Any]], seed: int, seconds: float) -> str:
     lines = [
         "# Hostile model files",
         "",
-        f"{len(frame):,} mutated files (seed {seed}) of {frame.model.nunique()} small models, each loaded, and used where it loaded. "
-        f"flowlab {flowlab.__version__}, Python {platform.python_version()}, torch {torch.__version__}, pandas {pd.__version__}; "
+        f"{len(frame):,} mutated files (seed {seed}) of {frame.model.nunique()} small models, "
+        f"each loaded, and used where it loaded. "
+        f"flowlab {flowlab.__version__}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, pandas {pd.__version__}; "
         f"{platform.machine()}, one core, {seconds / 60:.0f} minutes. Made by `make bench-fuzz`.",
         "",
         "| outcome | files |",
         "|---|---|",
         *(f"| {name} | {count:,} |" for name, count in counts.items()),
         "",
-        f"Neither refused by a `FileError` nor clean: {int(counts[wrong].sum()) if wrong else 0}. “Used, ValueError” and the like are models whose numbers were changed to "
+        f"Neither refused by a `FileError` nor clean: {int(counts[wrong].sum()) if wrong else 0}. "
+        f"“Used, ValueError” and the like are models whose numbers were changed to "
         "ones that cannot be drawn from or inverted.",
         "",
         "| model | files | refused | most CPU seconds to load | most memory to load (MB) |",
@@ -390,11 +395,13 @@ def page(results: list[dict[str, Any]], seed: int, seconds: float) -> str:
     ]
     for name, own in frame.groupby("model"):
         lines.append(
-            f"| {name} | {len(own):,} | {(own.outcome == 'refused').mean():.0%} | {own.seconds.max():.2f} | {own.bytes.max() / 1e6:.0f} |"
+            f"| {name} | {len(own):,} | {(own.outcome == 'refused').mean():.0%} "
+            f"| {own.seconds.max():.2f} | {own.bytes.max() / 1e6:.0f} |"
         )
     lines += [
         "",
-        f"All: at most {frame.seconds.max():.2f} s and {frame.bytes.max() / 1e6:.0f} MB to load, {frame.used.max():.1f} s with use.",
+        f"All: at most {frame.seconds.max():.2f} s and {frame.bytes.max() / 1e6:.0f} MB to load, "
+        f"{frame.used.max():.1f} s with use.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,13 +2,14 @@
 
 What a file may ask for follows from what it brings, before anything is built:
 
-- No whole number is larger than a quarter of the bytes of its tensors, and all of them (of a list the largest) together not larger than four times that: every
-  size in flowlab is the side of some tensor of four bytes a number. Small files may ask for `SMALL`, and `TOGETHER` in sum. `FREE` names sizes that cost nothing.
+- No whole number is larger than a quarter of the bytes of its tensors, and all of them (of a list the largest)
+  together not larger than four times that: every size in flowlab is the side of some tensor of four bytes a number.
+  Small files may ask for `SMALL`, and `TOGETHER` in sum. `FREE` names sizes that cost nothing.
 - There are at most four objects for each tensor, and `SPARE` besides; they are nested `DEPTH` deep at most.
 - Types fit the constructors' annotations, sizes are not negative, and what is divided by is above zero.
 
-Then an outline is built without memory (on torch's meta device), with a bounded number of calls, and its tensors must be those of the file. Only then is the
-module itself built: whatever it costs, its tensors have that size.
+Then an outline is built without memory (on torch's meta device), with a bounded number of calls, and its tensors must
+be those of the file. Only then is the module itself built: whatever it costs, its tensors have that size.
 """
 
 import dataclasses
@@ -73,7 +74,7 @@ class Stored(NamedTuple):
     dtype: str
 
 
-# Descriptions ----------------------------------------------------------------------------------------------------------
+# Descriptions ---------------------------------------------------------------------------------------------------------
 
 
 def describe(value: Any, classes: Mapping[str, type]) -> Any:
@@ -132,7 +133,7 @@ class Classes(NamedTuple):
         raise FileError(f"unknown class {shown(name)}: register it before loading")
 
 
-# Limits ----------------------------------------------------------------------------------------------------------------
+# Limits ---------------------------------------------------------------------------------------------------------------
 
 
 class _Allowance:
@@ -195,7 +196,8 @@ def check_sign(owner: str, name: str, value: Any) -> None:
 class _Outline(TorchFunctionMode):
     """Counts torch's calls, and answers some of them with the shape alone.
 
-    The meta device would do, but imports sympy and half of torch's compiler at the first draw, product or comparison: seconds, and 70 MB.
+    The meta device would do, but imports sympy and half of torch's compiler at the first draw, product or comparison:
+    seconds, and 70 MB.
     """
 
     def __init__(self, most: int) -> None:
@@ -230,7 +232,7 @@ class _Outline(TorchFunctionMode):
         return func(*args)
 
 
-# Building --------------------------------------------------------------------------------------------------------------
+# Building -------------------------------------------------------------------------------------------------------------
 
 
 def build(
@@ -288,7 +290,7 @@ def _construct(description: Any, classes: Classes) -> Any:
 
 
 def check_types(module: nn.Module, stored: Mapping[str, Stored]) -> None:
-    """Raises a FileError for a tensor of a type that its module does not have: any floating-point one goes for another."""
+    """Raises a FileError for a tensor of another type than its module's; any floating-point one goes for another."""
     names = {torch.bool: "BOOL", torch.int64: "I64"}
     for name, tensor in module.state_dict().items():
         found = stored[name].dtype
@@ -300,8 +302,8 @@ def check_types(module: nn.Module, stored: Mapping[str, Stored]) -> None:
 def check_indices(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
     """Raises a FileError for a buffer that indexes something and is not what the description says.
 
-    These are the buffers without a fraction that flowlab's own classes declare: permutations, orders, masks. Those of a program's own classes, such as counters,
-    have whatever value was saved.
+    These are the buffers without a fraction that flowlab's own classes declare: permutations, orders, masks. Those of
+    a program's own classes, such as counters, have whatever value was saved.
     """
     now = module.state_dict()
     for name, expected in fresh.items():
@@ -322,7 +324,7 @@ def check_indices(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Gives torch's, numpy's and Python's global generators their states back, if constructors in the block drew from them."""
+    """Gives torch's, numpy's and Python's global generators their states back, if the block drew from them."""
     ours, numpys, pythons = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
     try:
         yield

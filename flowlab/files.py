@@ -81,8 +81,8 @@ def register(cls: T) -> T:
 def save(model: Any, path: str | os.PathLike[str]) -> None:
     """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted estimator of tables to one file.
 
-    The file is written beside its destination and renamed when complete, so that no half-written file is left. A symbolic link stays one, and
-    a file that is there keeps its mode.
+    The file is written beside its destination and renamed when complete, so that no half-written file is left. A
+    symbolic link stays one, and a file that is there keeps its mode.
 
     Args:
         model: What to save.
@@ -91,7 +91,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: The model holds something that no file can describe; `register` its class.
         ValueError: A number of the description is not finite, or there is too much to describe.
-        OSError: The file cannot be written; the error names `path`. `flowlab.files.check_writable` says so before a long fit.
+        OSError: The file cannot be written; the error names `path`. `flowlab.files.check_writable` says so before a
+        long fit.
 
     Example:
         >>> import flowlab, tempfile, pathlib
@@ -108,7 +109,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         header, module = {"kind": "module"}, model
     else:
         raise TypeError(
-            f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases and fitted objects of the classes "
+            f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases and "
+            f"fitted objects of the classes "
             f"{', '.join(_kinds)}"
         )
     from flowlab import __version__
@@ -133,8 +135,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], device: str | torch.device | None = None) -> Any:
     """Read what `save` wrote: the same kind of object, in evaluation mode.
 
-    A file from anyone may be loaded: nothing in it is run, and it takes no more time and memory than its tensors' sizes account for. Global
-    random states stay as they are.
+    A file from anyone may be loaded: nothing in it is run, and it takes no more time and memory than its tensors'
+    sizes account for. Global random states stay as they are.
 
     Args:
         path: The file.
@@ -256,6 +258,11 @@ def _module(file: Any, description: Any) -> nn.Module:
     stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
     module = building.build(description, stored, payload, file.get_tensor, _found)
+    for name, buffer in module.named_buffers():  # fitted, never trained: what training has broken are parameters
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            if building.is_own(type(owner)):
+                raise FileError(f"tensor {name} holds what is no number")
     for part in module.modules():  # by what they hold members and components are drawn
         shares = part.weights if isinstance(part, FlowMixture) else None
         shares = part.logits.detach().softmax(0) if isinstance(part, bases.GaussianMixture) else shares

@@ -14,8 +14,9 @@ T = TypeVar("T")
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value, made of JSON's types and of objects built from them, is what an annotation asks for.
 
-    Whole numbers count as floats, lists as sequences of any kind, lists of numbers as tensors; booleans are no numbers, and no float is infinite.
-    Annotations beyond those that flowlab's constructors have are taken to fit anything.
+    Whole numbers count as floats, lists as sequences of any kind, lists of numbers as tensors; booleans are no
+    numbers, and no float is infinite. Annotations beyond those that flowlab's constructors have are taken to fit
+    anything.
 
     Example:
         >>> fits([8, 8], Sequence[int]), fits([8, 0.5], Sequence[int]), fits("relu", float | None), fits(3, float)

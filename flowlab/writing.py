@@ -1,7 +1,7 @@
-"""Files written whole: beside their destination first, then renamed, so that a reader finds the old file or the new one.
+"""Files written whole: beside their destination first, then renamed: a reader finds the old file or the new one.
 
-Every file that flowlab writes goes through `written_whole`, and `check_writable` says before long work what would fail at its end.
-Nothing is imported here but the standard library.
+Every file that flowlab writes goes through `written_whole`, and `check_writable` says before long work what would
+fail at its end. Nothing is imported here but the standard library.
 """
 
 import errno
@@ -19,7 +19,7 @@ STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")  # n
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises what writing a file would, as far as that can be known: to be called before the work whose result is written there.
+    """Raises what writing a file would, as far as that can be known: for before the work whose result is written.
 
     Nothing that exists is touched. A disk that is full by then is not foreseen.
 
@@ -43,10 +43,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary file to write to, which takes the place of `path` at the end of the block, and is removed after an error.
+    """A temporary file, which takes the place of `path` at the end of the block, and is removed after an error.
 
-    It has the suffixes of `path`. A symbolic link stays one: the file that it leads to is written. A file that is there keeps its mode and,
-    where the system lets it, its owner. Pipes and devices such as /dev/stdout get the bytes themselves.
+    It has the suffixes of `path`. A symbolic link stays one: the file that it leads to is written. A file that is
+    there keeps its mode and, where the system lets it, its owner. Pipes and devices such as /dev/stdout get the bytes
+    themselves.
 
     Args:
         path: The file to write.
@@ -99,7 +100,7 @@ def _is_stream(name: str) -> bool:
 
 
 def _new_file(name: str) -> Path:
-    """An empty file with a name of its own in the folder of the file that `name` leads to, with that one's mode and owner if it is there."""
+    """An empty file beside the one that `name` leads to, with that one's mode and owner if it is there."""
     target = Path(os.path.realpath(name))
     temporary = target.with_name(f".flowlab-{secrets.token_hex(8)}{''.join(target.suffixes)[-32:]}")
     with open(temporary, "xb"):

@@ -1,4 +1,4 @@
-"""Hostile model files: refused at loading, whatever they say, at a cost that the file's own size accounts for. benchmarks/fuzz_files.py tries many more."""
+"""Hostile model files: refused at loading, at a cost that their size accounts for. benchmarks/fuzz_files.py has more."""
 
 import importlib.util
 import json
@@ -343,12 +343,16 @@ def test_indices_are_those_of_the_description(files, tmp_path):
         refused(path, fuzz.joined(header, changed), "out of range")
 
 
-def test_weights_of_a_mixture_that_are_no_shares(files, tmp_path):
+def test_numbers_that_are_none_and_weights_that_are_no_shares(files, tmp_path):
+    header, tensors = fuzz.split(files[LINEAR])
+    start = header["layers.4.slopes"]["data_offsets"][0]
+    changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
+    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "slopes holds what is no number")
     header, tensors = fuzz.split(files["FlowMixture"])
     start = header["log_weights"]["data_offsets"][0]
     for value in (np.nan, np.inf, 3.0):
         changed = tensors[:start] + np.float64(value).tobytes() + tensors[start + 8 :]
-        refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a FlowMixture")
+        refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a FlowMixture|no number")
     header, tensors = fuzz.split(files["Flow, converted layers"])
     start = header["base.logits"]["data_offsets"][0]
     changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]

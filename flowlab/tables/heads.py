@@ -81,7 +81,7 @@ class Histogram:
 
     def _locate(self, rank: Tensor) -> tuple[Tensor, Tensor]:
         scaled = rank * self.bins
-        index = scaled.floor().clamp(0, self.bins - 1)
+        index = scaled.floor().nan_to_num(0.0).clamp(0, self.bins - 1)  # what is no number stays none, and is no index
         return index.long(), scaled - index
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:

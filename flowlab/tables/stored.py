@@ -35,7 +35,7 @@ def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: math.nan if value is None and name in names else value for name, value in values.items()}
 
 
-# Whole tables ----------------------------------------------------------------------------------------------------------
+# Whole tables ---------------------------------------------------------------------------------------------------------
 
 
 def column_from(values: Any) -> ColumnSchema:
@@ -62,7 +62,7 @@ def check_dtype(name: str) -> None:
         raise ValueError(f"{shown(name)} is no dtype that a file has")
 
 
-# Complete numbers ------------------------------------------------------------------------------------------------------
+# Complete numbers -----------------------------------------------------------------------------------------------------
 
 
 def columns_from(data: Any) -> Columns:
@@ -102,7 +102,7 @@ def check_numbers(own: Any, width: int) -> None:
         raise ValueError(f"precision cannot be {shown(own['precision'])}")
 
 
-# The estimator ---------------------------------------------------------------------------------------------------------
+# The estimator --------------------------------------------------------------------------------------------------------
 
 
 def calibration_from(data: Any) -> pd.DataFrame:

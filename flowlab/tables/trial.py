@@ -1,4 +1,4 @@
-"""A whole table from a file is tried before it is used: whatever its parts do not agree in fails at loading, with cells that are made up."""
+"""A whole table from a file is tried with made-up cells: what does not go together fails at loading."""
 
 import json
 import math
@@ -122,7 +122,7 @@ def check_ends(ends: Any, dtypes: Mapping[Any, str]) -> None:
 
 
 def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:
-    """Raises a ValueError unless the members of a mixture are of a whole table's units, or, where units are None, are flows of numbers."""
+    """Raises a ValueError unless a mixture's members have a table's units, or, where these are None, are flows."""
     wanted = None if units is None else [(unit.column, unit.classes, unit.nullable) for unit in units]
     for member in flow:
         if not isinstance(member, Flow if units is None else MixedFlow) or member.context_features:
