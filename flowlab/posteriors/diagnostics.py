@@ -7,23 +7,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowlab.bases import Base, Gaussian
 from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.psis import Smoothed, smooth
+from flowlab.posteriors.survey import UNDER, Survey, moments, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, Target
 
-KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
-ESS = 0.98  # or where this share of the draws is effective, whatever the tail looks like
 CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
-CONSTANT = 1e-9  # standard deviation, as a share of the mean, of what is constant but for rounding, such as a correlation matrix's diagonal
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
-UNDER = math.log(20.0)
-SCAN = 2_000  # points at which a search for modes looks before it climbs
+OUTSIDE = 0.01  # share of the mass farther out than a hundred times the fit's width
+UNEVEN = 0.02  # by which the posterior's share below a quantile of the fit may differ from the fit's
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
 
 
@@ -57,6 +54,9 @@ class Diagnostics:
     evidence_gap: Estimate[float]
     non_finite: float
     draws: int
+    uncovered: float = 0.0
+    far: float = 0.0
+    quantile_shift: float = 0.0
     reasons: list[str] = field(default_factory=list)
     verdict: str = ""
 
@@ -75,110 +75,64 @@ class Diagnostics:
         return "\n".join(lines)
 
 
-class Defensive(Base):
-    """Noise for importance weights that stay bounded where a posterior's tails are heavier: 85 % N(0, I), 15 % multivariate Student-t with 5 degrees of freedom.
-
-    Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions".
-    """
-
-    like: Tensor
-    SHARE, DF = 0.15, 5.0
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-        self.register_buffer("like", torch.zeros((), dtype=torch.float64))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        d, df = self.features, self.DF
-        square = z.square().sum(-1)
-        normal = -square / 2 - d * LOG_SQRT_2PI
-        constant = math.lgamma((df + d) / 2) - math.lgamma(df / 2) - d / 2 * math.log(df * math.pi)
-        student = constant - (df + d) / 2 * torch.log1p(square / df)
-        return torch.logaddexp(normal + math.log1p(-self.SHARE), student + math.log(self.SHARE))
-
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        z = self.like.new_empty((*shape, self.features)).normal_(generator=generator)
-        gamma = torch._standard_gamma(self.like.new_full((*shape, 1), self.DF / 2), generator) * 2 / self.DF
-        wide = self.like.new_empty((*shape, 1)).uniform_(generator=generator) < self.SHARE
-        return torch.where(wide, z / gamma.sqrt(), z)
-
-
-def defended(flow: Flow | FlowMixture) -> Flow | FlowMixture:
-    """The same flow, sharing its layers, with the defensive base in place of a standard normal one."""
-    if isinstance(flow, FlowMixture):
-        return FlowMixture([defended(member) for member in flow], flow.weights)
-    if not isinstance(flow.base, Gaussian) or flow.base.learnable:
-        return flow
-    return Flow(Defensive(flow.features).to(flow.base.loc), flow.layers)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def weigh(flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws (n, features) in unconstrained space and their log-weights log p − log q (n,)."""
-    z, log_q = flow.rsample_and_log_prob((n,), generator=generator)
-    return z, (target(z) - log_q).double()
-
-
 def diagnose(
     flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator, restart_gap: float = math.nan
 ) -> Diagnostics:
     """Look at a fitted flow from all sides; it is in double precision."""
-    z, log_w = weigh(flow, target, n, generator)
-    wide, wide_log_w = weigh(defended(flow), target, n, generator)
-    plain, defensive = smooth(log_w), smooth(wide_log_w)
+    _, log_w = weigh(flow, target, n, generator)
+    wide = survey(flow, target, n, generator)
+    plain, defensive = smooth(log_w), wide.weights
     finite = torch.isfinite(log_w)
     share = float(finite.double().mean())
     elbo = log_w[finite].mean() if share > 0 else torch.tensor(-math.inf)
     errors = [_log_mean_error(weights, n) for weights in (plain, defensive)]
-    best = int(errors[1] < errors[0])
+    best = int(errors[1] < errors[0] or wide.uncovered > MISSED)
     evidence = Estimate((plain, defensive)[best].log_mean, errors[best])
     gap = Estimate(abs(plain.log_mean - defensive.log_mean), math.hypot(*errors))
-    missing = missed(flow, target, evidence.value, generator) if share > 0 else []
+    missing = missed(flow, target, evidence.value, wide, generator) if share > 0 else []
     found = Diagnostics(
         khat=defensive.khat,
         ess=plain.ess,
         elbo=Estimate(float(elbo), float(log_w[finite].std()) / math.sqrt(max(int(finite.sum()), 1))),
         log_evidence=evidence,
-        shift=_shift(target, z[finite], wide, defensive),
+        shift=beyond(*wide.moment_shifts()),
         modes=len(flow.flows) if isinstance(flow, FlowMixture) else 1,
         missed=min(sum(mass for _, mass in missing), 1.0),
         restart_gap=restart_gap,
         evidence_gap=gap,
         non_finite=1 - share,
         draws=n,
+        uncovered=wide.uncovered,
+        far=wide.far,
+        quantile_shift=beyond(*wide.quantile_shifts()),
     )
-    _judge(found)
+    _judge(found, defensive.reliable)
     return found
 
 
+def beyond(shifts: Tensor, errors: Tensor) -> float:
+    """The largest of shifts, less two standard errors; infinite where there is nothing to compare."""
+    return max(0.0, float((shifts - 2 * errors).nan_to_num(math.inf).max())) if shifts.numel() else math.inf
+
+
 def missed(
-    flow: Flow | FlowMixture, target: Target, log_evidence: float, generator: torch.Generator
+    flow: Flow | FlowMixture, target: Target, log_evidence: float, wide: Survey, generator: torch.Generator
 ) -> list[tuple[pathfinder.Gaussian, float]]:
     """Modes that the fit does not cover, each with the share of the posterior's mass that lies there, the heaviest first.
 
-    Ascents start far out, in the fit's own units and in those of unconstrained space. The mass of a mode counts where the fit's
-    density is less than a twentieth of the posterior's, and is estimated by importance sampling from a Gaussian at the mode.
+    Ascents start far out, in the fit's own units and in those of unconstrained space, and at what a survey saw and the fit does not cover. The mass of a mode
+    counts where the fit's density is less than a twentieth of the posterior's, and is estimated by importance sampling from a Gaussian at the mode.
     """
     d = flow.features
     with torch.no_grad():
         draws = flow.rsample((1000,), generator=generator)
-    mean = draws.mean(0)
-    covariance = draws.T.cov().reshape(d, d) + 1e-12 * draws.var(0).diag()
-    scale_tril, info = torch.linalg.cholesky_ex(covariance)
-    if int(info):
-        scale_tril = draws.std(0).diag()
+    mean, scale_tril = moments(draws)
     starts = _wide(mean, scale_tril, 60, (3.0, 10.0, 30.0, 100.0, 300.0), generator)
     raw = (
         draws.new_empty(18, d).uniform_(-1, 1, generator=generator)
         * draws.new_tensor([3.0, 10.0, 100.0]).repeat(6)[:, None]
     )
-    seen = _wide(
-        mean, scale_tril, SCAN, (1.0, 2.0, 4.0, 8.0), generator
-    )  # a narrow mode may lie among these, far from any ascent
-    with torch.no_grad():
-        promising = (target(seen) - flow.log_prob(seen)).topk(8).indices
-    starts = torch.cat([draws[:4], starts, raw, seen[promising]])
+    starts = torch.cat([draws[:4], starts, raw, wide.z[_promising(wide)]])
     ends, heights = pathfinder.ascend(target, starts, mean, scale_tril, steps=40, tolerance=1e-2)
     anchors = ends[:4]  # the modes that the fit's own draws belong to
     with torch.no_grad():
@@ -194,6 +148,14 @@ def missed(
     candidates = [c for c in candidates if all(pathfinder.valley(target, c.mode, known) for known in anchors)]
     masses = [(c, _missed_mass(flow, target, c, log_evidence, generator)) for c in candidates]
     return sorted(((c, mass) for c, mass in masses if mass > MISSED), key=lambda pair: -pair[1])
+
+
+def _promising(wide: Survey, each: int = 4) -> Tensor:
+    """Draws of a survey that lie where the fit has too little: the densest, those of the most mass, and those that lack most."""
+    excess = torch.where(torch.isfinite(wide.log_p), wide.excess, -math.inf)
+    short = torch.where(excess > UNDER, 0.0, -math.inf)
+    by = (wide.log_p + short, wide.shares[0].log() + short, excess)
+    return torch.cat([value.topk(min(each, len(excess))).indices for value in by]).unique()
 
 
 def _wide(mean: Tensor, scale_tril: Tensor, n: int, radii: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -248,10 +210,12 @@ def _shift(target: Target, z: Tensor, wide: Tensor, weights: Smoothed) -> float:
     return max(0.0, float(torch.cat([moved, widened]).max())) if bool(known.any()) else math.inf
 
 
-def _judge(found: Diagnostics) -> None:
-    """Fill in the verdict and its reasons."""
+def _judge(found: Diagnostics, reliable: bool) -> None:
+    """Fill in the verdict and its reasons; `reliable` says whether importance weights are."""
     broken = []
-    if found.khat >= KHAT and found.ess <= ESS:
+    if found.far > OUTSIDE:
+        broken.append(f"{found.far:.0%} of the mass lies more than a hundred times the fit's width away (an improper prior?)")
+    if not reliable:
         broken.append(f"k-hat {found.khat:.2f} says that importance weights do not repair this fit")
     if found.missed > MISSED:
         broken.append(f"about {found.missed:.0%} of the posterior lies at modes that the fit misses")
@@ -267,7 +231,11 @@ def _judge(found: Diagnostics) -> None:
     found.verdict = "good"
     if found.divergence > CLOSE:
         found.reasons.append(f"plain draws differ from the posterior by {found.divergence:.2f} nats")
+    if found.uncovered > MISSED:
+        found.reasons.append(f"{found.uncovered:.0%} of the posterior lies where plain draws hardly come")
     if found.shift > SHIFT:
         found.reasons.append(f"weighting moves a mean or log sd by {found.shift:.2f}")
+    if found.quantile_shift > UNEVEN:
+        found.reasons.append(f"weighting moves {found.quantile_shift:.0%} of the draws across a quantile")
     if found.reasons:
         found.verdict = "usable after resampling"

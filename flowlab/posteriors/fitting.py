@@ -19,10 +19,11 @@ from flowlab.mixture import FlowMixture
 from flowlab.objectives import Objective, StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
-from flowlab.posteriors.diagnostics import defended, missed, weigh
+from flowlab.posteriors.diagnostics import MISSED, SHIFT, UNEVEN, beyond, missed
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
+from flowlab.posteriors.survey import UNDER, Survey, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
 from flowlab.training import History, TrainingError, fit
 
@@ -32,16 +33,16 @@ AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
 NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
-DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
-NEARLY_ALL = 0.99
+DONE_ESS = 0.95  # share of effective draws from which on Gaussians are enough
+# Shares of the mass that Gaussians may leave out: where they look good to their own draws, and moments are off; and where a flow follows.
+FAINT, MOST = 0.001, 0.5
 LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 # Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
 # where all weights are near one. A later round costs more, and must be worth it.
 ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.03), (1.0, 2.0, math.inf))
-TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
 TAILS_NATS = 0.05  # what they may cost
-TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
+TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 300, 256, 1e-3
 ADVICE = "Where a parameter is bounded, say so in supports=…; where a computation overflows, rewrite it in logarithms"
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
@@ -211,29 +212,39 @@ def fit_posterior(
         raise PosteriorError(_no_start(target, generator))
     gap = found[0].elbo - found[len(found) // 2].elbo
     members = [affine(at) for at in pathfinder.separate(target, found)]
-    q, evidence = _combined(members, target, generator)
-    for _ in range(SEARCHES):
-        unseen = [mode for mode, _ in missed(q, target, evidence, generator)]
-        if not unseen:
+    covers: list[Flow] = []
+    q, evidence = _combined(members, covers, target, generator)
+    for search in range(SEARCHES + 1):
+        plain, wide = weigh(q, target, LOOK, generator), survey(q, target, LOOK, generator)
+        near = smooth(plain[1]).ess > DONE_ESS
+        enough = near and _agrees(wide)
+        print("  look", search, len(members), len(covers), "ess", round(smooth(plain[1]).ess,3), enough, wide.weights.reliable, "unc", round(wide.uncovered,4), beyond(*wide.moment_shifts()), beyond(*wide.quantile_shifts()), [(x.mean.tolist()[:2], x.scale_tril.diagonal().tolist()[:2]) for x in map(_whitening, members + covers)])
+        if search == SEARCHES:
             break
-        members += [affine(at) for at in unseen]
-        q, evidence = _combined(members, target, generator)
-    enough = flow is None and _is_good(q, target, generator)
+        unseen = [affine(mode) for mode, _ in missed(q, target, evidence, wide, generator)]
+        if unseen:
+            members += unseen
+        elif wide.uncovered > (FAINT if near and not enough else MOST):
+            covers.append(_cover(wide))
+        else:
+            break
+        q, evidence = _combined(members, covers, target, generator)
     prefit_seconds = time.process_time() - started
-    if not enough:
+    if not enough or flow is not None:
         q = _grown(q, flow, target, generator)
         for length, width, nats in ROUNDS:
             options = {"steps": max(round(length * steps), 1), "draws": max(round(width * draws), 1)}
             train(q, "flow", learning_rate=learning_rate, **options)
             if isinstance(q, FlowMixture):
-                q, _ = _combined(list(q), target, generator)
+                q, _ = _combined(list(q), [], target, generator)
             left = _divergence(q, target, generator)
             if left <= nats:
                 break
         if flow is None:  # one of the user's own may have no quick density
             q = _tails_covered(q, left, target, generator, progress)
         q = q.double()
-    _check_finite(q, target, generator)
+        plain = weigh(q, target, LOOK, generator)
+    _check_finite(target, *plain)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
     return FlowPosterior(q, space, target, history=history, **facts).eval()
 
@@ -343,33 +354,76 @@ def _united(members: Sequence[Flow], weights: Tensor) -> Flow:
 
 
 def _combined(
-    members: Sequence[Flow], target: Target, generator: torch.Generator, rounds: int = 5
+    members: Sequence[Flow], covers: list[Flow], target: Target, generator: torch.Generator, rounds: int = 5
 ) -> tuple[Flow | FlowMixture, float]:
-    """The members as one distribution, each weighted by the posterior's mass near it, and the log-evidence.
+    """Members and covers as one distribution, each weighted by the posterior's mass near it, and the log-evidence.
 
-    Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm 1, for the weights alone.
+    Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm 1: for the weights alone where there are no covers. These
+    move, in place, to where the mass is, and so do Gaussian members for whose every number twenty draws and more speak.
     """
-    if len(members) == 1:
+    if len(members) + len(covers) == 1:
         return members[0], smooth(weigh(members[0], target, LOOK // 4, generator)[1]).log_mean
-    shares = torch.full((len(members),), 1 / len(members), dtype=torch.float64)
+    count = len(members) + len(covers)
+    numbers = members[0].features * (members[0].features + 3) / 2
+    members = list(members)
+    shares = torch.full((count,), 1 / count, dtype=torch.float64)
     for _ in range(rounds):
-        mixture = FlowMixture(members, shares)
-        z, log_w = weigh(mixture, target, LOOK, generator)
-        weights = smooth(log_w).log_weights.exp()
+        mixture = FlowMixture([*members, *covers], shares)
+        if covers:
+            wide = survey(mixture, target, 2 * LOOK, generator)
+            z, weights = wide.z, wide.shares[0]
+        else:
+            z, log_w = weigh(mixture, target, LOOK, generator)
+            weights = smooth(log_w).log_weights.exp()
         with torch.no_grad():
             belongs = (mixture.member_log_prob(z) + shares.log().unsqueeze(1)).softmax(0)
         shares = (belongs * weights).sum(1).clamp(min=1e-6)
         shares = shares / shares.sum()
-    mixture = FlowMixture(members, shares)
+        for i, own in enumerate([*members, *covers] if covers else []):
+            weight = belongs[i] * weights
+            known = float(weight.sum().square() / weight.square().sum()) > 20 * numbers
+            if i >= len(members):
+                covers[i - len(members)] = _gathered(z, weight, _whitening(own))
+            elif known and len(own.layers) == 1:
+                members[i] = _gathered(z, weight, _whitening(own))
+    mixture = FlowMixture([*members, *covers], shares)
     return mixture, smooth(weigh(mixture, target, LOOK, generator)[1]).log_mean
 
 
-def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
-    """Whether k-hat is below 0.5 and 95 % of the draws effective, or nearly all are, which is better than any k-hat."""
-    plain = smooth(weigh(q, target, LOOK, generator)[1])
-    if plain.ess > NEARLY_ALL or plain.ess <= DONE_ESS:
-        return plain.ess > DONE_ESS
-    return smooth(weigh(defended(q), target, LOOK, generator)[1]).khat < DONE_KHAT
+def _cover(wide: Survey) -> Flow:
+    """A Gaussian where a fit has too little, of the moments of the draws that a survey saw there."""
+    short = torch.where(wide.excess > UNDER, wide.shares[0], 0)
+    return _gathered(wide.z, short, _whitening(_whitened([], *wide.own_moments)))
+
+
+def _gathered(z: Tensor, share: Tensor, whitening: Whitening) -> Flow:
+    """The Gaussian with the moments of weighted draws z (n, features).
+
+    Few draws say little of a covariance: by as much it is drawn towards equal variances in the coordinates of the whitening; that of a
+    single draw is its distance from the centre there.
+    """
+    mean, scale_tril = whitening.mean, whitening.scale_tril
+    d = len(mean)
+    u = torch.linalg.solve_triangular(scale_tril, (z - mean).T, upper=False).T
+    u = torch.where(share.unsqueeze(1) > 0, u, 0)
+    share = (share / share.sum()).unsqueeze(1)
+    effective = float(1 / share.square().sum())
+    centre = (share * u).sum(0)
+    spread = share.sqrt() * (u - centre)
+    level = float(spread.square().sum() + centre.square().sum() / effective) / d
+    known = (effective - 1) / (effective - 1 + d)
+    parts = torch.cat([math.sqrt(known) * spread, math.sqrt((1 - known) * level) * torch.eye(d, dtype=z.dtype)])
+    return _whitened([], mean + scale_tril @ centre, pathfinder.triangular(scale_tril @ parts.T))
+
+
+def _agrees(wide: Survey) -> bool:
+    """Whether a survey finds the posterior where the fit is: covered, with quantiles as near, and moments twice as near as they must be."""
+    return (
+        wide.weights.reliable
+        and wide.uncovered <= MISSED / 2
+        and beyond(*wide.moment_shifts()) <= SHIFT / 2
+        and beyond(*wide.quantile_shifts()) <= UNEVEN
+    )
 
 
 def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> float:
@@ -385,24 +439,32 @@ def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generato
 def _tails_covered(
     q: Flow | FlowMixture, divergence: float, target: Target, generator: torch.Generator, progress: bool
 ) -> Flow | FlowMixture:
-    """Where k-hat finds tails too light: the same, trained on weighted draws, as data, for a few steps.
+    """Where a survey finds tails too light: the same, trained on weighted draws, as data, for a few steps.
 
     Sticking the landing minimises KL(q, p), to which tails of the posterior hardly count; the likelihood of its draws is KL(p, q).
-    The draws are those of the defensive base, which reach farther. Few of them may be heavy: what learns these by heart, and so
-    raises the divergence, is dropped.
+    The draws are the survey's, which reach farther. Few of them may be heavy: what learns these by heart, and so
+    raises the divergence, is dropped. What is not covered even then gets a Gaussian of its own.
     """
-    z, log_w = weigh(defended(q), target, TAILS_POOL, generator)
-    found = smooth(log_w)
-    if found.khat < TAILS_KHAT or found.ess < TAILS_ESS:
+    wide = survey(q, target, TAILS_POOL, generator)
+    if _agrees(wide):
         return q
     before = copy.deepcopy(q)
-    rows = z[torch.multinomial(found.log_weights.exp(), TAILS_POOL, replacement=True, generator=generator)]
+    rows = wide.z[torch.multinomial(wide.shares[0], TAILS_POOL, replacement=True, generator=generator)]
 
     def likelihood(flow: Flow, x: None, context: None) -> Tensor:
         return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
 
     _fit(q, likelihood, generator, steps=TAILS_STEPS, learning_rate=TAILS_RATE, progress=progress)
-    return q if _divergence(q, target, generator) < divergence + TAILS_NATS else before
+    after = survey(q, target, TAILS_POOL, generator)
+    print("tails", wide.forward, after.forward, wide.uncovered, after.uncovered, divergence, _divergence(q, target, generator))
+    if _divergence(q, target, generator) > divergence + TAILS_NATS:
+        q, after = before, wide
+    for _ in range(SEARCHES):
+        if after.uncovered <= MISSED:
+            break
+        q, _ = _combined(list(q) if isinstance(q, FlowMixture) else [q], [_cover(after)], target, generator)
+        after = survey(q, target, LOOK, generator)
+    return q
 
 
 def _fit(q: Flow | FlowMixture, objective: Objective, generator: torch.Generator, **options: Any) -> History:
@@ -423,8 +485,7 @@ def _no_start(target: Target, generator: torch.Generator) -> str:
     return "no Gaussian around any start has a finite evidence bound: log_prob has none itself, it seems. Are all priors proper?"
 
 
-def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:
-    z, log_w = weigh(q, target, LOOK, generator)
+def _check_finite(target: Target, z: Tensor, log_w: Tensor) -> None:
     bad = ~torch.isfinite(log_w)
     share = float(bad.double().mean())
     if share > WORST_SHARE:

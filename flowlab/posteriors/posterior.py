@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
-from flowlab.posteriors.diagnostics import ESS, KHAT, Diagnostics, defended, diagnose, weigh
-from flowlab.posteriors.psis import smooth
+from flowlab.posteriors.diagnostics import Diagnostics, diagnose
+from flowlab.posteriors.psis import KHAT
 from flowlab.posteriors.space import Space, Value
+from flowlab.posteriors.survey import survey, weigh
 from flowlab.posteriors.target import PosteriorError, Target
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ class FlowPosterior(nn.Module):
         They are taken without replacement from ten times as many draws (at least 10,000), with probabilities given by the weights.
 
         Raises:
-            PosteriorError: The weights are worthless: k-hat is 0.7 or more and fewer than 98 % of the draws are effective.
+            PosteriorError: The weights are worthless: k-hat is 0.7 or more.
         """
         generator = self._generator(random_state)
-        z, log_w = weigh(defended(self.flow), self._target(), max(10 * n, 10_000), generator)
-        smoothed = smooth(log_w)
-        if smoothed.khat >= KHAT and smoothed.ess <= ESS:
+        wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
+        z, smoothed = wide.z, wide.weights
+        if not smoothed.reliable:
             raise PosteriorError(
                 f"importance weights cannot correct this fit: k-hat is {smoothed.khat:.2f}, {KHAT} is the limit. See diagnostics()"
             )
