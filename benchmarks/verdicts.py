@@ -72,9 +72,14 @@ def f64(x: Any) -> Tensor:
 def free(distribution: Distribution, features: int | None = None, **options: Any) -> Case:
     """Unconstrained numbers: `features` independent ones of a distribution, or a distribution over vectors."""
     if features is None:
-        return Case(distribution.log_prob, distribution.event_shape[0], draws=lambda n: distribution.sample((n,)), **options)
+        return Case(
+            distribution.log_prob, distribution.event_shape[0], draws=lambda n: distribution.sample((n,)), **options
+        )
     return Case(
-        lambda z: distribution.log_prob(z).sum(-1), features, draws=lambda n: distribution.sample((n, features)), **options
+        lambda z: distribution.log_prob(z).sum(-1),
+        features,
+        draws=lambda n: distribution.sample((n, features)),
+        **options,
     )
 
 
@@ -200,10 +205,17 @@ def beta_binomial() -> Case:
         a, b = mean * size, (1 - mean) * size
         each = torch.lgamma(a + hits) + torch.lgamma(b + trials - hits) - torch.lgamma(size + trials)
         each = each - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(size)
-        return each.sum(-1) + LogNormal(f64(2.0), f64(1.0)).log_prob(p["size"]) + Beta(f64(2.0), f64(2.0)).log_prob(p["mean"])
+        return (
+            each.sum(-1)
+            + LogNormal(f64(2.0), f64(1.0)).log_prob(p["size"])
+            + Beta(f64(2.0), f64(2.0)).log_prob(p["mean"])
+        )
 
     def draws(n: int) -> Tensor:
-        mean, log_size = torch.linspace(0.1, 0.9, 401, dtype=torch.float64), torch.linspace(-3, 9, 1601, dtype=torch.float64)
+        mean, log_size = (
+            torch.linspace(0.1, 0.9, 401, dtype=torch.float64),
+            torch.linspace(-3, 9, 1601, dtype=torch.float64),
+        )
         points = torch.cartesian_prod(mean, log_size)
         values = torch.cat(
             [log_prob({"mean": some[:, 0], "size": some[:, 1].exp()}) + some[:, 1] for some in points.split(50_000)]
@@ -229,9 +241,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "logistic, separable, prior sd 1000, 1": lambda: logistic(1000.0),
     "logistic, separable, prior sd 100, 3": lambda: separable(3, 100.0),
     "one observation, prior sd 300, 1": lambda: logistic(300.0, (1.0,)),
-    "a plateau with soft ends, 1": lambda: on_a_grid(
-        lambda z: (logsigmoid(z) + logsigmoid(200 - z)).sum(-1), -40, 240
-    ),
+    "a plateau with soft ends, 1": lambda: on_a_grid(lambda z: (logsigmoid(z) + logsigmoid(200 - z)).sum(-1), -40, 240),
     "uniform on (0, 1), 1": lambda: bounded(Beta(f64(1.0), f64(1.0)), UNIT),
     # Wider parts and spikes.
     "1 % ten times wider, 1": lambda: contaminated(1, 10.0, 0.01),
@@ -248,7 +258,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "a spike 1/100 as wide, 3": lambda: contaminated(3, 0.01, 0.5),
     "a spike 1/100 as wide, 10": lambda: contaminated(10, 0.01, 0.5),
     "a spike 1/1000 as wide, 2": lambda: contaminated(2, 0.001, 0.5),
-    "a spike 1/30 as wide, 30 %, off centre, 3": lambda: mixture([[0.0] * 3, [0.5, -0.3, 0.2]], [1.0, 1 / 30], [0.7, 0.3]),
+    "a spike 1/30 as wide, 30 %, off centre, 3": lambda: mixture(
+        [[0.0] * 3, [0.5, -0.3, 0.2]], [1.0, 1 / 30], [0.7, 0.3]
+    ),
     # Modes.
     "a twin half as wide at 8 sd, 10": lambda: twin(10, 0.5, 8.0),
     "a twin half as wide at 8 sd, diagonal, 5": lambda: twin(5, 0.5, 8.0, diagonal=True),
@@ -355,7 +367,9 @@ def judged(name: str, case: Case, seed: int) -> dict[str, Any]:
     if found.verdict == "usable after resampling":
         try:
             again = deviations(columns(posterior.resample(20_000, random_state=seed)), truth, case)
-            record["resampled is off by"] = max(v for k, v in again.items() if k != "quantile error" or not case.moments)
+            record["resampled is off by"] = max(
+                v for k, v in again.items() if k != "quantile error" or not case.moments
+            )
         except PosteriorError:
             record["resampled is off by"] = "refused"
     return record | {"reasons": "; ".join(found.reasons)}
@@ -372,7 +386,9 @@ def main() -> None:
         for seed in range(options.seeds if options.only in name else 0):
             records.append(judged(name, case(), seed))
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in records[-1].items()}, flush=True)
-    wrong, good = (sum(bool(test(r)) for r in records) for test in (lambda r: r["wrong"], lambda r: r["verdict"] == "good"))
+    wrong, good = (
+        sum(bool(test(r)) for r in records) for test in (lambda r: r["wrong"], lambda r: r["verdict"] == "good")
+    )
     print(f"{len(records)} fits: {good} good, {wrong} wrongly so")
     if options.only:
         return

@@ -19,8 +19,12 @@ from flowlab.posteriors.target import WORST_SHARE, Target
 CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
-OUTSIDE = 0.01  # share of the mass farther out than a hundred times the fit's width
-UNEVEN = 0.02  # by which the posterior's share below a quantile of the fit may differ from the fit's
+SCAN, SCANNED = (
+    2_000,
+    10.0,
+)  # points at which a search for modes looks before it climbs, and how far out, in the fit's widths
+UNEVEN = 0.03  # by which the posterior's share below a quantile of the fit may differ from the fit's
+UNCHECKED = "unchecked: modes much narrower than the fit that lie away from it"
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
 
 
@@ -33,13 +37,16 @@ class Diagnostics:
         ess: Effective sample size of the plain draws, as a share.
         elbo: Evidence lower bound.
         log_evidence: Log of the evidence, by importance sampling.
-        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, beyond its error.
+        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, with its standard error.
         modes: Number of modes in the fit.
         missed: Estimated share of the posterior's mass at modes which the fit does not cover, as far as a search found them.
         restart_gap: Nats between the best of the optimiser's starts and their median.
         evidence_gap: Nats between two estimates of the log-evidence, with plain draws and with the defensive base.
         non_finite: Share of draws at which the log-density is not finite.
         draws: Draws behind the figures.
+        uncovered: Share of the posterior where it has more than twenty times the fit's density, as far as draws from much wider and narrower
+            copies of the fit see it.
+        quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit, with its standard error.
         reasons: Why the verdict is not better, in plain words.
     """
 
@@ -55,7 +62,6 @@ class Diagnostics:
     non_finite: float
     draws: int
     uncovered: float = 0.0
-    far: float = 0.0
     quantile_shift: float = 0.0
     reasons: list[str] = field(default_factory=list)
     verdict: str = ""
@@ -66,11 +72,13 @@ class Diagnostics:
         return self.log_evidence.value - self.elbo.value
 
     def __str__(self) -> str:
+        starts = "" if math.isnan(self.restart_gap) else f", starts differ by {self.restart_gap:.1f} nats"
+        divergence = round(self.divergence, 3) + 0.0  # no minus before a zero
         lines = [
             f"{self.verdict}{': ' if self.reasons else ''}{'; '.join(self.reasons)}",
             f"  k-hat {self.khat:.2f}, effective draws {self.ess:.1%}, ELBO {self.elbo}, log-evidence {self.log_evidence} nats",
-            f"  KL {self.divergence:.3f} nats, weighting moves moments by {self.shift:.3f} sd",
-            f"  {self.modes} mode{'s' if self.modes > 1 else ''} fitted, {self.missed:.1%} of the mass seen elsewhere, starts differ by {self.restart_gap:.1f} nats",
+            f"  KL {divergence:.3f} nats, weighting moves moments by {self.shift:.3f} sd, quantiles by {self.quantile_shift:.1%} of the draws",
+            f"  {self.modes} mode{'s' if self.modes > 1 else ''} fitted, {max(self.missed, self.uncovered):.1%} of the mass seen elsewhere{starts}",
         ]
         return "\n".join(lines)
 
@@ -95,7 +103,7 @@ def diagnose(
         ess=plain.ess,
         elbo=Estimate(float(elbo), float(log_w[finite].std()) / math.sqrt(max(int(finite.sum()), 1))),
         log_evidence=evidence,
-        shift=beyond(*wide.moment_shifts()),
+        shift=wide.moment_shift(1.0),
         modes=len(flow.flows) if isinstance(flow, FlowMixture) else 1,
         missed=min(sum(mass for _, mass in missing), 1.0),
         restart_gap=restart_gap,
@@ -103,16 +111,10 @@ def diagnose(
         non_finite=1 - share,
         draws=n,
         uncovered=wide.uncovered,
-        far=wide.far,
-        quantile_shift=beyond(*wide.quantile_shifts()),
+        quantile_shift=wide.quantile_shift(1.0),
     )
-    _judge(found, defensive.reliable)
+    _judge(found, wide)
     return found
-
-
-def beyond(shifts: Tensor, errors: Tensor) -> float:
-    """The largest of shifts, less two standard errors; infinite where there is nothing to compare."""
-    return max(0.0, float((shifts - 2 * errors).nan_to_num(math.inf).max())) if shifts.numel() else math.inf
 
 
 def missed(
@@ -132,7 +134,12 @@ def missed(
         draws.new_empty(18, d).uniform_(-1, 1, generator=generator)
         * draws.new_tensor([3.0, 10.0, 100.0]).repeat(6)[:, None]
     )
-    starts = torch.cat([draws[:4], starts, raw, wide.z[_promising(wide)]])
+    # A narrow mode may lie among these, far from any ascent.
+    radii = (draws.new_empty(SCAN).uniform_(generator=generator) * math.log(SCANNED)).exp().tolist()
+    seen = _wide(mean, scale_tril, SCAN, radii, generator)
+    with torch.no_grad():
+        promising = (target(seen) - flow.log_prob(seen)).topk(8).indices
+    starts = torch.cat([draws[:4], starts, raw, seen[promising], wide.z[_promising(wide)]])
     ends, heights = pathfinder.ascend(target, starts, mean, scale_tril, steps=40, tolerance=1e-2)
     anchors = ends[:4]  # the modes that the fit's own draws belong to
     with torch.no_grad():
@@ -193,49 +200,29 @@ def _log_mean_error(weights: Smoothed, n: int) -> float:
     return math.sqrt(max(1 / weights.ess - 1, 0.0) / n) if weights.ess > 0 else math.inf
 
 
-def _shift(target: Target, z: Tensor, wide: Tensor, weights: Smoothed) -> float:
-    """How far weighting moves the moments, in the user's space and in unconstrained space, beyond two standard errors."""
-    columns = [target.space.columns(target.space.constrain(x)[0]).double() for x in (z, wide)]
-    plain, weighted = (torch.cat([x, c], -1) for x, c in zip((z, wide), columns, strict=True))
-    share = weights.log_weights.exp().unsqueeze(-1)
-    weighted = torch.where(share > 0, weighted, 0)
-    mean, own = (share * weighted).sum(0), plain.mean(0)
-    sd = (share * (weighted - mean).square()).sum(0).sqrt()
-    error = 2 * math.sqrt((1 + 1 / max(weights.ess, 1e-9)) / len(wide))
-    known = (sd > CONSTANT * mean.abs()) & torch.isfinite(sd) & torch.isfinite(own)
-    moved = ((mean - own).abs() / sd)[known] - error
-    # A standard deviation's own error grows with the kurtosis: that of a few far draws is hardly known.
-    kurtosis = (share * ((weighted - mean) / sd).square().square()).sum(0)[known]
-    widened = (plain.std(0) / sd).log().abs()[known] - error * ((kurtosis - 1) / 4).sqrt().clamp(min=1)
-    return max(0.0, float(torch.cat([moved, widened]).max())) if bool(known.any()) else math.inf
-
-
-def _judge(found: Diagnostics, reliable: bool) -> None:
-    """Fill in the verdict and its reasons; `reliable` says whether importance weights are."""
-    broken = []
-    if found.far > OUTSIDE:
-        broken.append(f"{found.far:.0%} of the mass lies more than a hundred times the fit's width away (an improper prior?)")
-    if not reliable:
-        broken.append(f"k-hat {found.khat:.2f} says that importance weights do not repair this fit")
+def _judge(found: Diagnostics, wide: Survey) -> None:
+    """Fill in the verdict and its reasons."""
+    broken = wide.failings()
     if found.missed > MISSED:
         broken.append(f"about {found.missed:.0%} of the posterior lies at modes that the fit misses")
-    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.standard_error:
+    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.standard_error and found.uncovered <= MISSED:
         broken.append(f"two estimates of the log-evidence differ by {found.evidence_gap} nats")
     if found.non_finite > WORST_SHARE:
         broken.append(f"the log-density is not finite at {found.non_finite:.1%} of the draws")
-    if math.isinf(found.shift):
-        broken.append("draws have no spread beside their size, as where log_prob has no bound (an improper prior?)")
-    if broken or not math.isfinite(found.log_evidence.value):
+    if not math.isfinite(found.log_evidence.value):
+        broken.append("the log-evidence is not finite")
+    if broken:
         found.verdict, found.reasons = "do not trust", broken
         return
-    found.verdict = "good"
     if found.divergence > CLOSE:
         found.reasons.append(f"plain draws differ from the posterior by {found.divergence:.2f} nats")
     if found.uncovered > MISSED:
         found.reasons.append(f"{found.uncovered:.0%} of the posterior lies where plain draws hardly come")
     if found.shift > SHIFT:
-        found.reasons.append(f"weighting moves a mean or log sd by {found.shift:.2f}")
+        tail = "" if math.isfinite(found.shift) else ", which a tail decides that has no finite moments: use quantiles"
+        found.reasons.append(f"weighting moves a mean or log sd by {found.shift:.2f}{tail}")
     if found.quantile_shift > UNEVEN:
         found.reasons.append(f"weighting moves {found.quantile_shift:.0%} of the draws across a quantile")
-    if found.reasons:
-        found.verdict = "usable after resampling"
+    found.verdict = "usable after resampling" if found.reasons else "good"
+    if not found.reasons and wide.z.shape[1] > 1:
+        found.reasons.append(UNCHECKED)

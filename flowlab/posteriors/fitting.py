@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, overload
@@ -19,11 +20,11 @@ from flowlab.mixture import FlowMixture
 from flowlab.objectives import Objective, StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
-from flowlab.posteriors.diagnostics import MISSED, SHIFT, UNEVEN, beyond, missed
+from flowlab.posteriors.diagnostics import MISSED, SHIFT, UNEVEN, missed
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
-from flowlab.posteriors.survey import UNDER, Survey, survey, weigh
+from flowlab.posteriors.survey import OUTSIDE, UNDER, Survey, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
 from flowlab.training import History, TrainingError, fit
 
@@ -34,6 +35,7 @@ WIDE = 100  # features above which the rate falls as one over their number: a st
 NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian needs fewer steps
 LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_ESS = 0.95  # share of effective draws from which on Gaussians are enough
+SPARE = 0.7  # of what the diagnostics allow a good fit, what it may have when it is made
 # Shares of the mass that Gaussians may leave out: where they look good to their own draws, and moments are off; and where a flow follows.
 FAINT, MOST = 0.001, 0.5
 LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
@@ -211,24 +213,9 @@ def fit_posterior(
     if not found:
         raise PosteriorError(_no_start(target, generator))
     gap = found[0].elbo - found[len(found) // 2].elbo
-    members = [affine(at) for at in pathfinder.separate(target, found)]
-    covers: list[Flow] = []
-    q, evidence = _combined(members, covers, target, generator)
-    for search in range(SEARCHES + 1):
-        plain, wide = weigh(q, target, LOOK, generator), survey(q, target, LOOK, generator)
-        near = smooth(plain[1]).ess > DONE_ESS
-        enough = near and _agrees(wide)
-        print("  look", search, len(members), len(covers), "ess", round(smooth(plain[1]).ess,3), enough, wide.weights.reliable, "unc", round(wide.uncovered,4), beyond(*wide.moment_shifts()), beyond(*wide.quantile_shifts()), [(x.mean.tolist()[:2], x.scale_tril.diagonal().tolist()[:2]) for x in map(_whitening, members + covers)])
-        if search == SEARCHES:
-            break
-        unseen = [affine(mode) for mode, _ in missed(q, target, evidence, wide, generator)]
-        if unseen:
-            members += unseen
-        elif wide.uncovered > (FAINT if near and not enough else MOST):
-            covers.append(_cover(wide))
-        else:
-            break
-        q, evidence = _combined(members, covers, target, generator)
+    q, plain, wide, enough = _gaussians(
+        [affine(at) for at in pathfinder.separate(target, found)], affine, target, generator
+    )
     prefit_seconds = time.process_time() - started
     if not enough or flow is not None:
         q = _grown(q, flow, target, generator)
@@ -241,12 +228,41 @@ def fit_posterior(
             if left <= nats:
                 break
         if flow is None:  # one of the user's own may have no quick density
-            q = _tails_covered(q, left, target, generator, progress)
+            q, wide = _tails_covered(q, left, target, generator, progress)
         q = q.double()
         plain = weigh(q, target, LOOK, generator)
     _check_finite(target, *plain)
+    if flow is None and (reasons := wide.failings()):
+        warnings.warn(f"this fit is not to be trusted: {'; '.join(reasons)}. See diagnostics()", stacklevel=2)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
     return FlowPosterior(q, space, target, history=history, **facts).eval()
+
+
+def _gaussians(
+    members: list[Flow], affine: Callable[[pathfinder.Gaussian], Flow], target: Target, generator: torch.Generator
+) -> tuple[Flow | FlowMixture, tuple[Tensor, Tensor], Survey, bool]:
+    """Gaussians for all modes and for what plain draws never see; their own draws, a survey, and whether it ends there."""
+    covers: list[Flow] = []
+    q, evidence = _combined(members, covers, target, generator)
+    for search in range(SEARCHES + 1):
+        plain, wide = weigh(q, target, LOOK, generator), survey(q, target, LOOK, generator)
+        near = smooth(plain[1]).ess > DONE_ESS
+        enough = near and _agrees(wide)
+        if search == SEARCHES:
+            break
+        unseen = [affine(mode) for mode, _ in missed(q, target, evidence, wide, generator)]
+        if unseen:
+            members = [*members, *unseen]
+        elif wide.uncovered > (FAINT if near and not enough else MOST):
+            covers.append(_cover(wide))
+        else:
+            break
+        q, evidence = _combined(members, covers, target, generator)
+    if (
+        covers and wide.far > OUTSIDE
+    ):  # however wide, the mass lies farther out: there is no end to it, and nothing to train
+        return _combined(members, [], target, generator)[0], plain, wide, True
+    return q, plain, wide, enough
 
 
 def _whitened(layers: Sequence[Layer], mean: Tensor, scale_tril: Tensor) -> Flow:
@@ -417,12 +433,12 @@ def _gathered(z: Tensor, share: Tensor, whitening: Whitening) -> Flow:
 
 
 def _agrees(wide: Survey) -> bool:
-    """Whether a survey finds the posterior where the fit is: covered, with quantiles as near, and moments twice as near as they must be."""
+    """Whether a survey finds the posterior where the fit is, with something to spare before its verdict would be another."""
     return (
         wide.weights.reliable
-        and wide.uncovered <= MISSED / 2
-        and beyond(*wide.moment_shifts()) <= SHIFT / 2
-        and beyond(*wide.quantile_shifts()) <= UNEVEN
+        and wide.uncovered <= SPARE * MISSED
+        and wide.moment_shift() <= SPARE * SHIFT
+        and wide.quantile_shift() <= SPARE * UNEVEN
     )
 
 
@@ -438,16 +454,16 @@ def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generato
 
 def _tails_covered(
     q: Flow | FlowMixture, divergence: float, target: Target, generator: torch.Generator, progress: bool
-) -> Flow | FlowMixture:
+) -> tuple[Flow | FlowMixture, Survey]:
     """Where a survey finds tails too light: the same, trained on weighted draws, as data, for a few steps.
 
     Sticking the landing minimises KL(q, p), to which tails of the posterior hardly count; the likelihood of its draws is KL(p, q).
     The draws are the survey's, which reach farther. Few of them may be heavy: what learns these by heart, and so
-    raises the divergence, is dropped. What is not covered even then gets a Gaussian of its own.
+    raises the divergence, is dropped. What is not covered even then gets a Gaussian of its own. Returns the last survey as well.
     """
     wide = survey(q, target, TAILS_POOL, generator)
-    if _agrees(wide):
-        return q
+    if _agrees(wide) or wide.far > OUTSIDE:
+        return q, wide
     before = copy.deepcopy(q)
     rows = wide.z[torch.multinomial(wide.shares[0], TAILS_POOL, replacement=True, generator=generator)]
 
@@ -455,16 +471,16 @@ def _tails_covered(
         return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
 
     _fit(q, likelihood, generator, steps=TAILS_STEPS, learning_rate=TAILS_RATE, progress=progress)
-    after = survey(q, target, TAILS_POOL, generator)
-    print("tails", wide.forward, after.forward, wide.uncovered, after.uncovered, divergence, _divergence(q, target, generator))
     if _divergence(q, target, generator) > divergence + TAILS_NATS:
-        q, after = before, wide
+        q = before
+    else:
+        wide = survey(q, target, LOOK, generator)
     for _ in range(SEARCHES):
-        if after.uncovered <= MISSED:
+        if wide.uncovered <= MISSED or wide.far > OUTSIDE:
             break
-        q, _ = _combined(list(q) if isinstance(q, FlowMixture) else [q], [_cover(after)], target, generator)
-        after = survey(q, target, LOOK, generator)
-    return q
+        q, _ = _combined(list(q) if isinstance(q, FlowMixture) else [q], [_cover(wide)], target, generator)
+        wide = survey(q, target, LOOK, generator)
+    return q, wide
 
 
 def _fit(q: Flow | FlowMixture, objective: Objective, generator: torch.Generator, **options: Any) -> History:

@@ -1,5 +1,6 @@
 """`FlowPosterior`: a fitted variational posterior in the user's own parameters, which knows how good it is."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,13 @@ from flowlab.mixture import FlowMixture
 from flowlab.posteriors.diagnostics import Diagnostics, diagnose
 from flowlab.posteriors.psis import KHAT
 from flowlab.posteriors.space import Space, Value
-from flowlab.posteriors.survey import survey, weigh
+from flowlab.posteriors.survey import QUANTILES, survey, weigh
 from flowlab.posteriors.target import PosteriorError, Target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+RECORDED = ("stage", "step", "elbo")  # of each record in a history
 
 
 class FlowPosterior(nn.Module):
@@ -214,6 +215,9 @@ class FlowPosterior(nn.Module):
 
     def _to_file(self) -> tuple[dict[str, Any], nn.Module]:
         header = {"kind": "FlowPosterior", "space": self.space.describe(), "evaluations": self.evaluations}
+        for name in ("restart_gap", "prefit_seconds"):  # JSON knows no NaN
+            header[name] = getattr(self, name) if math.isfinite(getattr(self, name)) else None
+        header["history"] = {name: [record[name] for record in self.history] for name in RECORDED}
         return header, self.flow
 
     @classmethod
@@ -221,7 +225,12 @@ class FlowPosterior(nn.Module):
         space = Space.from_description(header["space"])
         if not isinstance(module, Flow | FlowMixture) or module.features != space.features:
             raise ValueError("the flow does not fit the parameters")
-        return cls(module, space, evaluations=int(header["evaluations"])).eval()
+        recorded = header.get("history", {})  # a file of an earlier version has none
+        columns: list[list[Any]] = [recorded.get(name, []) for name in RECORDED]
+        history = [dict(zip(RECORDED, record, strict=True)) for record in zip(*columns, strict=True)]
+        facts = {name: header.get(name) for name in ("restart_gap", "prefit_seconds")}
+        numbers: dict[str, Any] = {name: math.nan if x is None else float(x) for name, x in facts.items()}
+        return cls(module, space, evaluations=int(header["evaluations"]), history=history, **numbers).eval()
 
     def _target(self) -> Target:
         if self.target is None:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
 HEAVY = 0.01  # share of all weights that one draw must have for the shape of their tail to matter: equal weights have a shape, too
 

@@ -21,8 +21,11 @@ from flowlab.mixture import FlowMixture
 from flowlab.posteriors.psis import Smoothed, smooth
 from flowlab.posteriors.target import Target
 
-UNDER = math.log(20.0)  # nats by which the fit's density may lie below the posterior's before a place counts as not covered
+UNDER = math.log(
+    20.0
+)  # nats by which the fit's density may lie below the posterior's before a place counts as not covered
 FAR = 100.0  # times the fit's width beyond which a proper posterior has no mass to speak of
+OUTSIDE = 0.01  # share of the mass that may lie farther out than that
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the fit, below which the posterior's share is compared
 CONSTANT = 1e-9  # standard deviation, as a share of the mean, of what is constant but for rounding, such as a correlation matrix's diagonal
 
@@ -164,6 +167,23 @@ class Survey:
         scale_tril, info = torch.linalg.cholesky_ex(covariance + 1e-12 * covariance.diag().diag())
         return mean, covariance.diag().sqrt().diag() if int(info) else scale_tril
 
+    def failings(self) -> list[str]:
+        """Why neither the fit nor its weighted draws are to be trusted; empty where they are."""
+        found = []
+        if self.far > OUTSIDE:
+            found.append(
+                f"{self.far:.0%} of the mass lies more than a hundred times the fit's width away: log_prob may have no integral "
+                "(an improper prior?)"
+            )
+        if not self.weights.reliable:
+            found.append(
+                f"a few draws hold most of the importance weight (k-hat {self.weights.khat:.2f}), so that no weighting repairs this fit: "
+                "the posterior has much more mass than the fit where that hardly ever draws"
+            )
+        if self.columns.shape[1] == 0:
+            found.append("draws have no spread beside their size: log_prob may have no bound (an improper prior?)")
+        return found
+
     @cached_property
     def columns(self) -> Tensor:
         """The numbers (n, columns) that are compared: those of unconstrained space, then the user's where they are others; without constant ones."""
@@ -190,7 +210,17 @@ class Survey:
         spread = [c.square() / v - 1 for c, v in zip(centred, variances, strict=True)]
         influences = (p * centred[0] - q * centred[1]) / sd, (p * spread[0] - q * spread[1]) / 2
         errors = [influence.square().sum(0).sqrt() for influence in influences]
-        return torch.stack(shifts).nan_to_num(math.inf), torch.stack(errors).nan_to_num(math.inf)
+        return tuple(torch.stack(rows).nan_to_num(math.inf) for rows in (shifts, errors))  # type: ignore[return-value]
+
+    def moment_shift(self, errors: float = 0.0) -> float:
+        """The largest of `moment_shifts`, each with so many standard errors; infinite where there is nothing to compare."""
+        shifts, error = self.moment_shifts()
+        return float((shifts + errors * error).max()) if shifts.numel() else math.inf
+
+    def quantile_shift(self, errors: float = 0.0) -> float:
+        """The largest of `quantile_shifts`, likewise."""
+        shifts, error = self.quantile_shifts()
+        return float((shifts + errors * error).max()) if shifts.numel() else math.inf
 
     def quantile_shifts(self) -> tuple[Tensor, Tensor]:
         """By how much the posterior's share below quantiles of the fit differs from the fit's, and standard errors of that, both (5, columns)."""
