@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlab.bases import Gaussian
 from flowlab.flow import Flow
-from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh, Whitening
+from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh
 from flowlab.layers.coupling import alternating_mask
 from flowlab.mixture import FlowMixture
 from flowlab.objectives import Objective, StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
 from flowlab.posteriors.diagnostics import MISSED, SHIFT, UNEVEN, missed
+from flowlab.posteriors.gaussians import LOOK, combined, cover, merged, parts, united, whitened, whitening_of
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
-from flowlab.posteriors.survey import OUTSIDE, UNDER, Survey, survey, weigh
+from flowlab.posteriors.survey import OUTSIDE, Survey, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
 from flowlab.training import History, TrainingError, fit
 
@@ -33,7 +33,6 @@ SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
 AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
 NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian needs fewer steps
-LOOK = 3_000  # draws by which a fit decides whether it is done
 DONE_ESS = 0.95  # share of effective draws from which on Gaussians are enough
 SPARE = 0.7  # of what the diagnostics allow a good fit, what it may have when it is made
 # Shares of the mass that Gaussians may leave out: where they look good to their own draws, and moments are off; and where a flow follows.
@@ -199,15 +198,15 @@ def fit_posterior(
 
     def affine(at: pathfinder.Gaussian) -> Flow:
         """The Gaussian that an affine map trained from this one ends at."""
-        start = _whitened([], at.mean, at.scale_tril)
+        start = whitened([], at.mean, at.scale_tril)
         ess = smooth(weigh(start, target, LOOK // 4, generator)[1]).ess
         if ess > EXACT:
             return start
-        trained = _whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
+        trained = whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
         steps = NEAR_STEPS if ess > NEAR else AFFINE_STEPS
         rate = AFFINE_RATE * min(1.0, WIDE / space.features)
         train(trained, "affine", steps=steps, draws=AFFINE_DRAWS, learning_rate=rate)
-        return _merged(trained)
+        return merged(trained)
 
     found = pathfinder.find(target, pathfinder.finite_starts(target, STARTS, SPREAD, generator), generator)
     if not found:
@@ -223,7 +222,7 @@ def fit_posterior(
             options = {"steps": max(round(length * steps), 1), "draws": max(round(width * draws), 1)}
             train(q, "flow", learning_rate=learning_rate, **options)
             if isinstance(q, FlowMixture):
-                q, _ = _combined(list(q), [], target, generator)
+                q, _ = combined(list(q), [], target, generator)
             left = _divergence(q, target, generator)
             if left <= nats:
                 break
@@ -243,52 +242,26 @@ def _gaussians(
 ) -> tuple[Flow | FlowMixture, tuple[Tensor, Tensor], Survey, bool]:
     """Gaussians for all modes and for what plain draws never see; their own draws, a survey, and whether it ends there."""
     covers: list[Flow] = []
-    q, evidence = _combined(members, covers, target, generator)
+    q, evidence = combined(members, covers, target, generator)
     for search in range(SEARCHES + 1):
         plain, wide = weigh(q, target, LOOK, generator), survey(q, target, LOOK, generator)
         near = smooth(plain[1]).ess > DONE_ESS
         enough = near and _agrees(wide)
-        if search == SEARCHES:
+        if search == SEARCHES or (wide.far > OUTSIDE and not wide.weights.reliable):
             break
         unseen = [affine(mode) for mode, _ in missed(q, target, evidence, wide, generator)]
         if unseen:
             members = [*members, *unseen]
         elif wide.uncovered > (FAINT if near and not enough else MOST):
-            covers.append(_cover(wide))
+            covers.append(cover(wide))
         else:
             break
-        q, evidence = _combined(members, covers, target, generator)
+        q, evidence = combined(members, covers, target, generator)
     if (
         covers and wide.far > OUTSIDE
     ):  # however wide, the mass lies farther out: there is no end to it, and nothing to train
-        return _combined(members, [], target, generator)[0], plain, wide, True
+        return combined(members, [], target, generator)[0], plain, wide, True
     return q, plain, wide, enough
-
-
-def _whitened(layers: Sequence[Layer], mean: Tensor, scale_tril: Tensor) -> Flow:
-    """Layers in the coordinates that a Gaussian whitens."""
-    features = len(mean)
-    whitening = Whitening(features).double()
-    whitening.mean.copy_(mean)
-    whitening.scale_tril.copy_(scale_tril)
-    whitening.initialised.fill_(True)
-    return Flow(Gaussian(features).double(), [*layers, whitening])
-
-
-def _whitening(member: Flow) -> Whitening:
-    """The last layer of a Gaussian, or of a flow around one."""
-    layer = list(member)[-1]
-    assert isinstance(layer, Whitening)
-    return layer
-
-
-@torch.no_grad()
-def _merged(flow: Flow) -> Flow:
-    """A chain of a linear layer and a whitening as one whitening."""
-    features = flow.features
-    corners = torch.cat([torch.zeros(1, features, dtype=torch.float64), torch.eye(features, dtype=torch.float64)])
-    images = flow.from_noise(corners)
-    return _whitened([], images[0], pathfinder.triangular((images[1:] - images[0]).T))
 
 
 def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: torch.Generator) -> Flow | FlowMixture:
@@ -303,7 +276,7 @@ def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: 
     heaviest = weights.index(max(weights))
     grown = []
     for i, group in enumerate(groups):
-        member = _united([members[j] for j in group], q.weights[group])
+        member = united([members[j] for j in group], q.weights[group])
         own = flow if i == heaviest else None
         grown.append(member if weights[i] < LIGHT else _flow_around(member, own, generator))
     return FlowMixture(grown, weights) if len(grown) > 1 else grown[0]
@@ -311,7 +284,7 @@ def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: 
 
 def _flow_around(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
     """A Gaussian's whitening behind a flow that is the identity at first."""
-    whitening = _whitening(member)
+    whitening = whitening_of(member)
     if flow is not None:
         return Flow(flow.base, [*flow, whitening])
     features = member.features
@@ -341,7 +314,7 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
 
     A density may well have one, as the neck of a funnel has a mode of its own, but hardly any mass.
     """
-    (first, first_width, first_factor), (last, last_width, last_factor) = _parts(a), _parts(b)
+    (first, first_width, first_factor), (last, last_width, last_factor) = parts(a), parts(b)
     noise = torch.empty(draws, a.features, dtype=torch.float64).normal_(generator=generator)
     bounds = []
     for t in torch.linspace(0, 1, steps).tolist():
@@ -349,87 +322,6 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
         scale_tril = first_width.log().lerp(last_width.log(), t).exp().unsqueeze(1) * factor
         bounds.append(float(target(mean + noise @ scale_tril.T).mean() + scale_tril.diagonal().log().sum()))
     return min(bounds[1:-1]) > min(bounds[0], bounds[-1])
-
-
-def _parts(member: Flow) -> tuple[Tensor, Tensor, Tensor]:
-    """A Gaussian's mean, standard deviations, and Cholesky factor of the correlations."""
-    whitening = _whitening(member)
-    width = whitening.scale_tril.norm(dim=1)
-    return whitening.mean, width, whitening.scale_tril / width.unsqueeze(1)
-
-
-@torch.no_grad()
-def _united(members: Sequence[Flow], weights: Tensor) -> Flow:
-    """The Gaussian with the moments of a mixture of Gaussians."""
-    means = torch.stack([_whitening(member).mean for member in members])
-    scales = torch.stack([_whitening(member).scale_tril for member in members])
-    root = (weights / weights.sum()).sqrt()
-    mean = (root.square().unsqueeze(1) * means).sum(0)
-    parts = torch.cat([scales, (means - mean).unsqueeze(2)], 2) * root.view(-1, 1, 1)
-    return _whitened([], mean, pathfinder.triangular(torch.cat(list(parts), 1)))
-
-
-def _combined(
-    members: Sequence[Flow], covers: list[Flow], target: Target, generator: torch.Generator, rounds: int = 5
-) -> tuple[Flow | FlowMixture, float]:
-    """Members and covers as one distribution, each weighted by the posterior's mass near it, and the log-evidence.
-
-    Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm 1: for the weights alone where there are no covers. These
-    move, in place, to where the mass is, and so do Gaussian members for whose every number twenty draws and more speak.
-    """
-    if len(members) + len(covers) == 1:
-        return members[0], smooth(weigh(members[0], target, LOOK // 4, generator)[1]).log_mean
-    count = len(members) + len(covers)
-    numbers = members[0].features * (members[0].features + 3) / 2
-    members = list(members)
-    shares = torch.full((count,), 1 / count, dtype=torch.float64)
-    for _ in range(rounds):
-        mixture = FlowMixture([*members, *covers], shares)
-        if covers:
-            wide = survey(mixture, target, 2 * LOOK, generator)
-            z, weights = wide.z, wide.shares[0]
-        else:
-            z, log_w = weigh(mixture, target, LOOK, generator)
-            weights = smooth(log_w).log_weights.exp()
-        with torch.no_grad():
-            belongs = (mixture.member_log_prob(z) + shares.log().unsqueeze(1)).softmax(0)
-        shares = (belongs * weights).sum(1).clamp(min=1e-6)
-        shares = shares / shares.sum()
-        for i, own in enumerate([*members, *covers] if covers else []):
-            weight = belongs[i] * weights
-            known = float(weight.sum().square() / weight.square().sum()) > 20 * numbers
-            if i >= len(members):
-                covers[i - len(members)] = _gathered(z, weight, _whitening(own))
-            elif known and len(own.layers) == 1:
-                members[i] = _gathered(z, weight, _whitening(own))
-    mixture = FlowMixture([*members, *covers], shares)
-    return mixture, smooth(weigh(mixture, target, LOOK, generator)[1]).log_mean
-
-
-def _cover(wide: Survey) -> Flow:
-    """A Gaussian where a fit has too little, of the moments of the draws that a survey saw there."""
-    short = torch.where(wide.excess > UNDER, wide.shares[0], 0)
-    return _gathered(wide.z, short, _whitening(_whitened([], *wide.own_moments)))
-
-
-def _gathered(z: Tensor, share: Tensor, whitening: Whitening) -> Flow:
-    """The Gaussian with the moments of weighted draws z (n, features).
-
-    Few draws say little of a covariance: by as much it is drawn towards equal variances in the coordinates of the whitening; that of a
-    single draw is its distance from the centre there.
-    """
-    mean, scale_tril = whitening.mean, whitening.scale_tril
-    d = len(mean)
-    u = torch.linalg.solve_triangular(scale_tril, (z - mean).T, upper=False).T
-    u = torch.where(share.unsqueeze(1) > 0, u, 0)
-    share = (share / share.sum()).unsqueeze(1)
-    effective = float(1 / share.square().sum())
-    centre = (share * u).sum(0)
-    spread = share.sqrt() * (u - centre)
-    level = float(spread.square().sum() + centre.square().sum() / effective) / d
-    known = (effective - 1) / (effective - 1 + d)
-    parts = torch.cat([math.sqrt(known) * spread, math.sqrt((1 - known) * level) * torch.eye(d, dtype=z.dtype)])
-    return _whitened([], mean + scale_tril @ centre, pathfinder.triangular(scale_tril @ parts.T))
 
 
 def _agrees(wide: Survey) -> bool:
@@ -471,14 +363,15 @@ def _tails_covered(
         return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
 
     _fit(q, likelihood, generator, steps=TAILS_STEPS, learning_rate=TAILS_RATE, progress=progress)
-    if _divergence(q, target, generator) > divergence + TAILS_NATS:
-        q = before
+    after = survey(q, target, TAILS_POOL, generator)
+    if after.forward < wide.forward and _divergence(q, target, generator) < divergence + TAILS_NATS:
+        wide = after
     else:
-        wide = survey(q, target, LOOK, generator)
+        q = before
     for _ in range(SEARCHES):
         if wide.uncovered <= MISSED or wide.far > OUTSIDE:
             break
-        q, _ = _combined(list(q) if isinstance(q, FlowMixture) else [q], [_cover(wide)], target, generator)
+        q, _ = combined(list(q) if isinstance(q, FlowMixture) else [q], [cover(wide)], target, generator)
         wide = survey(q, target, LOOK, generator)
     return q, wide
 

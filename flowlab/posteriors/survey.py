@@ -27,6 +27,7 @@ UNDER = math.log(
 FAR = 100.0  # times the fit's width beyond which a proper posterior has no mass to speak of
 OUTSIDE = 0.01  # share of the mass that may lie farther out than that
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the fit, below which the posterior's share is compared
+TRIM = 1e-6  # share of the mass on either side that moments leave out
 CONSTANT = 1e-9  # standard deviation, as a share of the mean, of what is constant but for rounding, such as a correlation matrix's diagonal
 
 
@@ -151,11 +152,21 @@ class Survey:
         return float((share * self.excess)[share > 0].sum())
 
     @cached_property
-    def far(self) -> float:
-        """Share of the posterior that lies farther out than a hundred times the fit's width."""
+    def outside(self) -> Tensor:
+        """Which draws (n,) lie farther out than a hundred times the fit's width."""
         mean, scale_tril = self.own_moments
-        inner = torch.linalg.solve_triangular(scale_tril, (self.z - mean).T, upper=False).norm(dim=0)
-        return float(self.shares[0][inner > FAR * math.sqrt(self.z.shape[1])].sum())
+        radius = torch.linalg.solve_triangular(scale_tril, (self.z - mean).T, upper=False).norm(dim=0)
+        return radius > FAR * math.sqrt(self.z.shape[1])
+
+    @property
+    def far(self) -> float:
+        """Share of the posterior that lies there."""
+        return float(self.shares[0][self.outside].sum())
+
+    @property
+    def endless(self) -> bool:
+        """Whether the mass lies so far out that a few draws have most of it, but not since the density would rise: its tail has no integral."""
+        return self.far > OUTSIDE and not self.weights.reliable and not bool(self.outside[self.log_p.argmax()])
 
     @cached_property
     def own_moments(self) -> tuple[Tensor, Tensor]:
@@ -186,7 +197,10 @@ class Survey:
 
     @cached_property
     def columns(self) -> Tensor:
-        """The numbers (n, columns) that are compared: those of unconstrained space, then the user's where they are others; without constant ones."""
+        """The numbers (n, columns) that are compared: those of unconstrained space, then the user's where they are others; without constant ones.
+
+        They are cut off at quantiles so far out that hardly a million draws would pass them: exponentials overflow there.
+        """
         value, _ = self.target.space.constrain(self.z)
         user = self.target.space.columns(value).double()
         x = user if isinstance(value, Tensor) else torch.cat([self.z, user], 1)
@@ -194,7 +208,8 @@ class Survey:
         x = torch.where((p > 0) | (q > 0), x, 0)  # no weight times infinity
         mean = (p * x).sum(0)
         constant = (p * (x - mean).square()).sum(0).sqrt() <= CONSTANT * mean.abs()
-        return x[:, ~constant]
+        x = x[:, ~constant]
+        return x.clamp(*_weighted_quantiles(x, sum(self.shares) / 2, (TRIM, 1 - TRIM)))
 
     def moment_shifts(self) -> tuple[Tensor, Tensor]:
         """How far the posterior's moments are from the fit's, and standard errors of that, both (2, columns).
@@ -226,19 +241,21 @@ class Survey:
         """By how much the posterior's share below quantiles of the fit differs from the fit's, and standard errors of that, both (5, columns)."""
         p, q = (share.unsqueeze(1) for share in self.shares)
         shifts, errors = [], []
-        for level, quantile in zip(QUANTILES, _weighted_quantiles(self.columns, self.shares[1]), strict=True):
+        for level, quantile in zip(
+            QUANTILES, _weighted_quantiles(self.columns, self.shares[1], QUANTILES), strict=True
+        ):
             below = (self.columns <= quantile).double()
             shifts.append(((p - q) * below).sum(0).abs())
             errors.append(((p - q) * (below - level)).square().sum(0).sqrt())
         return torch.stack(shifts), torch.stack(errors)
 
 
-def _weighted_quantiles(x: Tensor, share: Tensor) -> Tensor:
+def _weighted_quantiles(x: Tensor, share: Tensor, levels: Sequence[float]) -> Tensor:
     """Quantiles (levels, columns) of columns x (n, columns) with weights (n,)."""
     values, order = x.sort(0)
     place = share[order].cumsum(0).T.contiguous()
-    levels = torch.tensor(QUANTILES, dtype=x.dtype).expand(len(place), -1).contiguous()
-    return values.gather(0, torch.searchsorted(place, levels).clamp(max=len(x) - 1).T)
+    wanted = torch.tensor(levels, dtype=x.dtype).expand(len(place), -1).contiguous()
+    return values.gather(0, torch.searchsorted(place, wanted).clamp(max=len(x) - 1).T)
 
 
 @torch.no_grad()
