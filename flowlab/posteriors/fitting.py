@@ -24,6 +24,7 @@ from flowlab.posteriors.gaussians import LOOK, combined, cover, merged, parts, u
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
+from flowlab.posteriors.sparing import sparing
 from flowlab.posteriors.survey import OUTSIDE, Survey, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
 from flowlab.training import History, TrainingError, fit
@@ -102,10 +103,11 @@ def fit_posterior(
     """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
-    150 steps of sticking the landing, or 50 where it is near already; then a search for modes not yet covered. Where importance weights say that this
-    is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
+    150 steps of sticking the landing, or 50 where it is near already; then a search for modes not yet covered, and a survey by draws from much wider and
+    narrower copies of the Gaussians: what these see and plain draws never reach gets a Gaussian that adaptive importance sampling moves there.
+    Where 95 % of the draws are effective, and the survey finds moments and quantiles where they should be, it ends there. Else a flow of affine couplings and tails of any weight is trained in the
     coordinates that the affine map whitens, in up to three rounds: a second follows where more than 0.01 nats are left after the first,
-    a third where more than 0.03 are. Where k-hat then finds tails too light, a hundred steps on weighted draws follow. Several modes become a mixture
+    a third where more than 0.03 are. Where a survey then finds tails too light, steps on weighted draws follow. Several modes become a mixture
     of such flows, weighted by their evidence.
 
     With `context`, many data sets of one kind, a single flow with a context learns the posterior of each, and of new ones: see
@@ -132,6 +134,9 @@ def fit_posterior(
 
     Returns:
         The posterior; ask its `diagnostics()` before using it. With `context` an `AmortizedPosterior`; ask its `diagnostics(context)`.
+
+    Warns:
+        UserWarning: The fit itself has seen that it is not to be trusted, as where the density has no integral (an improper prior).
 
     Raises:
         ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
@@ -183,6 +188,24 @@ def fit_posterior(
     # Of two sizes, since a function of a single draw may return as many numbers by chance.
     for batch in (points, points.repeat(2, 1)):
         target.check(batch)
+    with sparing(target):
+        posterior, wide = _fitted(target, flow, steps, draws, learning_rate, generator, progress, started)
+    if wide is not None and (reasons := wide.failings()):
+        warnings.warn(f"this fit is not to be trusted: {'; '.join(reasons)}. See diagnostics()", stacklevel=2)
+    return posterior
+
+
+def _fitted(
+    target: Target,
+    flow: Flow | None,
+    steps: int,
+    draws: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    progress: bool,
+    started: float,
+) -> tuple[FlowPosterior, Survey | None]:
+    """What `fit_posterior` does once its arguments are right; the posterior, and a last survey unless the flow is the user's."""
     history: list[dict[str, Any]] = []
 
     def train(q: Flow | FlowMixture, stage: str, *, draws: int, **options: Any) -> None:
@@ -202,9 +225,9 @@ def fit_posterior(
         ess = smooth(weigh(start, target, LOOK // 4, generator)[1]).ess
         if ess > EXACT:
             return start
-        trained = whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
+        trained = whitened([LULinear(target.space.features).double()], at.mean, at.scale_tril)
         steps = NEAR_STEPS if ess > NEAR else AFFINE_STEPS
-        rate = AFFINE_RATE * min(1.0, WIDE / space.features)
+        rate = AFFINE_RATE * min(1.0, WIDE / target.space.features)
         train(trained, "affine", steps=steps, draws=AFFINE_DRAWS, learning_rate=rate)
         return merged(trained)
 
@@ -231,10 +254,9 @@ def fit_posterior(
         q = q.double()
         plain = weigh(q, target, LOOK, generator)
     _check_finite(target, *plain)
-    if flow is None and (reasons := wide.failings()):
-        warnings.warn(f"this fit is not to be trusted: {'; '.join(reasons)}. See diagnostics()", stacklevel=2)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
-    return FlowPosterior(q, space, target, history=history, **facts).eval()
+    posterior = FlowPosterior(q, target.space, target, history=history, **facts).eval()
+    return posterior, None if flow is not None else wide
 
 
 def _gaussians(

@@ -14,6 +14,7 @@ from flowlab.mixture import FlowMixture
 from flowlab.posteriors.diagnostics import Diagnostics, diagnose
 from flowlab.posteriors.psis import KHAT
 from flowlab.posteriors.space import Space, Value
+from flowlab.posteriors.sparing import sparing
 from flowlab.posteriors.survey import QUANTILES, survey, weigh
 from flowlab.posteriors.target import PosteriorError, Target
 
@@ -104,10 +105,13 @@ class FlowPosterior(nn.Module):
         """How good the fit is: k-hat, effective sample size, evidence, missed modes, and a verdict.
 
         "good": plain draws can be used as they are. "usable after resampling": take draws from `resample`. "do not trust":
-        neither; `reasons` say why. No finite search can rule out a mode that nothing points to: of two equal modes in five dimensions, one
+        neither; `reasons` say why. Beside plain draws as many come from much wider and narrower copies of the fit, so that what it does not reach is
+        seen. No finite search can rule out a mode that nothing points to, and `reasons` say that, too: of two equal modes in five dimensions, one
         twenty times narrower than the other, the narrow one is not found, and the verdict is "good" (benchmarks/results/posteriors.md).
+        It runs in one thread where the log-density is quick.
         """
-        return diagnose(self.flow, self._target(), n, self._generator(random_state), self.restart_gap)
+        with sparing(self._target()):
+            return diagnose(self.flow, self._target(), n, self._generator(random_state), self.restart_gap)
 
     @torch.no_grad()
     def resample(self, n: int, random_state: int = 0) -> Value:
@@ -119,7 +123,8 @@ class FlowPosterior(nn.Module):
             PosteriorError: The weights are worthless: k-hat is 0.7 or more.
         """
         generator = self._generator(random_state)
-        wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
+        with sparing(self._target()):
+            wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
         z, smoothed = wide.z, wide.weights
         if not smoothed.reliable:
             raise PosteriorError(

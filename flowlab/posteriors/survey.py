@@ -209,7 +209,7 @@ class Survey:
         mean = (p * x).sum(0)
         constant = (p * (x - mean).square()).sum(0).sqrt() <= CONSTANT * mean.abs()
         x = x[:, ~constant]
-        return x.clamp(*_weighted_quantiles(x, sum(self.shares) / 2, (TRIM, 1 - TRIM)))
+        return x.clamp(*_weighted_quantiles(x, (p + q).squeeze(1) / 2, (TRIM, 1 - TRIM)))
 
     def moment_shifts(self) -> tuple[Tensor, Tensor]:
         """How far the posterior's moments are from the fit's, and standard errors of that, both (2, columns).
