@@ -279,9 +279,7 @@ def _gaussians(
         else:
             break
         q, evidence = combined(members, covers, target, generator)
-    if (
-        covers and wide.far > OUTSIDE
-    ):  # however wide, the mass lies farther out: there is no end to it, and nothing to train
+    if wide.endless or (covers and wide.far > OUTSIDE):  # however wide, the mass lies farther out: nothing to train
         return combined(members, [], target, generator)[0], plain, wide, True
     return q, plain, wide, enough
 

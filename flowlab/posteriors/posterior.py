@@ -21,6 +21,7 @@ from flowlab.posteriors.target import PosteriorError, Target
 if TYPE_CHECKING:
     import pandas as pd
 
+AMPLE = 3  # effective draws for each that is resampled, from which on it is without replacement
 RECORDED = ("stage", "step", "elbo")  # of each record in a history
 
 
@@ -117,7 +118,8 @@ class FlowPosterior(nn.Module):
     def resample(self, n: int, random_state: int = 0) -> Value:
         """n draws whose distribution is corrected by Pareto-smoothed importance weights.
 
-        They are taken without replacement from ten times as many draws (at least 10,000), with probabilities given by the weights.
+        They are taken from ten times as many draws (at least 10,000), with probabilities given by the weights: without replacement, unless fewer than
+        three effective draws are there for each of them, since so many would have to be taken that their weights no longer showed.
 
         Raises:
             PosteriorError: The weights are worthless: k-hat is 0.7 or more.
@@ -130,10 +132,13 @@ class FlowPosterior(nn.Module):
             raise PosteriorError(
                 f"importance weights cannot correct this fit: k-hat is {smoothed.khat:.2f}, {KHAT} is the limit. See diagnostics()"
             )
-        # The n largest of log-weight plus Gumbel noise are a sample without replacement.
-        noise = -torch.empty_like(smoothed.log_weights).exponential_(generator=generator).log()
-        chosen = (smoothed.log_weights + noise).topk(n).indices
-        chosen = chosen[torch.randperm(n, generator=generator, device=chosen.device)]
+        if smoothed.ess * len(z) > AMPLE * n:
+            # The n largest of log-weight plus Gumbel noise are a sample without replacement.
+            noise = -torch.empty_like(smoothed.log_weights).exponential_(generator=generator).log()
+            chosen = (smoothed.log_weights + noise).topk(n).indices
+            chosen = chosen[torch.randperm(n, generator=generator, device=chosen.device)]
+        else:
+            chosen = torch.multinomial(smoothed.log_weights.exp(), n, replacement=True, generator=generator)
         return self.space.constrain(z[chosen])[0]
 
     def summary(self, n: int = 10_000, *, resample: bool = False, random_state: int = 0) -> "pd.DataFrame":
