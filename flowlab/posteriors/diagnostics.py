@@ -46,6 +46,7 @@ class Diagnostics:
         draws: Draws behind the figures.
         uncovered: Share of the posterior where it has more than twenty times the fit's density, as far as draws from much wider and narrower
             copies of the fit see it.
+        heaviest: Largest share of the weights that one draw has. The shape of their tail, k-hat, says something from 1 % on.
         quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit, with its standard error.
         reasons: Why the verdict is not better, in plain words.
     """
@@ -63,6 +64,7 @@ class Diagnostics:
     draws: int
     uncovered: float = 0.0
     quantile_shift: float = 0.0
+    heaviest: float = 0.0
     reasons: list[str] = field(default_factory=list)
     verdict: str = ""
 
@@ -76,7 +78,7 @@ class Diagnostics:
         divergence = round(self.divergence, 3) + 0.0  # no minus before a zero
         lines = [
             f"{self.verdict}{': ' if self.reasons else ''}{'; '.join(self.reasons)}",
-            f"  k-hat {self.khat:.2f}, effective draws {self.ess:.1%}, ELBO {self.elbo}, log-evidence {self.log_evidence} nats",
+            f"  k-hat {self.khat:.2f} (largest weight {self.heaviest:.2%}), effective draws {self.ess:.1%}, ELBO {self.elbo}, log-evidence {self.log_evidence} nats",
             f"  KL {divergence:.3f} nats, weighting moves moments by {self.shift:.3f} sd, quantiles by {self.quantile_shift:.1%} of the draws",
             f"  {self.modes} mode{'s' if self.modes > 1 else ''} fitted, {max(self.missed, self.uncovered):.1%} of the mass seen elsewhere{starts}",
         ]
@@ -112,6 +114,7 @@ def diagnose(
         draws=n,
         uncovered=wide.uncovered,
         quantile_shift=wide.quantile_shift(1.0),
+        heaviest=float(defensive.log_weights.max().exp()),
     )
     _judge(found, wide)
     return found

@@ -269,7 +269,7 @@ def _gaussians(
         plain, wide = weigh(q, target, LOOK, generator), survey(q, target, LOOK, generator)
         near = smooth(plain[1]).ess > DONE_ESS
         enough = near and _agrees(wide)
-        if search == SEARCHES or (wide.far > OUTSIDE and not wide.weights.reliable):
+        if search == SEARCHES or wide.rising:
             break
         unseen = [affine(mode) for mode, _ in missed(q, target, evidence, wide, generator)]
         if unseen:
@@ -279,7 +279,7 @@ def _gaussians(
         else:
             break
         q, evidence = combined(members, covers, target, generator)
-    if wide.endless or (covers and wide.far > OUTSIDE):  # however wide, the mass lies farther out: nothing to train
+    if covers and wide.far > OUTSIDE:  # however wide, the mass lies farther out: nothing to train
         return combined(members, [], target, generator)[0], plain, wide, True
     return q, plain, wide, enough
 

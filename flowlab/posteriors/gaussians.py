@@ -91,6 +91,8 @@ def combined(
         shares = shares / shares.sum()
         for i, own in enumerate([*members, *covers] if covers else []):
             weight = belongs[i] * weights
+            if not float(weight.sum()) > 0:
+                continue
             known = float(weight.sum().square() / weight.square().sum()) > SPEAK * numbers
             if i >= len(members):
                 covers[i - len(members)] = gathered(z, weight, whitening_of(own))

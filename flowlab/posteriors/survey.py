@@ -164,9 +164,9 @@ class Survey:
         return float(self.shares[0][self.outside].sum())
 
     @property
-    def endless(self) -> bool:
-        """Whether the mass lies so far out that a few draws have most of it, but not since the density would rise: its tail has no integral."""
-        return self.far > OUTSIDE and not self.weights.reliable and not bool(self.outside[self.log_p.argmax()])
+    def rising(self) -> bool:
+        """Whether the mass lies there, at a few draws, since the density rises: it has no bound, and nothing will cover it."""
+        return self.far > OUTSIDE and not self.weights.reliable and bool(self.outside[self.log_p.argmax()])
 
     @cached_property
     def own_moments(self) -> tuple[Tensor, Tensor]:
