@@ -262,10 +262,16 @@ def _weighted_quantiles(x: Tensor, share: Tensor, levels: Sequence[float]) -> Te
 def survey(flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator) -> Survey:
     """Look at a posterior by n draws of a defended fit; draws that overflow count as places without density."""
     wide = defended(flow, generator)
-    z, log_own = wide.rsample_and_log_prob((n,), generator=generator)
+    if isinstance(flow, Flow) and isinstance(wide, Flow):  # nothing need be inverted where the noise is known
+        noise = wide.base.rsample((n,), generator)
+        z, log_det = flow.forward(noise)
+        log_own, log_q = wide.base.log_prob(noise) - log_det, flow.base.log_prob(noise) - log_det
+    else:
+        z, log_own = wide.rsample_and_log_prob((n,), generator=generator)
+        log_q = flow.log_prob(z.nan_to_num(0.0))
     finite = torch.isfinite(z).all(1) & torch.isfinite(log_own)
     z = torch.where(finite.unsqueeze(1), z, 0).double()
-    log_q = torch.where(finite, flow.log_prob(z.to(flow.dtype)), -math.inf).nan_to_num(nan=-math.inf)
+    log_q = torch.where(finite, log_q, -math.inf).nan_to_num(nan=-math.inf)
     log_p = torch.full_like(log_own, -math.inf)
     log_p[finite] = target(z[finite])
     return Survey(target, z, log_p.double(), log_q.double(), torch.where(finite, log_own, 0).double())
