@@ -111,8 +111,9 @@ class FlowPosterior(nn.Module):
         twenty times narrower than the other, the narrow one is not found, and the verdict is "good" (benchmarks/results/posteriors.md).
         It runs in one thread where the log-density is quick.
         """
-        with sparing(self._target()):
-            return diagnose(self.flow, self._target(), n, self._generator(random_state), self.restart_gap)
+        target, generator = self._target(), self._generator(random_state)
+        with sparing(target, generator.device):
+            return diagnose(self.flow, target, n, generator, self.restart_gap)
 
     @torch.no_grad()
     def resample(self, n: int, random_state: int = 0) -> Value:
@@ -125,7 +126,7 @@ class FlowPosterior(nn.Module):
             PosteriorError: The weights are worthless: k-hat is 0.7 or more.
         """
         generator = self._generator(random_state)
-        with sparing(self._target()):
+        with sparing(self._target(), generator.device):
             wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
         z, smoothed = wide.z, wide.weights
         if not smoothed.reliable:

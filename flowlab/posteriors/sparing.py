@@ -16,10 +16,10 @@ LONG = 0.01
 
 
 @contextmanager
-def sparing(target: Target) -> Iterator[None]:
-    """One thread of torch inside the block, unless a batch of draws is so much work that the threads set before pay."""
+def sparing(target: Target, device: torch.device | str = "cpu") -> Iterator[None]:
+    """One thread of torch inside the block, unless a batch of draws is so much work that the threads set before pay, or the work is a GPU's."""
     before = torch.get_num_threads()
-    if before == 1:
+    if before == 1 or torch.device(device).type != "cpu":
         yield
         return
     with threads(1):

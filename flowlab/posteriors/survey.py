@@ -254,7 +254,7 @@ def _weighted_quantiles(x: Tensor, share: Tensor, levels: Sequence[float]) -> Te
     """Quantiles (levels, columns) of columns x (n, columns) with weights (n,)."""
     values, order = x.sort(0)
     place = share[order].cumsum(0).T.contiguous()
-    wanted = torch.tensor(levels, dtype=x.dtype).expand(len(place), -1).contiguous()
+    wanted = x.new_tensor(levels).expand(len(place), -1).contiguous()
     return values.gather(0, torch.searchsorted(place, wanted).clamp(max=len(x) - 1).T)
 
 
