@@ -37,7 +37,7 @@ NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian 
 DONE_ESS = 0.95  # share of effective draws from which on Gaussians are enough
 SPARE = 0.7  # of what the diagnostics allow a good fit, what it may have when it is made
 # Shares of the mass that Gaussians may leave out: where they look good to their own draws, and moments are off; and where a flow follows.
-FAINT, MOST = 0.001, 0.5
+FAINT, MOST = 0.001, 0.8
 LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 # Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
@@ -371,7 +371,8 @@ def _tails_covered(
 
     Sticking the landing minimises KL(q, p), to which tails of the posterior hardly count; the likelihood of its draws is KL(p, q).
     The draws are the survey's, which reach farther. Few of them may be heavy: what learns these by heart, and so
-    raises the divergence, is dropped. What is not covered even then gets a Gaussian of its own. Returns the last survey as well.
+    raises the divergence, is dropped. What is not covered even then gets a Gaussian of its own, under the same
+    condition. Returns the last survey as well.
     """
     wide = survey(q, target, TAILS_POOL, generator)
     if _agrees(wide) or wide.far > OUTSIDE:
@@ -391,8 +392,10 @@ def _tails_covered(
     for _ in range(SEARCHES):
         if wide.uncovered <= MISSED or wide.far > OUTSIDE:
             break
-        q, _ = combined(list(q) if isinstance(q, FlowMixture) else [q], [cover(wide)], target, generator)
-        wide = survey(q, target, LOOK, generator)
+        wider, _ = combined(list(q) if isinstance(q, FlowMixture) else [q], [cover(wide)], target, generator)
+        if _divergence(wider, target, generator) > divergence + TAILS_NATS:
+            break
+        q, wide = wider, survey(wider, target, LOOK, generator)
     return q, wide
 
 
