@@ -33,7 +33,7 @@ class Diagnostics:
     """What importance sampling says of an approximate posterior; everything in nats or shares.
 
     Attributes:
-        khat: Shape of the tail of the importance weights, with a defensive base; 0.7 and less is reliable.
+        khat: Shape of the tail of the importance weights, with a defensive base; 0.7 and less is reliable, and so is more where no draw is heavy.
         ess: Effective sample size of the plain draws, as a share.
         elbo: Evidence lower bound.
         log_evidence: Log of the evidence, by importance sampling.
