@@ -8,7 +8,7 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick bench-fuzz docs clean
+.PHONY: help demo test test-slow test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick bench-fuzz bench-verdicts docs clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -83,6 +83,9 @@ bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows a
 
 bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; exporting all presets is long
 	$(BIN)/python benchmarks/ecosystem.py
+
+bench-verdicts: $(READY)  ## is a posterior's verdict ever better than the posterior? half an hour
+	$(BIN)/python benchmarks/verdicts.py
 
 bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
 	$(BIN)/python benchmarks/quick.py

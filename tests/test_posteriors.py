@@ -24,9 +24,10 @@ from torch.distributions import (
 
 import flowlab
 from flowlab.posteriors import FlowPosterior, PosteriorError, fit_posterior, pathfinder
-from flowlab.posteriors.diagnostics import Defensive, missed
+from flowlab.posteriors.diagnostics import missed
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space
+from flowlab.posteriors.survey import Defensive, survey
 from flowlab.posteriors.target import Target
 
 QUIET = {"progress": False}
@@ -278,6 +279,10 @@ def test_a_posterior_survives_a_file(named, tmp_path):
     assert all(torch.equal(x[name], again[name]) for name in x)
     with pytest.raises(PosteriorError, match="attach"):
         loaded.diagnostics()
+    assert (loaded.restart_gap, loaded.prefit_seconds) == (named.restart_gap, named.prefit_seconds)
+    assert loaded.history == named.history
+    assert loaded.plot_elbo().axes
+    assert "nan" not in str(FlowPosterior(loaded.flow, loaded.space).attach(log_prior).diagnostics(1000))
     assert loaded.attach(log_prior).elbo(2000).value == pytest.approx(named.elbo(2000).value, abs=1e-9)
 
 
@@ -325,7 +330,7 @@ def test_resampling_corrects_a_fit_that_is_too_narrow(named):
 
 def test_resampling_refuses_where_weights_are_worthless():
     posterior = fit_posterior(Independent(Normal(torch.zeros(5).double(), 0.1), 1).log_prob, features=5, **QUIET)
-    posterior.attach(Independent(Normal(torch.full((5,), 0.5).double(), 1.0), 1).log_prob)
+    posterior.attach(Independent(Normal(torch.full((5,), 5.0).double(), 0.1), 1).log_prob)
     assert posterior.diagnostics().verdict == "do not trust"
     with pytest.raises(PosteriorError, match="k-hat"):
         posterior.resample(100)
@@ -390,12 +395,18 @@ def test_pareto_smoothing_of_weights_without_a_tail():
     assert float(smooth(weights).log_weights[0]) == -math.inf
 
 
-def test_the_defensive_base_is_normalised_and_draws_from_its_density(generator):
-    base = Defensive(1)
-    grid = torch.linspace(-200, 200, 200_001, dtype=torch.float64).unsqueeze(-1)
-    assert float(base.log_prob(grid).exp().sum() * 0.002) == pytest.approx(1.0, abs=1e-5)
-    z = base.rsample((200_000,), generator)
-    assert float(z.var()) == pytest.approx(0.85 + 0.15 * 5 / 3, abs=0.02)
+@pytest.mark.parametrize("features", [1, 2, 5])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_the_defensive_base_has_its_density_and_covers_all_scales(features, scale, generator):
+    """Importance weights from it to round and to lopsided normal distributions of any scale have mean one."""
+    base = Defensive(features)
+    z = base.rsample((100_000,), generator)
+    round_ = Normal(0.0, scale).log_prob(z).sum(-1)
+    lopsided = Normal(0.0, scale).log_prob(z[:, 0]) + Normal(0.0, 1.0).log_prob(z[:, 1:]).sum(-1)
+    for log_p in (round_, lopsided):
+        weights = (log_p - base.log_prob(z)).exp()
+        assert float(weights.mean()) == pytest.approx(1.0, abs=4 * float(weights.std()) / math.sqrt(len(z)) + 1e-3)
+        assert float(weights.sum().square() / weights.square().sum()) > 50
 
 
 def test_pathfinder_finds_an_exact_gaussian_and_the_search_its_missing_twin(generator):
@@ -406,6 +417,7 @@ def test_pathfinder_finds_an_exact_gaussian_and_the_search_its_missing_twin(gene
     assert torch.allclose(found.scale_tril @ found.scale_tril.T, truth.covariance_matrix, rtol=1e-4, atol=1e-6)
     both = modes([[0.0, 0.0], [20.0, 0.0]], [0.9, 0.1])
     flow = flowlab.Flow(flowlab.bases.Gaussian(2).double(), [])
-    ((mode, mass),) = missed(flow, Target(both.log_prob, Space(2)), math.log(0.9), generator)
+    target = Target(both.log_prob, Space(2))
+    ((mode, mass),) = missed(flow, target, math.log(0.9), survey(flow, target, 3000, generator), generator)
     assert torch.allclose(mode.mode, torch.tensor([20.0, 0.0], dtype=torch.float64), atol=0.01)
     assert mass == pytest.approx(0.1 / 0.9, rel=0.1)

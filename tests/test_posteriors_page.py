@@ -20,7 +20,12 @@ def test_blocks(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         pages.run_blocks(SECTIONS[section], PAGE)
     printed = capsys.readouterr().out
     if section == "Is it any good?":
-        for words in ("good\n", "usable after resampling [", "do not trust\n", "importance weights cannot correct"):
+        for words in (
+            "good: unchecked",
+            "usable after resampling [",
+            "do not trust: ",
+            "importance weights cannot correct",
+        ):
             assert words in printed
     if section == "A log-density over numbers":
         assert printed == "good\n"

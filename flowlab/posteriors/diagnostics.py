@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flowlab.bases import Base, Gaussian
 from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.psis import Smoothed, smooth
+from flowlab.posteriors.survey import UNDER, Survey, moments, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, Target
 
-KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
-ESS = 0.98  # or where this share of the draws is effective, whatever the tail looks like
 CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
-CONSTANT = 1e-9  # standard deviation, as a share of the mean, of what is constant but for rounding, such as a correlation matrix's diagonal
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
-UNDER = math.log(20.0)
-SCAN = 2_000  # points at which a search for modes looks before it climbs
+SCAN, SCANNED = (
+    2_000,
+    10.0,
+)  # points at which a search for modes looks before it climbs, and how far out, in the fit's widths
+UNEVEN = 0.03  # by which the posterior's share below a quantile of the fit may differ from the fit's
+UNCHECKED = "unchecked: modes much narrower than the fit that lie away from it"
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
 
 
@@ -32,17 +33,21 @@ class Diagnostics:
     """What importance sampling says of an approximate posterior; everything in nats or shares.
 
     Attributes:
-        khat: Shape of the tail of the importance weights, with a defensive base; 0.7 and less is reliable.
+        khat: Shape of the tail of the importance weights, with a defensive base; 0.7 and less is reliable, and so is more where no draw is heavy.
         ess: Effective sample size of the plain draws, as a share.
         elbo: Evidence lower bound.
         log_evidence: Log of the evidence, by importance sampling.
-        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, beyond its error.
+        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, with its standard error.
         modes: Number of modes in the fit.
         missed: Estimated share of the posterior's mass at modes which the fit does not cover, as far as a search found them.
         restart_gap: Nats between the best of the optimiser's starts and their median.
         evidence_gap: Nats between two estimates of the log-evidence, with plain draws and with the defensive base.
         non_finite: Share of draws at which the log-density is not finite.
         draws: Draws behind the figures.
+        uncovered: Share of the posterior where it has more than twenty times the fit's density, as far as draws from much wider and narrower
+            copies of the fit see it.
+        heaviest: Largest share of the weights that one draw has. The shape of their tail, k-hat, says something from 1 % on.
+        quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit, with its standard error.
         reasons: Why the verdict is not better, in plain words.
     """
 
@@ -57,6 +62,9 @@ class Diagnostics:
     evidence_gap: Estimate[float]
     non_finite: float
     draws: int
+    uncovered: float = 0.0
+    quantile_shift: float = 0.0
+    heaviest: float = 0.0
     reasons: list[str] = field(default_factory=list)
     verdict: str = ""
 
@@ -66,119 +74,75 @@ class Diagnostics:
         return self.log_evidence.value - self.elbo.value
 
     def __str__(self) -> str:
+        starts = "" if math.isnan(self.restart_gap) else f", starts differ by {self.restart_gap:.1f} nats"
+        divergence = round(self.divergence, 3) + 0.0  # no minus before a zero
         lines = [
             f"{self.verdict}{': ' if self.reasons else ''}{'; '.join(self.reasons)}",
-            f"  k-hat {self.khat:.2f}, effective draws {self.ess:.1%}, ELBO {self.elbo}, log-evidence {self.log_evidence} nats",
-            f"  KL {self.divergence:.3f} nats, weighting moves moments by {self.shift:.3f} sd",
-            f"  {self.modes} mode{'s' if self.modes > 1 else ''} fitted, {self.missed:.1%} of the mass seen elsewhere, starts differ by {self.restart_gap:.1f} nats",
+            f"  k-hat {self.khat:.2f} (largest weight {self.heaviest:.2%}), effective draws {self.ess:.1%}, ELBO {self.elbo}, log-evidence {self.log_evidence} nats",
+            f"  KL {divergence:.3f} nats, weighting moves moments by {self.shift:.3f} sd, quantiles by {self.quantile_shift:.1%} of the draws",
+            f"  {self.modes} mode{'s' if self.modes > 1 else ''} fitted, {max(self.missed, self.uncovered):.1%} of the mass seen elsewhere{starts}",
         ]
         return "\n".join(lines)
-
-
-class Defensive(Base):
-    """Noise for importance weights that stay bounded where a posterior's tails are heavier: 85 % N(0, I), 15 % multivariate Student-t with 5 degrees of freedom.
-
-    Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions".
-    """
-
-    like: Tensor
-    SHARE, DF = 0.15, 5.0
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
-        self.register_buffer("like", torch.zeros((), dtype=torch.float64))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        d, df = self.features, self.DF
-        square = z.square().sum(-1)
-        normal = -square / 2 - d * LOG_SQRT_2PI
-        constant = math.lgamma((df + d) / 2) - math.lgamma(df / 2) - d / 2 * math.log(df * math.pi)
-        student = constant - (df + d) / 2 * torch.log1p(square / df)
-        return torch.logaddexp(normal + math.log1p(-self.SHARE), student + math.log(self.SHARE))
-
-    def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        z = self.like.new_empty((*shape, self.features)).normal_(generator=generator)
-        gamma = torch._standard_gamma(self.like.new_full((*shape, 1), self.DF / 2), generator) * 2 / self.DF
-        wide = self.like.new_empty((*shape, 1)).uniform_(generator=generator) < self.SHARE
-        return torch.where(wide, z / gamma.sqrt(), z)
-
-
-def defended(flow: Flow | FlowMixture) -> Flow | FlowMixture:
-    """The same flow, sharing its layers, with the defensive base in place of a standard normal one."""
-    if isinstance(flow, FlowMixture):
-        return FlowMixture([defended(member) for member in flow], flow.weights)
-    if not isinstance(flow.base, Gaussian) or flow.base.learnable:
-        return flow
-    return Flow(Defensive(flow.features).to(flow.base.loc), flow.layers)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def weigh(flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws (n, features) in unconstrained space and their log-weights log p − log q (n,)."""
-    z, log_q = flow.rsample_and_log_prob((n,), generator=generator)
-    return z, (target(z) - log_q).double()
 
 
 def diagnose(
     flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator, restart_gap: float = math.nan
 ) -> Diagnostics:
     """Look at a fitted flow from all sides; it is in double precision."""
-    z, log_w = weigh(flow, target, n, generator)
-    wide, wide_log_w = weigh(defended(flow), target, n, generator)
-    plain, defensive = smooth(log_w), smooth(wide_log_w)
+    _, log_w = weigh(flow, target, n, generator)
+    wide = survey(flow, target, n, generator)
+    plain, defensive = smooth(log_w), wide.weights
     finite = torch.isfinite(log_w)
     share = float(finite.double().mean())
     elbo = log_w[finite].mean() if share > 0 else torch.tensor(-math.inf)
     errors = [_log_mean_error(weights, n) for weights in (plain, defensive)]
-    best = int(errors[1] < errors[0])
+    best = int(errors[1] < errors[0] or wide.uncovered > MISSED)
     evidence = Estimate((plain, defensive)[best].log_mean, errors[best])
     gap = Estimate(abs(plain.log_mean - defensive.log_mean), math.hypot(*errors))
-    missing = missed(flow, target, evidence.value, generator) if share > 0 else []
+    missing = missed(flow, target, evidence.value, wide, generator) if share > 0 else []
     found = Diagnostics(
         khat=defensive.khat,
         ess=plain.ess,
         elbo=Estimate(float(elbo), float(log_w[finite].std()) / math.sqrt(max(int(finite.sum()), 1))),
         log_evidence=evidence,
-        shift=_shift(target, z[finite], wide, defensive),
+        shift=wide.moment_shift(1.0),
         modes=len(flow.flows) if isinstance(flow, FlowMixture) else 1,
         missed=min(sum(mass for _, mass in missing), 1.0),
         restart_gap=restart_gap,
         evidence_gap=gap,
         non_finite=1 - share,
         draws=n,
+        uncovered=wide.uncovered,
+        quantile_shift=wide.quantile_shift(1.0),
+        heaviest=float(defensive.log_weights.max().exp()),
     )
-    _judge(found)
+    _judge(found, wide)
     return found
 
 
 def missed(
-    flow: Flow | FlowMixture, target: Target, log_evidence: float, generator: torch.Generator
+    flow: Flow | FlowMixture, target: Target, log_evidence: float, wide: Survey, generator: torch.Generator
 ) -> list[tuple[pathfinder.Gaussian, float]]:
     """Modes that the fit does not cover, each with the share of the posterior's mass that lies there, the heaviest first.
 
-    Ascents start far out, in the fit's own units and in those of unconstrained space. The mass of a mode counts where the fit's
-    density is less than a twentieth of the posterior's, and is estimated by importance sampling from a Gaussian at the mode.
+    Ascents start far out, in the fit's own units and in those of unconstrained space, and at what a survey saw and the fit does not cover. The mass of a mode
+    counts where the fit's density is less than a twentieth of the posterior's, and is estimated by importance sampling from a Gaussian at the mode.
     """
     d = flow.features
     with torch.no_grad():
         draws = flow.rsample((1000,), generator=generator)
-    mean = draws.mean(0)
-    covariance = draws.T.cov().reshape(d, d) + 1e-12 * draws.var(0).diag()
-    scale_tril, info = torch.linalg.cholesky_ex(covariance)
-    if int(info):
-        scale_tril = draws.std(0).diag()
+    mean, scale_tril = moments(draws)
     starts = _wide(mean, scale_tril, 60, (3.0, 10.0, 30.0, 100.0, 300.0), generator)
     raw = (
         draws.new_empty(18, d).uniform_(-1, 1, generator=generator)
         * draws.new_tensor([3.0, 10.0, 100.0]).repeat(6)[:, None]
     )
-    seen = _wide(
-        mean, scale_tril, SCAN, (1.0, 2.0, 4.0, 8.0), generator
-    )  # a narrow mode may lie among these, far from any ascent
+    # A narrow mode may lie among these, far from any ascent.
+    radii = (draws.new_empty(SCAN).uniform_(generator=generator) * math.log(SCANNED)).exp().tolist()
+    seen = _wide(mean, scale_tril, SCAN, radii, generator)
     with torch.no_grad():
         promising = (target(seen) - flow.log_prob(seen)).topk(8).indices
-    starts = torch.cat([draws[:4], starts, raw, seen[promising]])
+    starts = torch.cat([draws[:4], starts, raw, seen[promising], wide.z[_promising(wide)]])
     ends, heights = pathfinder.ascend(target, starts, mean, scale_tril, steps=40, tolerance=1e-2)
     anchors = ends[:4]  # the modes that the fit's own draws belong to
     with torch.no_grad():
@@ -194,6 +158,14 @@ def missed(
     candidates = [c for c in candidates if all(pathfinder.valley(target, c.mode, known) for known in anchors)]
     masses = [(c, _missed_mass(flow, target, c, log_evidence, generator)) for c in candidates]
     return sorted(((c, mass) for c, mass in masses if mass > MISSED), key=lambda pair: -pair[1])
+
+
+def _promising(wide: Survey, each: int = 4) -> Tensor:
+    """Draws of a survey that lie where the fit has too little: the densest, those of the most mass, and those that lack most."""
+    excess = torch.where(torch.isfinite(wide.log_p), wide.excess, -math.inf)
+    short = torch.where(excess > UNDER, 0.0, -math.inf)
+    by = (wide.log_p + short, wide.shares[0].log() + short, excess)
+    return torch.cat([value.topk(min(each, len(excess))).indices for value in by]).unique()
 
 
 def _wide(mean: Tensor, scale_tril: Tensor, n: int, radii: Sequence[float], generator: torch.Generator) -> Tensor:
@@ -231,43 +203,29 @@ def _log_mean_error(weights: Smoothed, n: int) -> float:
     return math.sqrt(max(1 / weights.ess - 1, 0.0) / n) if weights.ess > 0 else math.inf
 
 
-def _shift(target: Target, z: Tensor, wide: Tensor, weights: Smoothed) -> float:
-    """How far weighting moves the moments, in the user's space and in unconstrained space, beyond two standard errors."""
-    columns = [target.space.columns(target.space.constrain(x)[0]).double() for x in (z, wide)]
-    plain, weighted = (torch.cat([x, c], -1) for x, c in zip((z, wide), columns, strict=True))
-    share = weights.log_weights.exp().unsqueeze(-1)
-    weighted = torch.where(share > 0, weighted, 0)
-    mean, own = (share * weighted).sum(0), plain.mean(0)
-    sd = (share * (weighted - mean).square()).sum(0).sqrt()
-    error = 2 * math.sqrt((1 + 1 / max(weights.ess, 1e-9)) / len(wide))
-    known = (sd > CONSTANT * mean.abs()) & torch.isfinite(sd) & torch.isfinite(own)
-    moved = ((mean - own).abs() / sd)[known] - error
-    # A standard deviation's own error grows with the kurtosis: that of a few far draws is hardly known.
-    kurtosis = (share * ((weighted - mean) / sd).square().square()).sum(0)[known]
-    widened = (plain.std(0) / sd).log().abs()[known] - error * ((kurtosis - 1) / 4).sqrt().clamp(min=1)
-    return max(0.0, float(torch.cat([moved, widened]).max())) if bool(known.any()) else math.inf
-
-
-def _judge(found: Diagnostics) -> None:
+def _judge(found: Diagnostics, wide: Survey) -> None:
     """Fill in the verdict and its reasons."""
-    broken = []
-    if found.khat >= KHAT and found.ess <= ESS:
-        broken.append(f"k-hat {found.khat:.2f} says that importance weights do not repair this fit")
+    broken = wide.failings()
     if found.missed > MISSED:
         broken.append(f"about {found.missed:.0%} of the posterior lies at modes that the fit misses")
-    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.standard_error:
+    if found.evidence_gap.value > AGREE + 4 * found.evidence_gap.standard_error and found.uncovered <= MISSED:
         broken.append(f"two estimates of the log-evidence differ by {found.evidence_gap} nats")
     if found.non_finite > WORST_SHARE:
         broken.append(f"the log-density is not finite at {found.non_finite:.1%} of the draws")
-    if math.isinf(found.shift):
-        broken.append("draws have no spread beside their size, as where log_prob has no bound (an improper prior?)")
-    if broken or not math.isfinite(found.log_evidence.value):
+    if not math.isfinite(found.log_evidence.value):
+        broken.append("the log-evidence is not finite")
+    if broken:
         found.verdict, found.reasons = "do not trust", broken
         return
-    found.verdict = "good"
     if found.divergence > CLOSE:
         found.reasons.append(f"plain draws differ from the posterior by {found.divergence:.2f} nats")
+    if found.uncovered > MISSED:
+        found.reasons.append(f"{found.uncovered:.0%} of the posterior lies where plain draws hardly come")
     if found.shift > SHIFT:
-        found.reasons.append(f"weighting moves a mean or log sd by {found.shift:.2f}")
-    if found.reasons:
-        found.verdict = "usable after resampling"
+        tail = "" if math.isfinite(found.shift) else ", which a tail decides that has no finite moments: use quantiles"
+        found.reasons.append(f"weighting moves a mean or log sd by {found.shift:.2f}{tail}")
+    if found.quantile_shift > UNEVEN:
+        found.reasons.append(f"weighting moves {found.quantile_shift:.0%} of the draws across a quantile")
+    found.verdict = "usable after resampling" if found.reasons else "good"
+    if not found.reasons and wide.z.shape[1] > 1:
+        found.reasons.append(UNCHECKED)

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, overload
@@ -11,18 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlab.bases import Gaussian
 from flowlab.flow import Flow
-from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh, Whitening
+from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh
 from flowlab.layers.coupling import alternating_mask
 from flowlab.mixture import FlowMixture
 from flowlab.objectives import Objective, StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
-from flowlab.posteriors.diagnostics import defended, missed, weigh
+from flowlab.posteriors.diagnostics import MISSED, SHIFT, UNEVEN, missed
+from flowlab.posteriors.gaussians import LOOK, combined, cover, merged, parts, united, whitened, whitening_of
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space, Supports
+from flowlab.posteriors.sparing import sparing
+from flowlab.posteriors.survey import OUTSIDE, Survey, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
 from flowlab.training import History, TrainingError, fit
 
@@ -31,17 +34,17 @@ SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
 AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
 NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian needs fewer steps
-LOOK = 3_000  # draws by which a fit decides whether it is done
-DONE_KHAT, DONE_ESS = 0.5, 0.95  # an affine map is enough
-NEARLY_ALL = 0.99
+DONE_ESS = 0.95  # share of effective draws from which on Gaussians are enough
+SPARE = 0.7  # of what the diagnostics allow a good fit, what it may have when it is made
+# Shares of the mass that Gaussians may leave out: where they look good to their own draws, and moments are off; and where a flow follows.
+FAINT, MOST = 0.001, 0.8
 LIGHT = 0.01  # share of the mass below which a mode keeps its Gaussian
 EXACT = 0.998  # the mode is not the mean: a Gaussian found by curvature alone must be closer than one that was trained
 # Training goes in rounds, of so many times `steps` and `draws`; none follows where so few nats are left, .01 being 98 % effective draws
 # where all weights are near one. A later round costs more, and must be worth it.
 ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.03), (1.0, 2.0, math.inf))
-TAILS_KHAT, TAILS_ESS = 0.6, 0.3  # k-hat from which on tails are trained, where this share of draws is effective
 TAILS_NATS = 0.05  # what they may cost
-TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 100, 256, 3e-4
+TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 300, 256, 1e-3
 ADVICE = "Where a parameter is bounded, say so in supports=…; where a computation overflows, rewrite it in logarithms"
 SEARCHES = 3  # rounds in which modes that the fit misses are looked for
 
@@ -100,10 +103,11 @@ def fit_posterior(
     """Approximate a posterior, known by its unnormalised log-density, as closely as it needs.
 
     First Gaussians along the paths of 16 optimisers, one for each mode that they find; then a full-rank affine map for each by
-    150 steps of sticking the landing, or 50 where it is near already; then a search for modes not yet covered. Where importance weights say that this
-    is good (k-hat below 0.5, 95 % effective draws) it ends there. Else a flow of affine couplings and tails of any weight is trained in the
+    150 steps of sticking the landing, or 50 where it is near already; then a search for modes not yet covered, and a survey by draws from much wider and
+    narrower copies of the Gaussians: what these see and plain draws never reach gets a Gaussian that adaptive importance sampling moves there.
+    Where 95 % of the draws are effective, and the survey finds moments and quantiles where they should be, it ends there. Else a flow of affine couplings and tails of any weight is trained in the
     coordinates that the affine map whitens, in up to three rounds: a second follows where more than 0.01 nats are left after the first,
-    a third where more than 0.03 are. Where k-hat then finds tails too light, a hundred steps on weighted draws follow. Several modes become a mixture
+    a third where more than 0.03 are. Where a survey then finds tails too light, steps on weighted draws follow. Several modes become a mixture
     of such flows, weighted by their evidence.
 
     With `context`, many data sets of one kind, a single flow with a context learns the posterior of each, and of new ones: see
@@ -130,6 +134,9 @@ def fit_posterior(
 
     Returns:
         The posterior; ask its `diagnostics()` before using it. With `context` an `AmortizedPosterior`; ask its `diagnostics(context)`.
+
+    Warns:
+        UserWarning: The fit itself has seen that it is not to be trusted, as where the density has no integral (an improper prior).
 
     Raises:
         ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
@@ -181,6 +188,24 @@ def fit_posterior(
     # Of two sizes, since a function of a single draw may return as many numbers by chance.
     for batch in (points, points.repeat(2, 1)):
         target.check(batch)
+    with sparing(target):
+        posterior, wide = _fitted(target, flow, steps, draws, learning_rate, generator, progress, started)
+    if wide is not None and (reasons := wide.failings()):
+        warnings.warn(f"this fit is not to be trusted: {'; '.join(reasons)}. See diagnostics()", stacklevel=2)
+    return posterior
+
+
+def _fitted(
+    target: Target,
+    flow: Flow | None,
+    steps: int,
+    draws: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    progress: bool,
+    started: float,
+) -> tuple[FlowPosterior, Survey | None]:
+    """What `fit_posterior` does once its arguments are right; the posterior, and a last survey unless the flow is the user's."""
     history: list[dict[str, Any]] = []
 
     def train(q: Flow | FlowMixture, stage: str, *, draws: int, **options: Any) -> None:
@@ -196,72 +221,67 @@ def fit_posterior(
 
     def affine(at: pathfinder.Gaussian) -> Flow:
         """The Gaussian that an affine map trained from this one ends at."""
-        start = _whitened([], at.mean, at.scale_tril)
+        start = whitened([], at.mean, at.scale_tril)
         ess = smooth(weigh(start, target, LOOK // 4, generator)[1]).ess
         if ess > EXACT:
             return start
-        trained = _whitened([LULinear(space.features).double()], at.mean, at.scale_tril)
+        trained = whitened([LULinear(target.space.features).double()], at.mean, at.scale_tril)
         steps = NEAR_STEPS if ess > NEAR else AFFINE_STEPS
-        rate = AFFINE_RATE * min(1.0, WIDE / space.features)
+        rate = AFFINE_RATE * min(1.0, WIDE / target.space.features)
         train(trained, "affine", steps=steps, draws=AFFINE_DRAWS, learning_rate=rate)
-        return _merged(trained)
+        return merged(trained)
 
     found = pathfinder.find(target, pathfinder.finite_starts(target, STARTS, SPREAD, generator), generator)
     if not found:
         raise PosteriorError(_no_start(target, generator))
     gap = found[0].elbo - found[len(found) // 2].elbo
-    members = [affine(at) for at in pathfinder.separate(target, found)]
-    q, evidence = _combined(members, target, generator)
-    for _ in range(SEARCHES):
-        unseen = [mode for mode, _ in missed(q, target, evidence, generator)]
-        if not unseen:
-            break
-        members += [affine(at) for at in unseen]
-        q, evidence = _combined(members, target, generator)
-    enough = flow is None and _is_good(q, target, generator)
+    q, plain, wide, enough = _gaussians(
+        [affine(at) for at in pathfinder.separate(target, found)], affine, target, generator
+    )
     prefit_seconds = time.process_time() - started
-    if not enough:
+    if not enough or flow is not None:
         q = _grown(q, flow, target, generator)
         for length, width, nats in ROUNDS:
             options = {"steps": max(round(length * steps), 1), "draws": max(round(width * draws), 1)}
             train(q, "flow", learning_rate=learning_rate, **options)
             if isinstance(q, FlowMixture):
-                q, _ = _combined(list(q), target, generator)
+                q, _ = combined(list(q), [], target, generator)
             left = _divergence(q, target, generator)
             if left <= nats:
                 break
         if flow is None:  # one of the user's own may have no quick density
-            q = _tails_covered(q, left, target, generator, progress)
+            q, wide = _tails_covered(q, left, target, generator, progress)
         q = q.double()
-    _check_finite(q, target, generator)
+        plain = weigh(q, target, LOOK, generator)
+    _check_finite(target, *plain)
     facts: dict[str, Any] = {"restart_gap": gap, "evaluations": target.evaluations, "prefit_seconds": prefit_seconds}
-    return FlowPosterior(q, space, target, history=history, **facts).train(False)
+    posterior = FlowPosterior(q, target.space, target, history=history, **facts).train(False)
+    return posterior, None if flow is not None else wide
 
 
-def _whitened(layers: Sequence[Layer], mean: Tensor, scale_tril: Tensor) -> Flow:
-    """Layers in the coordinates that a Gaussian whitens."""
-    features = len(mean)
-    whitening = Whitening(features).double()
-    whitening.mean.copy_(mean)
-    whitening.scale_tril.copy_(scale_tril)
-    whitening.initialised.fill_(True)
-    return Flow(Gaussian(features).double(), [*layers, whitening])
-
-
-def _whitening(member: Flow) -> Whitening:
-    """The last layer of a Gaussian, or of a flow around one."""
-    layer = list(member)[-1]
-    assert isinstance(layer, Whitening)
-    return layer
-
-
-@torch.no_grad()
-def _merged(flow: Flow) -> Flow:
-    """A chain of a linear layer and a whitening as one whitening."""
-    features = flow.features
-    corners = torch.cat([torch.zeros(1, features, dtype=torch.float64), torch.eye(features, dtype=torch.float64)])
-    images = flow.from_noise(corners)
-    return _whitened([], images[0], pathfinder.triangular((images[1:] - images[0]).T))
+def _gaussians(
+    members: list[Flow], affine: Callable[[pathfinder.Gaussian], Flow], target: Target, generator: torch.Generator
+) -> tuple[Flow | FlowMixture, tuple[Tensor, Tensor], Survey, bool]:
+    """Gaussians for all modes and for what plain draws never see; their own draws, a survey, and whether it ends there."""
+    covers: list[Flow] = []
+    q, evidence = combined(members, covers, target, generator)
+    for search in range(SEARCHES + 1):
+        plain, wide = weigh(q, target, LOOK, generator), survey(q, target, LOOK, generator)
+        near = smooth(plain[1]).ess > DONE_ESS
+        enough = near and _agrees(wide)
+        if search == SEARCHES or wide.rising:
+            break
+        unseen = [affine(mode) for mode, _ in missed(q, target, evidence, wide, generator)]
+        if unseen:
+            members = [*members, *unseen]
+        elif wide.uncovered > (FAINT if near and not enough else MOST):
+            covers.append(cover(wide))
+        else:
+            break
+        q, evidence = combined(members, covers, target, generator)
+    if covers and wide.far > OUTSIDE:  # however wide, the mass lies farther out: nothing to train
+        return combined(members, [], target, generator)[0], plain, wide, True
+    return q, plain, wide, enough
 
 
 def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: torch.Generator) -> Flow | FlowMixture:
@@ -276,7 +296,7 @@ def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: 
     heaviest = weights.index(max(weights))
     grown = []
     for i, group in enumerate(groups):
-        member = _united([members[j] for j in group], q.weights[group])
+        member = united([members[j] for j in group], q.weights[group])
         own = flow if i == heaviest else None
         grown.append(member if weights[i] < LIGHT else _flow_around(member, own, generator))
     return FlowMixture(grown, weights) if len(grown) > 1 else grown[0]
@@ -284,7 +304,7 @@ def _grown(q: Flow | FlowMixture, flow: Flow | None, target: Target, generator: 
 
 def _flow_around(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
     """A Gaussian's whitening behind a flow that is the identity at first."""
-    whitening = _whitening(member)
+    whitening = whitening_of(member)
     if flow is not None:
         return Flow(flow.base, [*flow, whitening])
     features = member.features
@@ -314,7 +334,7 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
 
     A density may well have one, as the neck of a funnel has a mode of its own, but hardly any mass.
     """
-    (first, first_width, first_factor), (last, last_width, last_factor) = _parts(a), _parts(b)
+    (first, first_width, first_factor), (last, last_width, last_factor) = parts(a), parts(b)
     noise = torch.empty(draws, a.features, dtype=torch.float64).normal_(generator=generator)
     bounds = []
     for t in torch.linspace(0, 1, steps).tolist():
@@ -324,52 +344,14 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator, step
     return min(bounds[1:-1]) > min(bounds[0], bounds[-1])
 
 
-def _parts(member: Flow) -> tuple[Tensor, Tensor, Tensor]:
-    """A Gaussian's mean, standard deviations, and Cholesky factor of the correlations."""
-    whitening = _whitening(member)
-    width = whitening.scale_tril.norm(dim=1)
-    return whitening.mean, width, whitening.scale_tril / width.unsqueeze(1)
-
-
-@torch.no_grad()
-def _united(members: Sequence[Flow], weights: Tensor) -> Flow:
-    """The Gaussian with the moments of a mixture of Gaussians."""
-    means = torch.stack([_whitening(member).mean for member in members])
-    scales = torch.stack([_whitening(member).scale_tril for member in members])
-    root = (weights / weights.sum()).sqrt()
-    mean = (root.square().unsqueeze(1) * means).sum(0)
-    parts = torch.cat([scales, (means - mean).unsqueeze(2)], 2) * root.view(-1, 1, 1)
-    return _whitened([], mean, pathfinder.triangular(torch.cat(list(parts), 1)))
-
-
-def _combined(
-    members: Sequence[Flow], target: Target, generator: torch.Generator, rounds: int = 5
-) -> tuple[Flow | FlowMixture, float]:
-    """The members as one distribution, each weighted by the posterior's mass near it, and the log-evidence.
-
-    Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm 1, for the weights alone.
-    """
-    if len(members) == 1:
-        return members[0], smooth(weigh(members[0], target, LOOK // 4, generator)[1]).log_mean
-    shares = torch.full((len(members),), 1 / len(members), dtype=torch.float64)
-    for _ in range(rounds):
-        mixture = FlowMixture(members, shares)
-        z, log_w = weigh(mixture, target, LOOK, generator)
-        weights = smooth(log_w).log_weights.exp()
-        with torch.no_grad():
-            belongs = (mixture.member_log_prob(z) + shares.log().unsqueeze(1)).softmax(0)
-        shares = (belongs * weights).sum(1).clamp(min=1e-6)
-        shares = shares / shares.sum()
-    mixture = FlowMixture(members, shares)
-    return mixture, smooth(weigh(mixture, target, LOOK, generator)[1]).log_mean
-
-
-def _is_good(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> bool:
-    """Whether k-hat is below 0.5 and 95 % of the draws effective, or nearly all are, which is better than any k-hat."""
-    plain = smooth(weigh(q, target, LOOK, generator)[1])
-    if plain.ess > NEARLY_ALL or plain.ess <= DONE_ESS:
-        return plain.ess > DONE_ESS
-    return smooth(weigh(defended(q), target, LOOK, generator)[1]).khat < DONE_KHAT
+def _agrees(wide: Survey) -> bool:
+    """Whether a survey finds the posterior where the fit is, with something to spare before its verdict would be another."""
+    return (
+        wide.weights.reliable
+        and wide.uncovered <= SPARE * MISSED
+        and wide.moment_shift() <= SPARE * SHIFT
+        and wide.quantile_shift() <= SPARE * UNEVEN
+    )
 
 
 def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> float:
@@ -384,25 +366,37 @@ def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generato
 
 def _tails_covered(
     q: Flow | FlowMixture, divergence: float, target: Target, generator: torch.Generator, progress: bool
-) -> Flow | FlowMixture:
-    """Where k-hat finds tails too light: the same, trained on weighted draws, as data, for a few steps.
+) -> tuple[Flow | FlowMixture, Survey]:
+    """Where a survey finds tails too light: the same, trained on weighted draws, as data, for a few steps.
 
     Sticking the landing minimises KL(q, p), to which tails of the posterior hardly count; the likelihood of its draws is KL(p, q).
-    The draws are those of the defensive base, which reach farther. Few of them may be heavy: what learns these by heart, and so
-    raises the divergence, is dropped.
+    The draws are the survey's, which reach farther. Few of them may be heavy: what learns these by heart, and so
+    raises the divergence, is dropped. What is not covered even then gets a Gaussian of its own, under the same
+    condition. Returns the last survey as well.
     """
-    z, log_w = weigh(defended(q), target, TAILS_POOL, generator)
-    found = smooth(log_w)
-    if found.khat < TAILS_KHAT or found.ess < TAILS_ESS:
-        return q
+    wide = survey(q, target, TAILS_POOL, generator)
+    if _agrees(wide) or wide.far > OUTSIDE:
+        return q, wide
     before = copy.deepcopy(q)
-    rows = z[torch.multinomial(found.log_weights.exp(), TAILS_POOL, replacement=True, generator=generator)]
+    rows = wide.z[torch.multinomial(wide.shares[0], TAILS_POOL, replacement=True, generator=generator)]
 
     def likelihood(flow: Flow, x: None, context: None) -> Tensor:
         return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
 
     _fit(q, likelihood, generator, steps=TAILS_STEPS, learning_rate=TAILS_RATE, progress=progress)
-    return q if _divergence(q, target, generator) < divergence + TAILS_NATS else before
+    after = survey(q, target, TAILS_POOL, generator)
+    if after.forward < wide.forward and _divergence(q, target, generator) < divergence + TAILS_NATS:
+        wide = after
+    else:
+        q = before
+    for _ in range(SEARCHES):
+        if wide.uncovered <= MISSED or wide.far > OUTSIDE:
+            break
+        wider, _ = combined(list(q) if isinstance(q, FlowMixture) else [q], [cover(wide)], target, generator)
+        if _divergence(wider, target, generator) > divergence + TAILS_NATS:
+            break
+        q, wide = wider, survey(wider, target, LOOK, generator)
+    return q, wide
 
 
 def _fit(q: Flow | FlowMixture, objective: Objective, generator: torch.Generator, **options: Any) -> History:
@@ -423,8 +417,7 @@ def _no_start(target: Target, generator: torch.Generator) -> str:
     return "no Gaussian around any start has a finite evidence bound: log_prob has none itself, it seems. Are all priors proper?"
 
 
-def _check_finite(q: Flow | FlowMixture, target: Target, generator: torch.Generator) -> None:
-    z, log_w = weigh(q, target, LOOK, generator)
+def _check_finite(target: Target, z: Tensor, log_w: Tensor) -> None:
     bad = ~torch.isfinite(log_w)
     share = float(bad.double().mean())
     if share > WORST_SHARE:

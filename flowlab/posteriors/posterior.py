@@ -12,15 +12,18 @@ from flowlab.divergence import Estimate
 from flowlab.flow import Flow
 from flowlab.hints import check_arguments
 from flowlab.mixture import FlowMixture
-from flowlab.posteriors.diagnostics import ESS, KHAT, Diagnostics, defended, diagnose, weigh
-from flowlab.posteriors.psis import smooth
+from flowlab.posteriors.diagnostics import Diagnostics, diagnose
+from flowlab.posteriors.psis import KHAT
 from flowlab.posteriors.space import Space, Value
+from flowlab.posteriors.sparing import sparing
+from flowlab.posteriors.survey import QUANTILES, survey, weigh
 from flowlab.posteriors.target import PosteriorError, Target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+AMPLE = 3  # effective draws for each that is resampled, from which on it is without replacement
+RECORDED = ("stage", "step", "elbo")  # of each record in a history
 
 
 class FlowPosterior(nn.Module):
@@ -104,31 +107,40 @@ class FlowPosterior(nn.Module):
         """How good the fit is: k-hat, effective sample size, evidence, missed modes, and a verdict.
 
         "good": plain draws can be used as they are. "usable after resampling": take draws from `resample`. "do not trust":
-        neither; `reasons` say why. No finite search can rule out a mode that nothing points to: of two equal modes in five dimensions, one
+        neither; `reasons` say why. Beside plain draws as many come from much wider and narrower copies of the fit, so that what it does not reach is
+        seen. No finite search can rule out a mode that nothing points to, and `reasons` say that, too: of two equal modes in five dimensions, one
         twenty times narrower than the other, the narrow one is not found, and the verdict is "good" (benchmarks/results/posteriors.md).
+        It runs in one thread where the log-density is quick.
         """
-        return diagnose(self.flow, self._target(), n, self._generator(random_state), self.restart_gap)
+        target, generator = self._target(), self._generator(random_state)
+        with sparing(target, generator.device):
+            return diagnose(self.flow, target, n, generator, self.restart_gap)
 
     @torch.no_grad()
     def resample(self, n: int, random_state: int = 0) -> Value:
         """n draws whose distribution is corrected by Pareto-smoothed importance weights.
 
-        They are taken without replacement from ten times as many draws (at least 10,000), with probabilities given by the weights.
+        They are taken from ten times as many draws (at least 10,000), with probabilities given by the weights: without replacement, unless fewer than
+        three effective draws are there for each of them, since so many would have to be taken that their weights no longer showed.
 
         Raises:
-            PosteriorError: The weights are worthless: k-hat is 0.7 or more and fewer than 98 % of the draws are effective.
+            PosteriorError: The weights are worthless: k-hat is 0.7 or more.
         """
         generator = self._generator(random_state)
-        z, log_w = weigh(defended(self.flow), self._target(), max(10 * n, 10_000), generator)
-        smoothed = smooth(log_w)
-        if smoothed.khat >= KHAT and smoothed.ess <= ESS:
+        with sparing(self._target(), generator.device):
+            wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
+        z, smoothed = wide.z, wide.weights
+        if not smoothed.reliable:
             raise PosteriorError(
                 f"importance weights cannot correct this fit: k-hat is {smoothed.khat:.2f}, {KHAT} is the limit. See diagnostics()"
             )
-        # The n largest of log-weight plus Gumbel noise are a sample without replacement.
-        noise = -torch.empty_like(smoothed.log_weights).exponential_(generator=generator).log()
-        chosen = (smoothed.log_weights + noise).topk(n).indices
-        chosen = chosen[torch.randperm(n, generator=generator, device=chosen.device)]
+        if smoothed.ess * len(z) > AMPLE * n:
+            # The n largest of log-weight plus Gumbel noise are a sample without replacement.
+            noise = -torch.empty_like(smoothed.log_weights).exponential_(generator=generator).log()
+            chosen = (smoothed.log_weights + noise).topk(n).indices
+            chosen = chosen[torch.randperm(n, generator=generator, device=chosen.device)]
+        else:
+            chosen = torch.multinomial(smoothed.log_weights.exp(), n, replacement=True, generator=generator)
         return self.space.constrain(z[chosen])[0]
 
     def summary(self, n: int = 10_000, *, resample: bool = False, random_state: int = 0) -> "pd.DataFrame":

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
+HEAVY = 0.01  # share of all weights that one draw must have for the shape of their tail to matter: equal weights have a shape, too
+
 
 class Smoothed(NamedTuple):
     """Smoothed log-weights, normalised to sum to one, the shape k̂ of their tail, and the log of their mean before that."""
@@ -18,6 +21,11 @@ class Smoothed(NamedTuple):
     def ess(self) -> float:
         """The effective sample size as a share of the draws: 1 / (n Σ w²)."""
         return float((-(2 * self.log_weights).logsumexp(0)).exp()) / len(self.log_weights)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether weighted means can be relied on: k̂ is below 0.7, or no draw weighs much."""
+        return self.khat < KHAT or (math.isfinite(self.khat) and float(self.log_weights.max()) < math.log(HEAVY))
 
 
 def smooth(log_weights: Tensor) -> Smoothed:
