@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AMPLE = 3  # effective draws for each that is resampled, from which on it is without replacement
-RECORDED = ("stage", "step", "elbo")  # of each record in a history
 
 
 class FlowPosterior(nn.Module):
