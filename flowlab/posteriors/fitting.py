@@ -369,7 +369,9 @@ def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generato
 
 
 def _lacking(log_w: Tensor) -> float:
-    """The same, of log-weights of plain draws."""
+    """The same, of log-weights of plain draws; infinite where more of them are not than a fit may have."""
+    if float(torch.isfinite(log_w).double().mean()) < 1 - WORST_SHARE:
+        return math.inf
     return smooth(log_w).log_mean - float(log_w[torch.isfinite(log_w)].mean())
 
 
