@@ -118,6 +118,18 @@ def test_an_exact_fit_stays_good_at_every_size():
         assert ("unchecked" in " ".join(found.reasons)) == (features > 1)
 
 
+def test_rounding_errors_far_out_are_no_mass():
+    """Differences of lgamma are right near the fit, and noise of any size where its arguments have more digits than a number holds."""
+
+    def log_prob(z: Tensor) -> Tensor:
+        size = (z + 10).exp()
+        noise = torch.lgamma(size + 3) - torch.lgamma(size) - 3 * (z + 10)
+        return (noise - z.square() / 2).sum(-1)
+
+    found = diagnose(standard(1), Target(log_prob, Space(1)), 10_000, torch.Generator().manual_seed(0))
+    assert found.verdict == "good"
+
+
 def test_a_flow_with_a_base_of_its_own_is_surveyed_as_well():
     base = flowlab.bases.StudentT(2).double()
     truth = two(2, 0.0, 10.0, 0.05)

@@ -35,6 +35,9 @@ AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 WIDE = 100  # features above which the rate falls as one over their number: a step adds up over a row of the matrix
 NEAR, NEAR_STEPS = 0.3, 50  # share of effective draws from which on a Gaussian needs fewer steps
 DONE_ESS = 0.95  # share of effective draws from which on Gaussians are enough
+STEEP = (
+    1e6  # nats that a Gaussian over a cliff, as exp makes one of a bound, may lack for a flow to be trained from there
+)
 SPARE = 0.7  # of what the diagnostics allow a good fit, what it may have when it is made
 # Shares of the mass that Gaussians may leave out: where they look good to their own draws, and moments are off; and where a flow follows.
 FAINT, MOST = 0.001, 0.8
@@ -281,6 +284,8 @@ def _gaussians(
         q, evidence = combined(members, covers, target, generator)
     if covers and wide.far > OUTSIDE:  # however wide, the mass lies farther out: nothing to train
         return combined(members, [], target, generator)[0], plain, wide, True
+    if covers and not enough and _lacking(plain[1]) > STEEP:
+        return combined(members, [], target, generator)[0], plain, wide, False
     return q, plain, wide, enough
 
 
@@ -360,7 +365,13 @@ def _divergence(q: Flow | FlowMixture, target: Target, generator: torch.Generato
     They say when to stop, rather than effective draws, since a single heavy weight takes many of those, but hardly any nats: it lies
     far out in a tail, which further training reaches no better.
     """
-    log_w = weigh(q, target, LOOK, generator)[1]
+    return _lacking(weigh(q, target, LOOK, generator)[1])
+
+
+def _lacking(log_w: Tensor) -> float:
+    """The same, of log-weights of plain draws; infinite where more of them are not than a fit may have."""
+    if float(torch.isfinite(log_w).double().mean()) < 1 - WORST_SHARE:
+        return math.inf
     return smooth(log_w).log_mean - float(log_w[torch.isfinite(log_w)].mean())
 
 
