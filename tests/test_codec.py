@@ -426,7 +426,12 @@ moments = st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1,
 )
 def test_any_column_comes_back(values):
     frame = pd.DataFrame({"x": values})
-    codec = Codec(Schema.infer(frame))
+    try:
+        codec = Codec(Schema.infer(frame))
+    except ValueError as error:  # the one thing that is refused
+        if "double" not in str(error):
+            raise
+        return
     back = codec.decode(codec.encode(frame))
     assert codec.possible(frame).all()
     assert back.dtypes.equals(frame.dtypes)

@@ -9,6 +9,7 @@ import pytest
 from flowlab import FlowDensity, demo
 
 
+@pytest.mark.slow
 def test_rows_to_learn_from_and_draws_keep_the_tables_grids(monkeypatch):
     monkeypatch.setattr(demo, "MOST_ROWS", 300)
     monkeypatch.setattr(demo, "FlowDensity", partial(FlowDensity, members=["copula"]))

@@ -312,4 +312,4 @@ def test_the_library_has_no_other_way_to_run_text():
     for path in Path(__file__).parent.parent.joinpath("flowlab").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         assert ".query(" not in source, path
-        assert not any(word in source for word in (".eval(", " eval(", " exec(", "literal_eval")), path
+        assert not any(word in source for word in (".eval(", " eval(", " exec(")), path

@@ -146,6 +146,7 @@ def test_equal_maps_of_members_run_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_mixture_of_preprocessed_members(tmp_path: Path) -> None:
     """The maps' tails need functions that ONNX has not."""
     flows, x = preprocessed_members()

@@ -83,6 +83,7 @@ def test_a_log_density_that_cannot_be_fitted_is_told_why(function, message):
         fit_posterior(function, features=2, **QUIET)
 
 
+@pytest.mark.slow
 def test_improper_densities_are_refused_or_not_trusted():
     with pytest.raises(PosteriorError, match="proper"):
         fit_posterior(lambda p: -p["s"].log(), supports={"s": ((), constraints.positive)}, **QUIET)

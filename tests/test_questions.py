@@ -69,6 +69,7 @@ def test_highest_density_region_holds_what_it_should(model):
         model.highest_density_threshold(1.0)
 
 
+@pytest.mark.slow
 def test_entropy_divergence_and_information_of_a_gaussian(model, rows):
     truth = stats.multivariate_normal(cov=[[1, CORRELATION, 0], [CORRELATION, 1, 0], [0, 0, 1]]).entropy()
     value, error = model.entropy(20_000, random_state=0)

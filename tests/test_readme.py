@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_every_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(SNIPPETS) >= 4

@@ -339,7 +339,7 @@ def test_complete_numbers_are_drawn_under_conditions_by_rejection(numbers):
         ({"n": None}, ValueError, "'n' cannot be missing"),
         ({"n": "many"}, ValueError, "'n' holds numbers, not 'many'"),
         ({"a": (2, 1)}, ValueError, r"interval \(2, 1\) is empty"),
-        ({"z": 1}, ValueError, "no column 'z'; there are a, b"),
+        ({"z": 1}, ValueError, "no column 'z'; there are 'a', 'b'"),
         ({"a": (50, 60)}, ConditionError, "next to no probability: 0 of"),
         (pd.DataFrame({"a": [1.0]}), ValueError, r"rows of conditions need.*members=\[\"mixed\"\]"),
     ],

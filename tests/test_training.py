@@ -184,6 +184,7 @@ def test_training_that_stays_non_finite_names_the_worst_cell_and_keeps_finite_we
     assert all(torch.isfinite(p).all() for p in flow.parameters())
 
 
+@pytest.mark.slow
 def test_thirty_two_affine_layers_survive_outliers_of_ten_thousand_standard_deviations():
     generator = seeded()
     x = torch.randn(4000, 20, generator=generator)

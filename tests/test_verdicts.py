@@ -100,6 +100,7 @@ def test_mass_without_end_is_told_from_wide_fits(log_prob):
         assert wide.far > 0.1
 
 
+@pytest.mark.slow
 def test_a_fit_without_an_integral_warns():
     with pytest.warns(UserWarning, match=r"not to be trusted: .*improper prior"):
         posterior = fit_posterior(lambda z: -2 / 3 * torch.log1p(z.abs()).sum(-1), features=1, **QUIET)

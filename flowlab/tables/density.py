@@ -163,13 +163,15 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         rng = np.random.default_rng(seed_from(self.random_state))
         self.table_ = self.columns_ = None
         self._kind, X = kind_of(X), read_rows(X)
+        weight = None
+        if sample_weight is not None:  # a row of weight zero is as good as none: nothing is learnt from it
+            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            used = np.flatnonzero(weight)
+            if len(used) < 2:
+                raise ValueError(f"sample_weight leaves {len(used)} rows with a positive weight, at least 2 are needed")
+            weight, X = weight[used], X.iloc[used] if isinstance(X, pd.DataFrame) else np.asarray(X)[used]
         x, units, names = self._learn(X, rng)
-        weight = np.ones(len(x))
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)[self._rows_kept]
-            x, weight = x[weight > 0], weight[weight > 0]
-            if len(x) < 2:
-                raise ValueError(f"sample_weight leaves {len(x)} rows with a positive weight, at least 2 are needed")
+        weight = np.ones(len(x)) if weight is None else weight[self._rows_kept]
         if len(x) < LEAST_HELD_OUT and self.validation:
             warnings.warn(
                 f"only {len(x)} rows: none is held out, and how well the model fits is not known", stacklevel=3

@@ -23,7 +23,7 @@ FAR_FROM_ZERO = (
 SCALES = (1e-100, 1e100)  # spreads of columns whose squares a float64 holds with all digits
 DIGITS = (1e-304, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
 RESCALE = "multiply the column by a power of ten that brings it near 1"
-OUTLIER = 1e15  # distance from the median, in spreads, at which a float64 keeps no digit of the spread
+OUTLIER = 1e16  # distance from the median, in spreads, at which a float64 keeps no digit of the spread
 
 
 @dataclass
