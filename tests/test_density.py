@@ -129,6 +129,7 @@ def test_copies_pickles_and_files_score_alike(fitted, x, tmp_path):
         FlowDensity.load(tmp_path / "f.flow")
 
 
+@pytest.mark.slow
 def test_one_seed_decides_everything(x):
     first, second = quick().fit(x), quick().fit(x)
     assert np.array_equal(first.score_samples(x), second.score_samples(x))
@@ -261,6 +262,7 @@ def test_few_rows(rows):
     assert model.sample(50).shape == (50, 4)
 
 
+@pytest.mark.slow
 def test_outliers_do_not_spoil_the_rest():
     rng = np.random.default_rng(0)
     clean = rng.normal(size=(1000, 2)) @ [[1.0, 0.9], [0.0, 0.4]]

@@ -71,7 +71,13 @@ def check(flow: Flow, path: Path, what: str, sizes: tuple[int, ...] = (1, 7, 100
 
 
 SLOW = ("nsf, autoregressive", "circular_nsf, autoregressive")  # to write, where every feature has a pass of its own
-CASES = [(name, what) for name in PRESETS for what in ("log_prob", "sample") if what == "log_prob" or name not in SLOW]
+LONG = ("nsf", "circular_nsf", "sylvester", *SLOW)
+CASES = [
+    pytest.param(name, what, marks=[pytest.mark.slow] * (name in LONG))
+    for name in PRESETS
+    for what in ("log_prob", "sample")
+    if what == "log_prob" or name not in SLOW
+]
 
 
 @pytest.mark.parametrize(("name", "what"), CASES)
@@ -116,6 +122,7 @@ def test_bases(base: flowlab.bases.Base, tmp_path: Path) -> None:
         torch.testing.assert_close(in_runtime(tmp_path / "flow.onnx", x=x), flow.log_prob(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_scalar_map_without_a_formula(tmp_path: Path) -> None:
     flow = Flow(Gaussian(1), [Coupling(1, MixtureCDF(2), hidden=())]).double()
     check(flow, tmp_path / "flow.onnx", "log_prob", (7,))

@@ -131,6 +131,7 @@ def test_tails_that_cost_too_much_are_given_back():
     torch.testing.assert_close(flow.log_prob(x), before)
 
 
+@pytest.mark.slow
 def test_densities_with_kinks_whose_curvature_says_nothing():
     """A Laplace distribution has its own evidence, and a median regression that of a grid."""
     found = fit_posterior(lambda z: -z.abs().sum(-1), features=1, progress=False).diagnostics()

@@ -82,6 +82,7 @@ def regression(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         return pyro.sample("y", dist.Normal((x * weight).sum(-1), scale), obs=y)
 
 
+@pytest.mark.slow
 def test_a_regression_with_a_positive_scale_under_svi_and_predictive():
     """Means within a tenth of their standard deviations, by the settings that the class recommends."""
     generator = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from flowlab.tables import cells
 from flowlab.tables.cells import DAY, Array
-from flowlab.tables.encode import FAR_FROM_ZERO, check_size, decimal_grid, learn_column, on_grid
+from flowlab.tables.encode import check_size, decimal_grid, learn_column, offset_of, on_grid
 from flowlab.tables.frame import numpy_dtype, rounding
 from flowlab.tables.records import set_fields
 
@@ -233,8 +233,8 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
     learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
     if column.kind == "integer":
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
-    if column.resolution and np.abs(x).max() > FAR_FROM_ZERO * column.resolution:
-        column.offset = float(on_grid(np.median(x), column.resolution))
+    if column.resolution:
+        column.offset = offset_of(x, column.resolution)
     learn_support(column, x)
 
 

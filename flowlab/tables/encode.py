@@ -197,9 +197,7 @@ def learn_column(x: Array, name: str, precision: float) -> Column:
     resolution = decimal_grid(x, rounding)
     if resolution:
         reason = f"{len(values)} distinct values, multiples of {resolution:g}"
-        far = np.abs(x).max() > FAR_FROM_ZERO * resolution
-        offset = float(on_grid(np.median(x), resolution)) if far else 0.0
-        return Column(name, "grid", reason, resolution, offset=offset)
+        return Column(name, "grid", reason, resolution, offset=offset_of(x, resolution))
     frequent = counts >= max(ATOM * len(x), 2)
     atoms = values[frequent]
     if 0 < len(atoms) <= 50:
@@ -237,6 +235,15 @@ def common_decimals(x: Array, rounding: Array) -> float:
     """The power of ten of which all values are multiples, 0 if there is none: the cents of prices that hardly repeat."""
     step = decimal_grid(x, rounding)
     return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * min(step, 1.0))).all() else 0.0
+
+
+def offset_of(x: Array, resolution: float) -> float:
+    """What to subtract from values on a grid so that a float64 can tell where in a cell they lie; 0 where that gains nothing."""
+    largest = np.abs(x).max()
+    if largest <= FAR_FROM_ZERO * resolution:
+        return 0.0
+    offset = float(on_grid(np.median(x), resolution))
+    return offset if np.abs(x - offset).max() < largest / 1000 else 0.0
 
 
 def check_size(x: Array, name: Any) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, column_or_1d, validate_data
 
 from flowlab import files
 from flowlab.hints import fits
@@ -68,6 +68,11 @@ class _Supervised(BaseEstimator):
             raise ValueError(f"X has a column {TARGET!r}, the name that the target has in the model: rename it")
         if len(frame) != len(target):
             raise ValueError(f"X has {len(frame)} rows and y has {len(target)}: they must be as many")
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, frame, dtype=np.float64)
+            if pd.Series(target)[weight > 0].nunique() == 1:
+                what = "class" if kind == "categorical" else "value"
+                raise ValueError(f"y has one {what} only in the rows with a positive weight: at least two are needed")
         density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
         if density.rules:
             raise ValueError("density.rules must be left out here: a row that breaks a rule would have no prediction")
