@@ -72,15 +72,11 @@ def check(flow: Flow, path: Path, what: str, sizes: tuple[int, ...] = (1, 7, 100
 
 SLOW = ("nsf, autoregressive", "circular_nsf, autoregressive")  # to write, where every feature has a pass of its own
 LONG = ("nsf", "circular_nsf", "sylvester", *SLOW)
-CASES = [
-    pytest.param(name, what, marks=[pytest.mark.slow] * (name in LONG))
-    for name in PRESETS
-    for what in ("log_prob", "sample")
-    if what == "log_prob" or name not in SLOW
-]
+CASES = [(name, what) for name in PRESETS for what in ("log_prob", "sample") if what == "log_prob" or name not in SLOW]
+MARKED = [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in LONG)) for case in CASES]
 
 
-@pytest.mark.parametrize(("name", "what"), CASES)
+@pytest.mark.parametrize(("name", "what"), MARKED)
 def test_presets(name: str, what: str, tmp_path: Path) -> None:
     """Every preset, half of them in single precision, and half with a context; the whole grid is in benchmarks/ecosystem.py."""
     index = CASES.index((name, what))
