@@ -307,7 +307,10 @@ def try_file(path: Path, rows: Any) -> dict[str, Any]:
             outcome = f"used, {type(error).__name__}"
             detail = str(error)[:200]
         except BaseException as error:
-            outcome, detail = f"use: {type(error).__name__}", traceback.format_exc()[-1500:]
+            said = type(error) is RuntimeError and "draws keep" in str(
+                error
+            )  # bounds that leave `sample` nothing to draw
+            outcome, detail = f"{'used,' if said else 'use:'} {type(error).__name__}", traceback.format_exc()[-1500:]
     return {**found, "outcome": outcome, "detail": detail, "used": time.process_time() - started}
 
 

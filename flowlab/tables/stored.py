@@ -45,6 +45,8 @@ def column_from(values: Any) -> ColumnSchema:
         raise ValueError(f"column {shown(column.name)}: unknown kind {shown(column.kind)}")
     if column.null not in NULLS or not 0 <= column.missing <= 1 or not column.resolution >= 0:
         raise ValueError(f"column {shown(column.name)}: null, missing or resolution is none")
+    if len(column.seen) not in (0, 2) or column.decimals < 0:
+        raise ValueError(f"column {shown(column.name)}: the range in training, or decimals, are none")
     if column.kind != "excluded":
         check_dtype(column.dtype)
     if column.dtype == "category" and column.kind != "excluded":
@@ -77,6 +79,9 @@ def columns_from(data: Any) -> Columns:
         wrong = (
             wrong or (column.kind == "atoms" and not column.atoms) or (column.kind == "grid" and not column.resolution)
         )
+        for low, high in ((column.lower, column.upper), (column.least, column.most)):
+            wrong = wrong or (low is not None and high is not None and low > high)
+        wrong = wrong or column.decimals < 0
         if wrong or any(k not in modelled and k >= j for k in used) or max(used, default=0) >= len(columns):
             raise ValueError(
                 f"column {shown(column.name)} of kind {shown(column.kind)} has fields that do not go together"
