@@ -20,7 +20,7 @@ CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of its due
 SCAN, SCANNED = (
-    2_000,
+    3_000,
     10.0,
 )  # points at which a search for modes looks before it climbs, and how far out, in the fit's widths
 UNEVEN = 0.03  # by which the posterior's share below a quantile of the fit may differ from the fit's

@@ -16,6 +16,7 @@ from flowlab.posteriors.survey import UNDER, Survey, survey, weigh
 from flowlab.posteriors.target import Target
 
 LOOK = 3_000  # draws by which a fit decides whether it is done
+SETTLED = 0.01  # change of the weights below which another round would only draw their noise anew
 SPEAK = 20  # draws for each of its numbers from which on a Gaussian that was trained follows weighted draws
 
 
@@ -87,8 +88,10 @@ def combined(
             weights = smooth(log_w).log_weights.exp()
         with torch.no_grad():
             belongs = (mixture.member_log_prob(z) + shares.log().unsqueeze(1)).softmax(0)
-        shares = (belongs * weights).sum(1).clamp(min=1e-6)
+        before, shares = shares, (belongs * weights).sum(1).clamp(min=1e-6)
         shares = shares / shares.sum()
+        if not covers and float((shares - before).abs().max()) < SETTLED:
+            break
         for i, own in enumerate([*members, *covers] if covers else []):
             weight = belongs[i] * weights
             if not float(weight.sum()) > 0:
