@@ -6,7 +6,7 @@ What a file may ask for follows from what it brings, before anything is built:
   together not larger than four times that: every size in flowlab is the side of some tensor of four bytes a number.
   Small files may ask for `SMALL`, and `TOGETHER` in sum. `FREE` names sizes that cost nothing.
 - There are at most four objects for each tensor, and `SPARE` besides; they are nested `DEPTH` deep at most.
-- Types fit the constructors' annotations, sizes are not negative, and what is divided by is above zero.
+- Types fit the constructors' annotations, sizes are not negative nor beyond single precision, and what is divided by is above zero.
 
 Then an outline is built without memory (on torch's meta device), with a bounded number of calls, and its tensors must
 be those of the file. Only then is the module itself built: whatever it costs, its tensors have that size.
@@ -38,6 +38,7 @@ OBJECTS, CALLS = 4, 16  # for each tensor
 DEPTH = 64
 SIGNED = ("low", "high", "lower", "upper", "context", "steps")  # arguments that may be negative
 ABOVE_ZERO = ("bins", "components", "bound", "log_scale_bound", "heaviest", "knots", "least", "shrink", "df", "min_df")
+LARGEST_FLOAT = torch.finfo(torch.float32).max
 SAME_SHAPE = (  # what torch calls with tensors of one shape, or of shapes that broadcast, and gives back in that shape
     *(
         "add",
@@ -185,12 +186,13 @@ class _Allowance:
 
 
 def check_sign(owner: str, name: str, value: Any) -> None:
-    """Raises a FileError for a negative size, or for zero where it would be divided by."""
+    """Raises a FileError for a size that is negative or beyond single precision, or zero where it would be divided by."""
     if isinstance(value, list):
         for item in value:
             check_sign(owner, name, item)
-    elif type(value) in (int, float) and name not in SIGNED and (value < 0 or (name in ABOVE_ZERO and value == 0)):
-        raise FileError(f"{owner}: {name} cannot be {shown(value)}")
+    elif type(value) in (int, float) and name not in SIGNED:
+        if value < 0 or value > LARGEST_FLOAT or (name in ABOVE_ZERO and value == 0):
+            raise FileError(f"{owner}: {name} cannot be {shown(value)}")
 
 
 class _Outline(TorchFunctionMode):

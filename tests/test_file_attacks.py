@@ -210,6 +210,7 @@ LATE: dict = {
     "bound": (MAF, lambda h: layer(h)["args"].update(scalar={"class": "Affine", "args": {"bound": "x"}})),
     "no bound": (MAF, lambda h: layer(h)["args"].update(scalar={"class": "Affine", "args": {"bound": 0.0}})),
     "negative bound": (MAF, lambda h: layer(h)["args"].update(scalar={"class": "Affine", "args": {"bound": -1}})),
+    "enormous bound": (MAF, lambda h: layer(h)["args"].update(scalar={"class": "Affine", "args": {"bound": 1e300}})),
     "scalar map": (MAF, lambda h: layer(h)["args"].update(scalar={"class": "Histogram", "args": {"bins": 2}})),
     "dropout": (MAF, lambda h: layer(h)["args"].update(dropout="a")),
     "boolean": (MAF, lambda h: layer(h)["args"].update(residual=0)),
