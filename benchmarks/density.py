@@ -26,7 +26,7 @@ import flowlab
 from flowlab import FlowDensity
 from flowlab.demo import possible
 from flowlab.runtime import threads
-from flowlab.tables.encode import Columns
+from flowlab.tables.schema.relations import Columns
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

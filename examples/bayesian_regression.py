@@ -25,7 +25,7 @@ from torch.distributions import Normal
 
 import flowlab
 from flowlab import datasets
-from flowlab.posteriors import BayesianModule
+from flowlab.bayesian import BayesianModule
 
 TRAIN, VALIDATION, TEST, HIDDEN = 200, 2000, 4000, 10
 # Peak learning rates by the validation rows of two seeds, out of 0.005, 0.01, 0.02, 0.03 and 0.05; at 0.03 the flow diverges.

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from flowlab import presets
-from flowlab.posteriors import VAE
+from flowlab.vae import VAE
 
 PIXELS, LATENT, CONTEXT, HIDDEN = 64, 2, 16, 128
 VALIDATION, TEST = 300, 300

@@ -8,32 +8,37 @@ from typing import TYPE_CHECKING, Any
 
 from flowlab import bases, layers, presets
 from flowlab.checks import check_flow, check_layer
-from flowlab.divergence import kl_divergence
+from flowlab.distribution import kl_divergence
 from flowlab.files import FileError, load, save
 from flowlab.flow import Flow
-from flowlab.layers.root import ConvergenceError
+from flowlab.layers.root_finding import ConvergenceError
 from flowlab.mixture import FlowMixture
-from flowlab.objectives import IWAE, NLL, DReG, ForwardKL, MiniBatch, Renyi, ReverseKL, StickingTheLanding, Tempered
 from flowlab.training import History, TrainingError, fit
+from flowlab.training.objectives import (
+    IWAE,
+    NLL,
+    DReG,
+    ForwardKL,
+    MiniBatch,
+    Renyi,
+    ReverseKL,
+    StickingTheLanding,
+    Tempered,
+)
 
 if TYPE_CHECKING:
-    from flowlab import datasets, gradients
-    from flowlab.posteriors import (
-        VAE,
-        AmortizedPosterior,
-        BayesianModule,
-        Diagnostics,
-        FlowPosterior,
-        PosteriorError,
-        fit_posterior,
-    )
-    from flowlab.tables.conditions import ConditionError
+    from flowlab import datasets
+    from flowlab.bayesian import BayesianModule
+    from flowlab.posteriors import AmortizedPosterior, Diagnostics, FlowPosterior, PosteriorError, fit_posterior
     from flowlab.tables.density import FlowDensity
-    from flowlab.tables.members import Member
+    from flowlab.tables.ensemble.member import Member
     from flowlab.tables.outlier import FlowOutlier
-    from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate
+    from flowlab.tables.query.conditions import ConditionError
     from flowlab.tables.schema import Schema
+    from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan, Predicate
     from flowlab.tables.supervised import FlowClassifier, FlowRegressor
+    from flowlab.training import gradients
+    from flowlab.vae import VAE
 
 __version__ = "0.1.0"
 
@@ -85,36 +90,34 @@ __all__ = [
 ]
 
 
-# What needs pandas and scikit-learn is imported only when it is asked for.
+# Imported only when they are asked for, since they need pandas and scikit-learn, or are modules.
 _LAZY = {
-    **dict.fromkeys(("FlowClassifier", "FlowRegressor"), "flowlab.tables.supervised"),
-    "FlowDensity": "flowlab.tables.density",
-    "FlowOutlier": "flowlab.tables.outlier",
-    "Member": "flowlab.tables.members",
-    "Schema": "flowlab.tables.schema",
-    **dict.fromkeys(("Derived", "FixedCombinations", "LessThan", "Predicate"), "flowlab.tables.rules"),
-    "ConditionError": "flowlab.tables.conditions",
-    **dict.fromkeys(
-        (
-            "VAE",
-            "AmortizedPosterior",
-            "BayesianModule",
-            "Diagnostics",
-            "FlowPosterior",
-            "PosteriorError",
-            "fit_posterior",
-        ),
-        "flowlab.posteriors",
-    ),
+    "flowlab.tables.density": ("FlowDensity",),
+    "flowlab.tables.supervised": ("FlowClassifier", "FlowRegressor"),
+    "flowlab.tables.outlier": ("FlowOutlier",),
+    "flowlab.tables.ensemble.member": ("Member",),
+    "flowlab.tables.schema": ("Schema",),
+    "flowlab.tables.schema.rules": ("Derived", "FixedCombinations", "LessThan", "Predicate"),
+    "flowlab.tables.query.conditions": ("ConditionError",),
+    "flowlab.posteriors": ("AmortizedPosterior", "Diagnostics", "FlowPosterior", "PosteriorError", "fit_posterior"),
+    "flowlab.bayesian": ("BayesianModule",),
+    "flowlab.vae": ("VAE",),
 }
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
+_MODULES = {"datasets": "flowlab.datasets", "gradients": "flowlab.training.gradients"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs pandas and scikit-learn only when it is asked for."""
+    """Import what is imported only when it is asked for."""
     import importlib
 
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("datasets", "gradients"):
-        return importlib.import_module(f"flowlab.{name}")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'flowlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion and pydoc."""
+    return [*__all__, "__all__", "__doc__", "__version__"]

@@ -190,9 +190,11 @@ def check_sign(owner: str, name: str, value: Any) -> None:
     if isinstance(value, list):
         for item in value:
             check_sign(owner, name, item)
-    elif type(value) in (int, float) and name not in SIGNED:
-        if value < 0 or value > LARGEST_FLOAT or (name in ABOVE_ZERO and value == 0):
-            raise FileError(f"{owner}: {name} cannot be {shown(value)}")
+        return
+    if type(value) not in (int, float) or name in SIGNED:
+        return
+    if value < 0 or value > LARGEST_FLOAT or (name in ABOVE_ZERO and value == 0):
+        raise FileError(f"{owner}: {name} cannot be {shown(value)}")
 
 
 class _Outline(TorchFunctionMode):

@@ -166,7 +166,7 @@ def schema(
     """Show what the columns of a table are taken for, and why."""
     from flowlab.command.tables import Reading, check_output
     from flowlab.command.words import name_word
-    from flowlab.tables.schema import ColumnSchema, Schema
+    from flowlab.tables.schema.schema import ColumnSchema, Schema
 
     if output is not None:
         check_output(output, [table], force, (".json",))
@@ -213,7 +213,7 @@ def score(
     """Write each row's log-density (column `log_prob`, in nats, in the units of the data)."""
     from flowlab.command.tables import Reading, check_output, scores_of
     from flowlab.command.words import names_of
-    from flowlab.tables.io import suffixes, write_table
+    from flowlab.tables.frames.read_write import suffixes, write_table
 
     suffixes(output)
     check_output(output, [model, table], force)
@@ -256,7 +256,7 @@ def sample(
     """Draw new rows, with the columns and types of the table that was fitted."""
     from flowlab.command.given import read_given
     from flowlab.command.tables import as_pandas, check_output, columns_of, with_arrow
-    from flowlab.tables.io import suffixes, write_table
+    from flowlab.tables.frames.read_write import suffixes, write_table
 
     suffixes(output)
     check_output(output, [model], force)
@@ -290,7 +290,7 @@ def impute(
 ) -> None:
     """Fill missing cells with draws from what the other cells of their rows say; all else stays as it is."""
     from flowlab.command.tables import Reading, check_output, write_filled
-    from flowlab.tables.io import suffixes
+    from flowlab.tables.frames.read_write import suffixes
 
     suffixes(output)
     check_output(output, [model, table], force)

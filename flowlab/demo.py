@@ -19,7 +19,7 @@ from flowlab.report import baselines, figures
 from flowlab.report.likelihood import over_cells
 from flowlab.runtime import threads
 from flowlab.tables.density import FlowDensity
-from flowlab.tables.encode import Columns
+from flowlab.tables.schema.relations import Columns
 from flowlab.training import fit
 
 Array = NDArray[np.float64]

@@ -44,9 +44,9 @@ _classes: dict[str, type] = {
 }
 # Classes that are imported only when a file holds one: they need pandas, or belong to few flows.
 _lazy: dict[str, str] = {
-    "MixedFlow": "flowlab.tables.model",
-    "Ranks": "flowlab.tables.ranks",
-    **dict.fromkeys(("Histogram", "Logistics", "HistogramAndLogistics"), "flowlab.tables.heads"),
+    "MixedFlow": "flowlab.tables.mixed.mixed_flow",
+    "Ranks": "flowlab.tables.mixed.marginal_cdf",
+    **dict.fromkeys(("Histogram", "Logistics", "HistogramAndLogistics"), "flowlab.tables.mixed.heads"),
     **dict.fromkeys(
         ("Backwards", "ConvertedAutoregressive", "ConvertedCoupling", "FlooredSpline", "Inverse", "ScaleAndShift"),
         "flowlab.interop.converted",

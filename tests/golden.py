@@ -52,7 +52,7 @@ def mixed(rows: int = 240) -> pd.DataFrame:
 def density(effort: str, mix: bool, small: bool = True, **options: Any) -> Any:
     """A density with the members of an effort, their sizes made small."""
     from flowlab.tables.density import FlowDensity
-    from flowlab.tables.members import recipe
+    from flowlab.tables.ensemble.member import recipe
 
     members = None
     if small:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributions import Categorical, MultivariateNormal, Normal
 
 import flowlab
-from flowlab.posteriors import BayesianModule
-from flowlab.posteriors.weights import Subspace, Triangular
+from flowlab.bayesian import BayesianModule
+from flowlab.bayesian.weights import Subspace, Triangular
 
 NOISE = 0.3
 

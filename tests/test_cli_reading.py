@@ -16,7 +16,7 @@ from shell import run, text_file
 import flowlab
 from flowlab.command.given import read_given
 from flowlab.command.tables import Reading, columns_of
-from flowlab.tables.io import write_table
+from flowlab.tables.frames.read_write import write_table
 
 ROWS = 120
 

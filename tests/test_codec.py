@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowlab import datasets
-from flowlab.tables.codec import Codec, Unit
+from flowlab.tables.codec.codec import Codec
+from flowlab.tables.codec.columns import Unit
 from flowlab.tables.schema import Schema
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flowlab.tables.codec import Codec
+from flowlab.tables.codec.codec import Codec
 from flowlab.tables.schema import Schema
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from flowlab.tables.evaluation import evaluate
-from flowlab.tables.expressions import names_in, quote, read, unquote
-from flowlab.tables.rules import Predicate, parse_rule
+from flowlab.tables.schema.evaluation import evaluate
+from flowlab.tables.schema.expressions import names_in, quote, read, unquote
+from flowlab.tables.schema.rules import Predicate, parse_rule
 
 TABLE = pd.DataFrame(
     {

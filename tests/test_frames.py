@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import flowlab
-from flowlab.tables.tabular import Kind, kind_of, like, to_pandas
+from flowlab.tables.frames.arrow import Kind, kind_of, like, to_pandas
 
 SMALL = flowlab.Member("mixed", "none", steps=40, hidden=(16,))
 DAYS = [dt.date(2024, 1, 31), None, dt.date(1924, 1, 5)]

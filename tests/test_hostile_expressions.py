@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flowlab.tables.rules import Predicate, parse_rule
+from flowlab.tables.schema.rules import Predicate, parse_rule
 
 TABLE = pd.DataFrame(
     {

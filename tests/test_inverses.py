@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowlab
 from flowlab.layers import MixtureCDF, Planar, Sylvester
-from flowlab.layers.root import solve
+from flowlab.layers.root_finding import solve
 from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
 
 # Normal distribution ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import flowlab
 from flowlab.kernels import network, permute, tame
 from flowlab.layers import Affine, MixtureCDF, RationalQuadraticSpline, SinhArcsinh
-from flowlab.layers.conditioned import Places, conditioned
+from flowlab.layers.conditioner import Places, conditioned
 from flowlab.layers.scalar.spline import knot_positions, plain, spline
 from flowlab.layers.scalar.spline_kernel import SplineKernel
 from flowlab.networks import MLP

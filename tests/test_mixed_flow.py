@@ -15,10 +15,10 @@ from scipy import stats
 import flowlab
 from flowlab import FlowDensity, Member
 from flowlab.mixture import FlowMixture
-from flowlab.tables.conditions import ConditionError, Conditions, draw
-from flowlab.tables.heads import Cells, Histogram, HistogramAndLogistics, Logistics, quantile
-from flowlab.tables.model import MixedFlow
-from flowlab.tables.ranks import learn_ranks
+from flowlab.tables.mixed.heads import Cells, Histogram, HistogramAndLogistics, Logistics, quantile
+from flowlab.tables.mixed.marginal_cdf import learn_ranks
+from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.query.conditions import ConditionError, Conditions, draw
 
 HEADS = [Histogram(7), Logistics(3), HistogramAndLogistics(5, 2)]
 

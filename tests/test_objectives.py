@@ -7,9 +7,9 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import flowlab
-from flowlab import objectives
 from flowlab.bases import Gaussian
 from flowlab.layers import LULinear
+from flowlab.training import objectives
 
 MEAN = torch.tensor([1.0, -2.0])
 COVARIANCE = torch.tensor([[2.0, 0.8], [0.8, 1.0]])

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from flowlab import FlowDensity, Member
-from flowlab.tables import questions
-from flowlab.tables.questions import goodness_of_fit
+from flowlab.tables.query import questions
+from flowlab.tables.query.questions import goodness_of_fit
 
 CORRELATION = 0.8
 

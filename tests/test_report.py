@@ -19,7 +19,7 @@ import flowlab
 from flowlab.report import door, findings, html, likelihood, panels
 from flowlab.report.columns import align
 from flowlab.report.findings import FAIR, GOOD, POOR, Check, judge, verdict
-from flowlab.tables.whole import WholeTable
+from flowlab.tables.codec.table import WholeTable
 
 RULE = "x < 1.5"  # which some of the rows break
 NASTY = "<script>alert(1)</script>"

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from flowlab import FixedCombinations, FlowClassifier, FlowDensity, FlowOutlier, Member, Schema, load
-from flowlab.tables.conditions import ConditionError
+from flowlab.tables.query.conditions import ConditionError
 
 NUMBERS = {"members": ["copula"], "random_state": 0, "validation": 0}
 WHOLE = {"members": [Member("mixed", steps=40, hidden=(16,))], "random_state": 0, "n_jobs": 1, "validation": 0}
@@ -96,7 +96,7 @@ def test_conditions_on_rare_levels_are_said(df):
 
 def test_any_number_of_rows_under_improbable_conditions(model, monkeypatch):
     given = {"x": (0.5, 0.7), "y": (1.0, 1.1)}
-    monkeypatch.setattr("flowlab.tables.conditions.CHUNK", 64)  # many turns
+    monkeypatch.setattr("flowlab.tables.query.conditions.CHUNK", 64)  # many turns
     rows = model.sample(110, random_state=0, given=given)
     assert len(rows) == 110
     assert rows["x"].between(0.5, 0.7).all()
@@ -105,7 +105,7 @@ def test_any_number_of_rows_under_improbable_conditions(model, monkeypatch):
 
 def test_more_rows_than_are_drawn_at_once(df, monkeypatch):
     model = FlowDensity(**NUMBERS).fit(df[["x", "y"]])
-    monkeypatch.setattr("flowlab.tables.synthesis.CHUNK", 4)
+    monkeypatch.setattr("flowlab.tables.query.sampling.CHUNK", 4)
     assert len(model.sample(3000, random_state=0)) == 3000
 
 

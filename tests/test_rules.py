@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowlab import FlowDensity, Member, datasets
-from flowlab.tables.codec import Codec
-from flowlab.tables.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
+from flowlab.tables.codec.codec import Codec
 from flowlab.tables.schema import Schema
+from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan, Predicate, Rule, parse_rule
 
 
 def round_trip(rule: Rule, frame: pd.DataFrame) -> pd.DataFrame:

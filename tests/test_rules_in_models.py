@@ -12,8 +12,8 @@ from sklearn.base import clone
 import flowlab
 from flowlab import Derived, FixedCombinations, FlowDensity, LessThan, Member, Predicate
 from flowlab.files import FileError
-from flowlab.tables.rules import Rule
-from flowlab.tables.whole import WholeTable
+from flowlab.tables.codec.table import WholeTable
+from flowlab.tables.schema.rules import Rule
 
 
 def quick(steps: int = 60, **options) -> FlowDensity:

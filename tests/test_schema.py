@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from flowlab import datasets
-from flowlab.tables.schema import ColumnSchema, Schema
+from flowlab.tables.schema.schema import ColumnSchema, Schema
 
 
 def one(values, **options) -> ColumnSchema:

@@ -13,8 +13,9 @@ from sklearn.utils.estimator_checks import check_classifiers_train, check_regres
 
 from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member, datasets
 from flowlab.runtime import threads
-from flowlab.tables import predictive, supervised
-from flowlab.tables.predictive import Predictive
+from flowlab.tables import supervised
+from flowlab.tables.query import predictive
+from flowlab.tables.query.predictive import Predictive
 
 
 def small(steps: int = 60, **options) -> FlowDensity:

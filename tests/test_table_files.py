@@ -13,7 +13,7 @@ from shell import text_file
 
 from flowlab.command.reading import frame_of
 from flowlab.command.words import in_shell, names_of, split
-from flowlab.tables.io import Format, read_file
+from flowlab.tables.frames.read_write import Format, read_file
 
 
 def read(path, *, known=None, asked=None, **form):

@@ -7,7 +7,7 @@ from scipy import stats
 
 import flowlab
 from flowlab import FlowDensity, Member
-from flowlab.tables.conditions import ConditionError
+from flowlab.tables.query.conditions import ConditionError
 
 
 def quick(steps: int = 60, **options) -> FlowDensity:

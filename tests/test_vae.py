@@ -13,8 +13,8 @@ from torch.distributions import Categorical, MultivariateNormal, Normal
 import flowlab
 from flowlab import presets
 from flowlab.layers import LULinear
-from flowlab.posteriors import VAE
-from flowlab.posteriors.likelihoods import Likelihood
+from flowlab.vae import VAE
+from flowlab.vae.likelihoods import Likelihood
 
 FEATURES, LATENT, NOISE = 5, 2, 0.6
 QUIET = {"progress": False}

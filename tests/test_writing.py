@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 import flowlab
 from flowlab.report.figures import save_figure
-from flowlab.tables.io import write_table
+from flowlab.tables.frames.read_write import write_table
 from flowlab.tables.schema import Schema
 from flowlab.writing import check_writable, written_whole
 

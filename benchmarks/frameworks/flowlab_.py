@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowlab import NLL, Flow, bases, layers, presets
-from flowlab.trainer import Rows, Trainer
+from flowlab.training.trainer import Rows, Trainer
 
 from . import BINS, BOUND, HIDDEN, Case, torch_
 

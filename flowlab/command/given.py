@@ -8,7 +8,7 @@ import pyarrow as pa
 from flowlab.command import texts
 from flowlab.command.reading import KINDS, kind_of, levels_of
 from flowlab.command.words import is_quoted, split, unquoted
-from flowlab.tables.column import ColumnSchema
+from flowlab.tables.schema.column import ColumnSchema
 
 USAGE = (
     "column=value, column=low:high or column=a|b, separated by commas, "

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from flowlab.command import texts
 from flowlab.command.words import name_word, word
-from flowlab.tables import cells
-from flowlab.tables.column import NUMERIC, ColumnSchema
-from flowlab.tables.io import File
-from flowlab.tables.tabular import to_pandas
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.arrow import to_pandas
+from flowlab.tables.frames.read_write import File
+from flowlab.tables.schema.column import NUMERIC, ColumnSchema
 
 KINDS = {  # what a column may be read as -> how that is called
     "text": "text",

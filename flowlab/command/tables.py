@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from flowlab.command import texts
 from flowlab.command.reading import KINDS, frame_of
 from flowlab.command.words import names_of, split, unquoted
-from flowlab.tables.column import ColumnSchema
-from flowlab.tables.io import File, Format, read_file, write_table
-from flowlab.tables.rules import Derived, FixedCombinations, LessThan
+from flowlab.tables.frames.arrow import Kind, like
+from flowlab.tables.frames.read_write import File, Format, read_file, write_table
 from flowlab.tables.schema import Schema
-from flowlab.tables.tabular import Kind, like
+from flowlab.tables.schema.column import ColumnSchema
+from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan
 from flowlab.writing import check_writable
 
 CALLED = {  # what --dtype takes -> how the column is read, and the kind that it then has for certain

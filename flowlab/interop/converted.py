@@ -19,7 +19,7 @@ from flowlab.files import register
 from flowlab.interop.steps import Steps
 from flowlab.kernels import columns
 from flowlab.layers import Additive, Autoregressive, Coupling, Layer, ScalarMap
-from flowlab.layers.conditioned import by_parameter, rows
+from flowlab.layers.conditioner import by_parameter, rows
 from flowlab.layers.layer import Fast
 from flowlab.layers.scalar.spline import OnBox, cumulated, rational_quadratic, soft_clip, within
 

@@ -9,8 +9,14 @@ from torch.distributions import constraints
 
 from flowlab.arguments import whole, widths
 from flowlab.kernels import columns, permute, transforming
-from flowlab.layers.conditioned import by_parameter, conditioned, conditioner_inputs, initial_parameters, scalar_support
-from flowlab.layers.incremental import Implicit, Map, Sweep
+from flowlab.layers.autoregressive_inverse import Implicit, Map, Sweep
+from flowlab.layers.conditioner import (
+    by_parameter,
+    conditioned,
+    conditioner_inputs,
+    initial_parameters,
+    scalar_support,
+)
 from flowlab.layers.layer import Layer
 from flowlab.layers.linear import ordering
 from flowlab.layers.scalar import Affine, ScalarMap

@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 from flowlab.arguments import whole, widths
 from flowlab.kernels import columns
-from flowlab.layers.conditioned import Places, conditioned, initial_parameters, scalar_support
+from flowlab.layers.conditioner import Places, conditioned, initial_parameters, scalar_support
 from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
 from flowlab.networks import MLP, start_at

@@ -14,7 +14,7 @@ from flowlab.arguments import whole, widths
 from flowlab.kernels import differentiable_backward, plain_backward, transforming
 from flowlab.layers.layer import Fast, Layer, flat, zero_log_det
 from flowlab.layers.linear import SOFTPLUS_ONE, reflect
-from flowlab.layers.root import solve
+from flowlab.layers.root_finding import solve
 from flowlab.networks import ContextParameters
 
 MARGIN = 1e-3  # 1 + h' w·u stays above it: neither direction can have an unbounded slope

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from flowlab.arguments import whole
 from flowlab.bases import Base, Gaussian
-from flowlab.divergence import Estimate
+from flowlab.distribution import Estimate
 from flowlab.flow import Flow
 from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer, LULinear, RationalQuadraticSpline, Whitening
 from flowlab.layers.coupling import alternating_mask
-from flowlab.objectives import StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
 from flowlab.posteriors.diagnostics import Diagnostics
@@ -22,6 +21,7 @@ from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.space import Space, Supports, Value
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError
 from flowlab.training import History, fit
+from flowlab.training.objectives import StickingTheLanding
 
 SCOUTS = 16  # contexts whose posteriors are looked for beforehand
 STARTS, SPREAD = 4, 1.0  # for each of them, uniform on ± SPREAD

@@ -16,7 +16,6 @@ from flowlab.flow import Flow
 from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh
 from flowlab.layers.coupling import alternating_mask
 from flowlab.mixture import FlowMixture
-from flowlab.objectives import Objective, StickingTheLanding
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.amortized import AmortizedPosterior, fit_amortized
 from flowlab.posteriors.diagnostics import MISSED, SHIFT, UNEVEN, missed
@@ -28,6 +27,7 @@ from flowlab.posteriors.sparing import sparing
 from flowlab.posteriors.survey import OUTSIDE, Survey, survey, weigh
 from flowlab.posteriors.target import WORST_SHARE, PosteriorError, Target
 from flowlab.training import History, TrainingError, fit
+from flowlab.training.objectives import Objective, StickingTheLanding
 
 STARTS = 16
 SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space

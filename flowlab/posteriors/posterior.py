@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from flowlab.divergence import Estimate
+from flowlab.distribution import Estimate
 from flowlab.flow import Flow
 from flowlab.hints import check_arguments
 from flowlab.mixture import FlowMixture

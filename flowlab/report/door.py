@@ -9,7 +9,7 @@ import pandas as pd
 
 import flowlab
 from flowlab.report.columns import kind
-from flowlab.tables.tabular import to_pandas
+from flowlab.tables.frames.arrow import to_pandas
 
 LEAST = 20  # rows that a report takes of each table
 NAMED = 8  # columns that the header names; of more it says how many

@@ -10,7 +10,7 @@ import pandas as pd
 from flowlab.report import likelihood, metrics
 from flowlab.report.columns import Array, Column, align
 from flowlab.report.door import check_rows
-from flowlab.training import progress_bar
+from flowlab.training.fitting import progress_bar
 
 ROWS = 5000  # of each table that metrics look at; more would only take longer
 LEARNT = 10_000  # training rows of train-on-synthetic

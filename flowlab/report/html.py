@@ -26,7 +26,7 @@ from flowlab.report.findings import (
 )
 from flowlab.report.page import Picture, Section, Table, is_figure, shown
 from flowlab.runtime import threads_for
-from flowlab.training import progress_bar
+from flowlab.training.fitting import progress_bar
 from flowlab.writing import written_whole
 
 MOST_COLUMNS = 60  # that get a picture

@@ -15,7 +15,7 @@ import torch
 from flowlab.report import baselines
 from flowlab.report.columns import Array
 from flowlab.report.door import scores
-from flowlab.tables.ranks import learn_ranks
+from flowlab.tables.mixed.marginal_cdf import learn_ranks
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged
 

@@ -21,20 +21,20 @@ from flowlab.flow import CHUNK
 from flowlab.hints import check_arguments, hints_of
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads, threads_for
-from flowlab.tables import cells, parameters, stored
-from flowlab.tables.codec import Unit
-from flowlab.tables.conditions import member_log_prob
-from flowlab.tables.encode import Columns
-from flowlab.tables.ensemble import Report, fit_ensemble
-from flowlab.tables.frame import TableEstimator, fit_anew, read_rows, seed_from
-from flowlab.tables.members import Member, fold_count, recipe
-from flowlab.tables.questions import DensityQuestions, goodness_of_fit
-from flowlab.tables.rules import read_rules
-from flowlab.tables.schema import Schema
-from flowlab.tables.synthesis import Synthesis, measure_support
-from flowlab.tables.tabular import Kind, kind_of
-from flowlab.tables.trial import check_flow
-from flowlab.tables.whole import WholeTable, is_whole
+from flowlab.tables import parameters
+from flowlab.tables.codec.columns import Unit
+from flowlab.tables.codec.table import WholeTable, is_whole
+from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
+from flowlab.tables.ensemble.member import Member, fold_count, recipe
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.arrow import Kind, kind_of
+from flowlab.tables.frames.validation import TableEstimator, fit_anew, read_rows, seed_from
+from flowlab.tables.query.conditions import member_log_prob
+from flowlab.tables.query.questions import DensityQuestions, goodness_of_fit
+from flowlab.tables.query.sampling import Synthesis, measure_support
+from flowlab.tables.schema import Schema, stored
+from flowlab.tables.schema.relations import Columns
+from flowlab.tables.schema.rules import read_rules
 
 MEASURES = {
     False: "probabilities of levels and of values that repeat, densities of other numbers",

@@ -11,9 +11,9 @@ from sklearn.utils.validation import check_is_fitted
 from flowlab import files
 from flowlab.hints import check_arguments
 from flowlab.mixture import FlowMixture
-from flowlab.tables import stored
 from flowlab.tables.density import FlowDensity
-from flowlab.tables.frame import fit_anew
+from flowlab.tables.frames.validation import fit_anew
+from flowlab.tables.schema import stored
 
 Array = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from flowlab.tables.column import ColumnSchema
-from flowlab.tables.members import PREPROCESSING, Member
-from flowlab.tables.rules import Rule, read_rules
+from flowlab.tables.ensemble.member import PREPROCESSING, Member
 from flowlab.tables.schema import Schema
+from flowlab.tables.schema.column import ColumnSchema
+from flowlab.tables.schema.rules import Rule, read_rules
 
 EFFORTS = ("fast", "default", "best")
 LISTS = (list, tuple, set, frozenset, range, np.ndarray, pd.Index, pd.Series, pd.api.extensions.ExtensionArray)

@@ -16,12 +16,12 @@ from flowlab import files
 from flowlab.hints import fits
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads_for
-from flowlab.tables import stored
-from flowlab.tables.conditions import class_probabilities, member_log_prob
 from flowlab.tables.density import FlowDensity
-from flowlab.tables.frame import fit_anew
-from flowlab.tables.predictive import Predictive, predict
-from flowlab.tables.tabular import to_pandas
+from flowlab.tables.frames.arrow import to_pandas
+from flowlab.tables.frames.validation import fit_anew
+from flowlab.tables.query.conditions import class_probabilities, member_log_prob
+from flowlab.tables.query.predictive import Predictive, predict
+from flowlab.tables.schema import stored
 
 Array = NDArray[np.float64]
 KINDS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
-from flowlab.layers.root import solve
+from flowlab.layers.root_finding import solve
 from flowlab.layers.scalar.mixture_kernel import MixtureKernel
 from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
 from flowlab.layers.scalar.spline import soft_clip

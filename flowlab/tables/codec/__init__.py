@@ -1,0 +1,1 @@
+"""Tables <-> the matrices that models see."""

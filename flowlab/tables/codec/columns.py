@@ -1,0 +1,228 @@
+"""The cells of one column <-> the variables that the model has of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.cells import DAY, NULLS, Array
+from flowlab.tables.frames.validation import numpy_dtype, rounding
+from flowlab.tables.schema.column import LEVELLED, NUMERIC, ColumnSchema, check_resolution, day_number
+from flowlab.tables.schema.grid import on_grid
+from flowlab.tables.schema.levels import level_codes, take_levels
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One variable of the model: a column has one or more adjacent ones.
+
+    Attributes:
+        name: The column's name, with the part of it if it has several units.
+        column: The modelled column that it belongs to: 0, 1, 2 … without gaps.
+        classes: Number of levels, 0 for a number.
+        nullable: Whether the data miss it (NaN in the matrix). A column's units are missing together.
+        resolution: Width of a grid cell in the unit's numbers, 0 for continuous ones.
+        atoms: Repeated values off any grid.
+        lower: Lower end of the support, -inf if it has none.
+        upper: Upper end, inf if it has none.
+    """
+
+    name: str
+    column: int
+    classes: int = 0
+    nullable: bool = False
+    resolution: float = 0.0
+    atoms: tuple[float, ...] = ()
+    lower: float = -np.inf
+    upper: float = np.inf
+
+
+def column_units(column: ColumnSchema, index: int) -> list[Unit]:
+    """The units of a modelled column."""
+    name, nullable = str(column.name), column.nullable
+    if column.kind in LEVELLED:
+        if not column.categories:
+            raise ValueError(
+                f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) learns them"
+            )
+        return [Unit(name, index, classes=len(column.categories), nullable=nullable)]
+    if column.kind == "datetime":
+        units = []
+        if "day" in column.parts:
+            low, high = (_day(column, end) for end in (column.lower, column.upper))
+            lower, upper = -np.inf if low is None else low, np.inf if high is None else high
+            part = " (day)" if len(column.parts) > 1 else ""
+            units.append(Unit(name + part, index, nullable=nullable, resolution=1.0, lower=lower, upper=upper))
+        if "time" in column.parts:
+            part = " (time)" if len(column.parts) > 1 else ""
+            top = DAY - column.resolution
+            units.append(Unit(name + part, index, 0, nullable, column.resolution, tuple(column.atoms), 0.0, top))
+        if not units:
+            raise ValueError(
+                f"column {name!r} was made a datetime, and its days are not known: Schema.infer(df, schema) learns them"
+            )
+        return units
+    check_resolution(column)
+    resolution = column.resolution
+    if column.kind == "integer":
+        resolution = resolution if resolution >= 1 else 1.0
+    lower = -np.inf if column.lower is None else float(column.lower) - column.offset
+    upper = np.inf if column.upper is None else float(column.upper) - column.offset
+    if not lower <= upper:
+        raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
+    return [Unit(name, index, 0, nullable, resolution, () if resolution else tuple(column.atoms), lower, upper)]
+
+
+def _day(column: ColumnSchema, value: Any) -> float | None:
+    """A day's number, counted from the column's origin."""
+    return None if value is None else float(day_number(str(value)) - day_number(column.origin))
+
+
+def encode_column(column: ColumnSchema, values: pd.Series) -> Array:
+    """The cells of a modelled column as a matrix (rows, units)."""
+    if column.kind in LEVELLED:
+        return level_codes(column, values)[:, None]
+    if values.isna().all():  # of whatever dtype
+        return np.full((len(values), len(column.parts) or 1), np.nan)
+    if column.kind in NUMERIC:
+        x = cells.numbers(values, column.name)
+        return (x - column.offset if column.offset else x)[:, None]
+    if column.kind == "timedelta":
+        return cells.seconds(values, column.name)[:, None]
+    days, clock = cells.days_and_seconds(values, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
+    days = days - day_number(column.origin)
+    return np.column_stack([{"day": days, "time": clock}[part] for part in column.parts])
+
+
+def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.Series:
+    """The inverse of `encode_column`."""
+    missing = np.isnan(block[:, 0])
+    if missing.any() and not column.nullable:
+        raise ValueError(
+            f"column {column.name!r} has no missing cells, and row {int(missing.argmax())} of the matrix is NaN"
+        )
+    if column.kind in LEVELLED:
+        codes = np.where(missing, -1, np.nan_to_num(block[:, 0]))
+        wrong = ~missing & ((codes != np.round(codes)) | (codes < 0) | (codes >= units[0].classes))
+        if wrong.any():
+            raise ValueError(f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {units[0].classes} levels")
+        return take_levels(column, column.categories, codes.astype(np.int64))
+    rounded = [
+        on_grid(block[:, k], unit.resolution) if unit.resolution else block[:, k] for k, unit in enumerate(units)
+    ]
+    if column.kind in NUMERIC:
+        numbers = number_of(column, units[0], block[:, 0])
+        if column.decimals:
+            numbers = on_grid(numbers, column.decimals)
+        return from_numbers(column, respell(column, numbers + 0.0))
+    if column.kind == "timedelta":
+        seconds = on_grid(rounded[0], column.decimals) if column.decimals else rounded[0]
+        return cells.differences(seconds, column.dtype, column.name)
+    parts = dict(zip(column.parts, rounded))
+    days = parts.get("day", np.where(missing, np.nan, 0.0)) + day_number(column.origin)
+    return cells.clock_times(
+        days, parts.get("time", np.where(missing, np.nan, column.value or 0.0)), column.dtype, column.name
+    )
+
+
+def respell(column: ColumnSchema, values: Array) -> Array:
+    """Multiples of the resolution as the data write them, rounding errors and all."""
+    if not column.spellings:
+        return values
+    known = np.array(column.spellings)  # sorted
+    multiples = on_grid(known, column.resolution)
+    place = np.searchsorted(multiples, values).clip(max=len(known) - 1)
+    return np.where(multiples[place] == values, known[place], values)
+
+
+def from_numbers(column: ColumnSchema, values: Array) -> pd.Series:
+    """Numbers in a column's type."""
+    return cells.from_numbers(values, column.dtype, column.name, NULLS[column.null])
+
+
+def derived_numbers(column: ColumnSchema, table: Mapping[Any, pd.Series] | pd.DataFrame) -> Array:
+    """A derived column's numbers from those that it is made of."""
+    total: Any = column.value
+    for source, weight in zip(column.sources, column.weights):
+        if source not in table:
+            raise ValueError(
+                f"column {column.name!r} is made of {source!r}, which is left out: leave both out, or neither"
+            )
+        total = total + weight * cells.numbers(table[source], source)
+    if not column.sources:
+        total = np.full(len(next(iter(table.values()))) if len(table) else 0, float(total))
+    return on_grid(total, column.resolution) + 0.0 if column.resolution else total
+
+
+def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
+    """Which numbers lie within a column's support, and with `seen` within the range that it had in training; NaN does."""
+    ok = np.ones(len(x), dtype=bool)
+    for end, sign in ((column.lower, 1), (column.upper, -1)):
+        if end is not None:
+            ok &= ~(sign * (x - end) < -slack)
+    if seen and column.seen:
+        ok &= ~((x < column.seen[0] - column.tolerance) | (x > column.seen[1] + column.tolerance))
+    return ok
+
+
+def number_of(column: ColumnSchema, unit: Unit, x: Array) -> Array:
+    """The numbers of a column that its unit's numbers stand for: on their grid, and moved back to where they were."""
+    if unit.classes:  # false and true
+        return x
+    rounded = on_grid(x, unit.resolution) if unit.resolution else x
+    return rounded + column.offset if column.offset else rounded
+
+
+def possible_cells(column: ColumnSchema, units: list[Unit], matrix: Array, values: pd.Series) -> NDArray[np.bool_]:
+    """Which cells of a modelled column are among the values that it can have, from the matrix of its units; missing ones are."""
+    ok = fixed_parts_agree(column, values) if column.kind == "datetime" else np.ones(len(values), dtype=bool)
+    precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
+    for unit, x in zip(units, matrix.T):
+        if unit.classes:
+            fine = x >= 0
+        else:
+            slack = 1e-6 * unit.resolution
+            fine = (x >= unit.lower - slack) & (x <= unit.upper + slack)
+            if unit.resolution:
+                fine &= np.abs(x - on_grid(x, unit.resolution)) <= slack + precision * np.abs(x)
+        ok &= fine | np.isnan(x)
+    return ok
+
+
+def fixed_parts_agree(column: ColumnSchema, values: pd.Series) -> NDArray[np.bool_]:
+    """Which times have the day, or the time of day, that all had in training."""
+    if values.isna().all() or len(column.parts) == 2:
+        return np.ones(len(values), dtype=bool)
+    days, clock = cells.days_and_seconds(values, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
+    same = days == day_number(column.origin) if column.parts == ["time"] else clock == column.value
+    return same | np.isnan(days)
+
+
+def comparable(column: ColumnSchema, values: pd.Series) -> Array:
+    """One number per cell: equal numbers for equal cells."""
+    found = cells.family(values, column.name)
+    if found == "datetime":
+        days, clock = cells.days_and_seconds(values, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
+        return days * DAY + clock
+    return cells.seconds(values, column.name) if found == "timedelta" else cells.numbers(values, column.name)
+
+
+def describe(column: ColumnSchema, units: list[Unit]) -> str:
+    """What values a column can have, for messages."""
+    if column.kind in LEVELLED:
+        more = len(column.categories) - 10
+        return f"its levels are {', '.join(map(repr, column.categories[:10]))}" + (
+            f" and {more} more" if more > 0 else ""
+        )
+    if column.kind == "datetime":
+        ends = f" from {column.lower or '…'} to {column.upper or '…'}" if column.lower or column.upper else ""
+        return f"it holds times{ends} in steps of {column.resolution:g} s" + (
+            "" if "day" in column.parts else f" on {column.origin}"
+        )
+    unit = units[0]
+    steps = f" in steps of {unit.resolution:g}" if unit.resolution else ""
+    return f"it holds numbers from {unit.lower + column.offset:.12g} to {unit.upper + column.offset:.12g}{steps}"

@@ -1,0 +1,119 @@
+"""A whole table from a file is tried with made-up cells: what does not go together fails at loading."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowlab.hints import check_arguments, fits, hints_of, shown
+from flowlab.tables.codec.codec import Codec
+from flowlab.tables.codec.columns import (
+    Unit,
+    decode_column,
+    derived_numbers,
+    encode_column,
+    from_numbers,
+    possible_cells,
+)
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.cells import NULLS
+from flowlab.tables.schema.column import LEVELLED, ColumnSchema
+from flowlab.tables.schema.grid import on_grid
+from flowlab.tables.schema.levels import take_levels
+from flowlab.tables.schema.stored import LABEL, check_dtype, column_from
+
+
+def try_codec(codec: Codec) -> None:
+    """Raises whatever decoding or encoding cells of any of the columns would.
+
+    The cells are made up: every level, numbers within their bounds, and a missing one where there can be some.
+    """
+    done: dict[Any, pd.Series] = {}
+    for column in codec.schema:
+        if column.modelled:
+            units = codec.units[codec._places[column.name]]
+            block = np.column_stack([_trial(unit) for unit in units])
+            block[-1] = np.nan if column.nullable else block[0]
+            done[column.name] = decode_column(column, units, block)
+            possible_cells(column, units, encode_column(column, done[column.name]), done[column.name])
+            if column.kind in LEVELLED:
+                take_levels(column, column.categories, np.arange(len(column.categories)))
+        elif column.kind == "constant":
+            code = 0 if column.value is not None else -1
+            done[column.name] = take_levels(column, [column.value], np.full(3, code))
+        elif column.kind == "duplicate":
+            done[column.name] = codec._repeat(column, _known(done, column.duplicate_of, column))
+        elif column.kind == "derived":
+            _try_derived(column, done)
+            continue
+        if column.kind in ("constant", "duplicate"):
+            codec._agrees(column, done)  # which looks up columns by name alone
+
+
+def _trial(unit: Unit) -> NDArray[np.float64]:
+    """Three cells that a unit can have."""
+    if unit.classes:
+        return np.array([0.0, unit.classes - 1.0, 0.0])
+    low = unit.lower if math.isfinite(unit.lower) else unit.upper if math.isfinite(unit.upper) else 0.0
+    return np.full(3, float(on_grid(np.array(low), unit.resolution)) if unit.resolution else low)
+
+
+def _known(done: Mapping[Any, pd.Series], name: Any, column: ColumnSchema) -> pd.Series:
+    if name not in done:
+        raise ValueError(f"column {shown(column.name)} is made of {shown(name)}, which does not come before it")
+    return done[name]
+
+
+def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
+    """The same for a derived column, whose made-up value may lie outside of its type's range: zero stands for it."""
+    if len(column.sources) != len(column.weights):
+        raise ValueError(
+            f"column {shown(column.name)} has {len(column.sources)} sources and {len(column.weights)} weights"
+        )
+    if type(column.value) not in (int, float):
+        raise ValueError(f"column {shown(column.name)} has no intercept")
+    for source in column.sources:
+        cells.numbers(_known(done, source, column), source)
+    derived_numbers(column, done)
+    done[column.name] = from_numbers(column, np.zeros(3))
+
+
+def check_rule(rule: Any) -> None:
+    """Raises a ValueError where what a rule has learnt is of another type than a rule learns."""
+    known = {f.name: getattr(rule, f.name) for f in fields(rule)}
+    check_arguments(type(rule).__name__, known, hints_of(type(rule)))
+    if not fits([*rule.columns(), *rule.overrides(), *rule.order], list[LABEL]):
+        raise ValueError("the columns of a rule are no names")
+    if known.get("null", "None") not in NULLS:
+        raise ValueError(f"null cannot be {shown(known['null'])}")
+    if known.get("dtype"):
+        check_dtype(known["dtype"])
+
+
+def check_combinations(codec: Codec, rule: Any) -> None:
+    """Raises a ValueError unless a rule's combinations are those of its column, with a level of each of its columns."""
+    for schema in rule.schemas:
+        column_from(schema)
+    rows = [json.loads(text) for text in rule.combinations]
+    if not fits(rows, list[list[LABEL | None]]) or {len(row) for row in rows} | {len(rule.schemas)} != {
+        len(rule.names)
+    }:
+        raise ValueError(f"the combinations of {shown(rule.name)} are not of its columns")
+    if rule.name in codec.schema and not set(codec.schema[rule.name].categories) <= set(rule.combinations):
+        raise ValueError(f"the levels of {shown(rule.name)} are none of its combinations")
+
+
+def check_ends(ends: Any, dtypes: Mapping[Any, str]) -> None:
+    """Raises a ValueError unless these are the first and last times of columns, with a time zone where the column's dtype has one."""
+    if not fits(ends, list[tuple[LABEL, str, str]]):
+        raise ValueError("the ends of times are not names with two times each")
+    for name, *stamps in ends:
+        for stamp in map(pd.Timestamp, stamps):
+            zoned = name in dtypes and cells.zone_of(cells.dtype_of(dtypes[name])) is not None
+            if stamp is pd.NaT or (name in dtypes and (stamp.tz is not None) != zoned):
+                raise ValueError(f"column {shown(name)}: an end of its times has another time zone than the column")

@@ -1,0 +1,1 @@
+"""The members that `FlowDensity` mixes: what they are, how they are fitted and weighed."""

@@ -1,0 +1,333 @@
+"""How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they were not trained on."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from flowlab.flow import CHUNK, Flow
+from flowlab.hints import made, shown
+from flowlab.mixture import FlowMixture, stack
+from flowlab.runtime import threads
+from flowlab.tables.codec.columns import Unit
+from flowlab.tables.ensemble.member import RACE, RACE_STEPS, Fold, Member, Preprocessing, TableRanks, fit_member
+from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.schema.stored import with_nan
+from flowlab.training.fitting import History, progress_bar
+
+FOLD_ROWS = 2_000  # below so many rows every row is held out once
+CLOSE = 0.3  # nats per row that a preprocessing may be behind in the race to be worth a member of its own
+NEGLIGIBLE = 0.003  # members of less weight are dropped
+RACE_TIME, TRAINING_TIME = 0.2, 0.8  # of what is left of a time limit; scoring and mixing take time, too
+SPREAD_WORK = 20_000  # values in training (rows × columns × folds) from which processes are worth their start
+
+
+@dataclass
+class Report:
+    """What became of one member.
+
+    Attributes:
+        member: Its sizes.
+        score: Mean log-likelihood of held-out rows, nats per row.
+        weight: Its share of the mixture.
+        seconds: Time to fit it, over all folds.
+        reason: Why its training stopped; empty where nothing was trained.
+        converged: Whether more training is not expected to help.
+        history: Training curves, one dict per evaluation, of the first fold.
+    """
+
+    member: Member
+    score: float
+    weight: float
+    seconds: float
+    reason: str = ""
+    converged: bool = True
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Report":
+        """The report in a file, where numbers that JSON does not have are None.
+
+        Raises:
+            ValueError: A field is unknown, or of another type.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"a report on a member is {shown(values)}")
+        numbers = dict.fromkeys(("score", "weight", "seconds"), float | None)
+        member = Member.from_json(values["member"])
+        made(cls, {**values, "member": member}, {**numbers, "history": list[dict[str, float | None]]})
+        return cls(**{**with_nan(values, numbers), "member": member})
+
+
+@dataclass
+class Fitted:
+    """A mixture, what it was made of, and how held-out rows fared: their log-densities and noise under mixtures not trained on them."""
+
+    flow: FlowMixture
+    reports: list[Report]
+    race: dict[str, float]
+    held_out: Tensor
+    held_weight: Tensor
+    noise: Tensor
+
+
+@dataclass
+class _Task:
+    """One member to fit on one fold."""
+
+    member: Member
+    fold: Fold
+    layers: list[Any]
+    seed: int
+    device: str
+    seconds: float | None
+    progress: bool
+    units: Sequence[Unit] | None
+
+
+@dataclass
+class _Result:
+    flow: Flow | MixedFlow
+    history: History | None
+    log_prob: Tensor  # of the fold's held-out rows
+    seconds: float
+
+
+def fit_ensemble(
+    rows: Tensor,
+    weight: Tensor,
+    members: Sequence[Member],
+    rng: np.random.Generator,
+    *,
+    validation: float = 0.1,
+    folds: int = 5,
+    time_limit: float | None = None,
+    n_jobs: int | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+    units: Sequence[Unit] | None = None,
+) -> Fitted:
+    """Fit members to rows (n, features) and mix them.
+
+    Below 2,000 rows there are folds: each member is fitted once in each, each row is held out once, and the mixture holds all
+    versions. From there on, or with `folds` of one, a share of the rows is held out. Weights come from the log-densities of held-out rows alone.
+
+    Args:
+        rows: The rows, double precision.
+        weight: Their weights.
+        members: What to fit; sizes that are None are filled in.
+        rng: Source of everything random.
+        validation: Share of rows held out where there are no folds; 0 trains on all rows and weighs the members equally.
+        folds: Their number.
+        time_limit: Seconds that all of it may take, about: networks are trained in turn until none would be finished; what they get depends on the
+            machine then. None for no limit.
+        n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
+        device: Where networks train.
+        progress: Show a bar.
+        units: What the columns are, of a whole table with classes and missing cells; all of them complete numbers when None.
+    """
+    started = time.perf_counter()
+    n, features = rows.shape
+    parts = make_folds(rows, weight, rng, validation, folds)
+    seed = int(rng.integers(2**62))
+    jobs = n_jobs or (
+        joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
+    )
+    starting = _start(jobs)
+    prepared: list[Any]
+    if units is None:
+        prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
+        prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
+    else:
+        prepared = [TableRanks(fold.train, fold.weight, units, rows) for fold in parts]
+    members = [member.sized(len(parts[0].train), features) for member in members]
+    ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
+
+    def task(member: Member, k: int, place: int, seconds: float | None = None) -> _Task:
+        own = (seed + 1009 * place + 9176 * k) % 2**62
+        shown = progress and jobs == 1
+        return _Task(member, parts[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown, units)
+
+    race: dict[str, float] = {}
+    undecided = [member for member in members if member.preprocessing == "auto"]
+    if undecided and features > 1 and len(parts[0].held_out):
+        seconds = None if ends is None else RACE_TIME * (ends - time.perf_counter()) * min(jobs, len(RACE)) / len(RACE)
+        short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
+        list(starting)
+        found = _run_all(short, jobs, progress)
+        race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
+    order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
+    order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
+    members = [
+        replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
+        for m in members
+    ]
+    list(starting)
+
+    def run(places: Sequence[int], seconds: float | None = None) -> None:
+        tasks = [task(members[i], k, i, seconds) for i in places for k in range(len(parts))]
+        results = iter(_run_all(tasks, jobs, progress))
+        grid.update({i: [next(results) for _ in parts] for i in places})
+
+    grid: dict[int, list[_Result]] = {}
+    if ends is None:
+        run(range(len(members)))
+    else:  # as many networks as there is time for: fewer that are trained to their end beat many that are not
+        run([i for i, member in enumerate(members) if not member.trained])
+        for places, seconds in _turns(
+            [i for i, member in enumerate(members) if member.trained], len(parts), jobs, ends
+        ):
+            run(places, seconds)
+    left_out = [member for i, member in enumerate(members) if i not in grid]
+    return _mix([members[i] for i in sorted(grid)], [grid[i] for i in sorted(grid)], left_out, parts, race, seed)
+
+
+def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tuple[list[int], float]]:
+    """Members to train together, and seconds that each of their tasks may take, until no further ones can be done like the last."""
+    together = max(jobs // folds, 1)
+    took = 0.0
+    for first in range(0, len(places), together):
+        chosen, now = places[first : first + together], time.perf_counter()
+        if first and ends - now < took:
+            return
+        rounds = -(-len(chosen) * folds // jobs)
+        yield chosen, max(TRAINING_TIME * (ends - now) / rounds, 0.0)
+        took = time.perf_counter() - now
+
+
+def _mix(
+    members: list[Member],
+    grid: list[list[_Result]],
+    left_out: list[Member],
+    folds: list[Fold],
+    race: dict[str, float],
+    seed: int,
+) -> Fitted:
+    held_weight = torch.cat([fold.held_weight for fold in folds])
+    log_probs = torch.stack([torch.cat([r.log_prob for r in own]) for own in grid])
+    # The broad member insures against rows unlike all others, of which the held-out ones may have none.
+    prior = torch.tensor([1.0 if member.kind == "broad" else 0.0 for member in members])
+    insured = prior > 0
+    shares = (
+        stack(log_probs, held_weight, prior)
+        if log_probs.shape[1]
+        else torch.full((len(members),), 1 / len(members)).double()
+    )
+    shares = torch.where((shares < NEGLIGIBLE) & ~insured, 0, shares)
+    shares = shares / shares.sum()
+    reports = [
+        Report(
+            member,
+            _mean(log_prob, held_weight),
+            float(share),
+            sum(r.seconds for r in own),
+            own[0].history.reason if own[0].history else "",
+            all(r.history is None or r.history.converged for r in own),
+            own[0].history.records if own[0].history else [],
+        )
+        for member, own, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
+    ]
+    reports += [Report(member, math.nan, 0.0, 0.0, "no time was left for it", False) for member in left_out]
+    used = [i for i, share in enumerate(shares.tolist()) if share > 0]
+    generator = torch.Generator().manual_seed(seed)
+    noise = []
+    for k, fold in enumerate(folds):
+        own = FlowMixture([grid[i][k].flow for i in used], shares[used])
+        noise += [own.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
+    flow = FlowMixture(
+        [grid[i][k].flow for i in used for k in range(len(folds))],
+        [float(shares[i]) / len(folds) for i in used for k in range(len(folds))],
+    )
+    held_out = (log_probs + shares.log().unsqueeze(1)).logsumexp(0)
+    return Fitted(flow, reports, race, held_out, held_weight, torch.cat(noise))
+
+
+def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float, folds: int) -> list[Fold]:
+    """The folds of a small table; one with a share held out for a larger one, or where one is asked for."""
+    n = len(rows)
+    order = torch.from_numpy(rng.permutation(n))
+    if not validation or n < 8:
+        return [_fold(rows, weight, order, order[:0])]
+    if n < FOLD_ROWS and folds > 1:
+        parts = order.tensor_split(folds)
+        return [_fold(rows, weight, torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(folds)]
+    held = max(round(validation * n), 1)
+    return [_fold(rows, weight, order[held:], order[:held])]
+
+
+def _fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold:
+    weight = weight / weight.mean()
+    return Fold(rows[train], weight[train], rows[held_out], weight[held_out])
+
+
+def _short(task: _Task) -> _Task:
+    """The short form of a task, for the race: a fifth of its steps, on rows that it sees about once."""
+    member, fold = task.member, task.fold
+    least, most = RACE_STEPS
+    steps = min(max((member.steps or 0) // 5, least), most, member.steps or 1)
+    shown = steps * (member.batch_size or 1)
+    fold = replace(fold, train=fold.train[:shown], weight=fold.weight[:shown])
+    return replace(task, member=replace(member, steps=steps), fold=fold)
+
+
+def _mean(log_prob: Tensor, weight: Tensor) -> float:
+    return float((log_prob * weight).sum() / weight.sum()) if len(weight) else float("nan")
+
+
+def _run(task: _Task) -> _Result:
+    """Fits one member on one thread, and scores the fold's held-out rows."""
+    started = time.perf_counter()
+    with threads(1), threadpool_limits(1):
+        flow, history = fit_member(
+            task.member, task.fold, task.layers, task.seed, task.device, task.seconds, task.progress, task.units
+        )
+        with torch.no_grad():
+            log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])
+    return _Result(flow, history, log_prob, time.perf_counter() - started)
+
+
+def _start(jobs: int) -> Iterator[None]:
+    """Starts the processes: they import torch, which takes seconds, while this one goes on; to be waited for before they get tasks."""
+    if jobs == 1:
+        return iter(())
+    return joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))
+
+
+def _imported() -> None:
+    """What a process can do once it has imported this module."""
+
+
+def _run_all(tasks: list[_Task], jobs: int, progress: bool) -> list[_Result]:
+    """The results in the order of the tasks, run in processes where there are several jobs."""
+    if jobs == 1:
+        return [_run(task) for task in tasks]
+    # Longest first, so that no process is left with one at the end.
+    order = sorted(range(len(tasks)), key=lambda i: not tasks[i].member.trained)
+    work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")(
+        joblib.delayed(_run)(tasks[i]) for i in order
+    )
+    found: dict[int, _Result] = {}
+    with progress_bar(len(tasks), progress, "members", "fit") as bar:
+        for i, result in zip(order, work, strict=True):
+            found[i] = result
+            bar.update()
+    return [found[i] for i in range(len(tasks))]
+
+
+def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:
+    """Raises a ValueError unless a mixture's members have a table's units, or, where these are None, are flows."""
+    wanted = None if units is None else [(unit.column, unit.classes, unit.nullable) for unit in units]
+    for member in flow:
+        if not isinstance(member, Flow if units is None else MixedFlow) or member.context_features:
+            raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
+        if isinstance(member, MixedFlow):
+            columns, classes, nullable = member.columns, member.classes, member.nullable
+            if list(zip(columns, classes, nullable, strict=True)) != wanted:
+                raise ValueError("the units of the mixture are not those of the table")

@@ -1,0 +1,1 @@
+"""`MixedFlow`: a density of numbers, levels and missing cells, with every conditional."""

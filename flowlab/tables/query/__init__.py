@@ -1,0 +1,1 @@
+"""What is asked of a fitted density: rows, conditions, imputation, scores, information."""

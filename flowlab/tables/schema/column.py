@@ -1,0 +1,121 @@
+"""One column of a table: the record of how it is treated."""
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from flowlab.tables.frames.records import set_fields
+
+MODELLED = ("continuous", "integer", "categorical", "boolean", "datetime", "timedelta")
+FOUND = ("constant", "derived", "duplicate")  # facts about the data: never asked for
+KINDS = (*MODELLED, *FOUND, "id", "excluded")
+LEVELLED = ("categorical", "boolean")
+NUMERIC = ("continuous", "integer")
+NUMBERS = ("lower", "upper", "resolution", "atoms")
+SETTABLE = {  # the fields that a user may give, beside the kind
+    **dict.fromkeys(NUMERIC, NUMBERS),
+    **dict.fromkeys(LEVELLED, ("categories", "ordered")),
+    "timedelta": NUMBERS,
+    "datetime": ("lower", "upper"),
+}
+INTERNAL = ("levels_dtype", "null", "spellings", "tolerance", "origin", "declared", "recoding")  # not for a short look
+
+
+@dataclass
+class ColumnSchema:
+    """How one column is treated. Fields may be set: `Schema.infer(df, schema)` learns the others anew.
+
+    Attributes:
+        name: The column's label.
+        kind: "continuous", "integer", "categorical", "boolean", "datetime" or "timedelta": modelled. "constant", "derived" (an exact
+            linear combination of others) or "duplicate": kept exactly, beside the model. "id": to be decided by the user. "excluded": left out.
+        dtype: The name of the pandas type that comes back.
+        reason: Why this kind, in plain words.
+        missing: Share of missing cells.
+        lower: Lower end of the support, None for none: a number, seconds, or for datetimes the first day as "2024-01-31".
+        upper: Upper end of the support, likewise.
+        resolution: Width of a grid cell in the column's units, seconds for times; 0 for continuous values.
+        atoms: Repeated values off any grid.
+        spellings: The values that are multiples of the resolution but for a rounding error, as they are in the data.
+        categories: Levels that occur, in order.
+        ordered: Whether the order of the levels means something.
+        cardinality: Number of distinct values.
+        declared: All levels of a category dtype, whether they occur or not.
+        levels_dtype: The dtype of these.
+        null: What stands for a missing cell in a column of Python objects: "None", "nan" or "<NA>".
+        value: The constant; the intercept of a derived column; the time of day in seconds that all datetimes share.
+        duplicate_of: The column that this one repeats.
+        recoding: The value for each of that column's levels, where the two differ.
+        sources: The columns that a derived column is made of.
+        weights: Their coefficients.
+        tolerance: Largest deviation of a derived value that rounding explains.
+        origin: The day that is day number 0 of datetimes.
+        parts: Which of a datetime's parts vary: "day", "time".
+        offset: What is subtracted from large numbers on a grid, whose cells a float64 could not divide.
+        decimals: Step of the decimals that continuous numbers are written with, to which draws are rounded; 0 for none.
+        seen: Smallest and largest value of a derived column in training.
+    """
+
+    name: Any
+    kind: str
+    dtype: str
+    reason: str = ""
+    missing: float = 0.0
+    lower: Any = None
+    upper: Any = None
+    resolution: float = 0.0
+    atoms: list[float] = field(default_factory=list)
+    spellings: list[float] = field(default_factory=list)
+    categories: list[Any] = field(default_factory=list)
+    ordered: bool = False
+    cardinality: int = 0
+    declared: list[Any] = field(default_factory=list)
+    levels_dtype: str = ""
+    null: str = "None"
+    value: Any = None
+    duplicate_of: Any = None
+    recoding: list[Any] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    tolerance: float = 0.0
+    origin: str = ""
+    parts: list[str] = field(default_factory=list)
+    offset: float = 0.0
+    decimals: float = 0.0
+    seen: list[float] = field(default_factory=list)
+
+    @property
+    def modelled(self) -> bool:
+        """Whether the model sees this column."""
+        return self.kind in MODELLED
+
+    def __repr__(self) -> str:
+        return f"ColumnSchema({set_fields(self, hidden=INTERNAL)})"
+
+    @property
+    def nullable(self) -> bool:
+        """Whether cells of this column are missing in the data."""
+        return self.missing > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are not at their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.default is MISSING or getattr(self, f.name) != f.default
+        }
+
+
+def day_number(day: str) -> int:
+    """Days since 1970 of a day like "2024-01-31"."""
+    return int(np.datetime64(day[:10], "D").astype(int))
+
+
+def check_resolution(column: ColumnSchema) -> None:
+    """Raises a ValueError for a resolution whose multiples decimals cannot write."""
+    step = column.resolution
+    if not (step == 0 or step >= 1 or (step > 0 and abs(1 / step - round(1 / step)) < 1e-6 / step)):
+        raise ValueError(
+            f"schema of column {column.name!r}: resolution {step!r} is neither 0, nor at least 1, nor 1 divided by a whole number"
+        )

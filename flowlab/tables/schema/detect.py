@@ -1,0 +1,367 @@
+"""One column of a table: what it is, and how that is learnt from its cells."""
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.cells import DAY, Array
+from flowlab.tables.frames.validation import numpy_dtype, rounding
+from flowlab.tables.schema.column import NUMBERS, NUMERIC, SETTABLE, ColumnSchema, check_resolution, day_number
+from flowlab.tables.schema.grid import check_size, decimal_grid, learn_column, offset_of, on_grid
+
+ID_SHARE, ID_ROWS = (
+    0.5,
+    50,
+)  # strings with more distinct levels than this share, in at least so many rows, are names of rows
+MANY_VALUES = 1000  # atoms or spellings that are kept
+DATE = re.compile(
+    r"\d{4}-\d{1,2}-\d{1,2}([ T]\d.*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}( \d.*)?|\d{4}/\d{1,2}/\d{1,2}( \d.*)?"
+)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchema:
+    """The schema of one column by itself, with what the user has given."""
+    column = ColumnSchema(name, given.get("kind", ""), cells.spell(values.dtype))
+    missing = values.isna().to_numpy(dtype=bool)
+    column.missing = float(missing.mean())
+    if column.kind == "excluded":
+        column.reason = "left out as asked: neither modelled nor sampled"
+        return column
+    present = values[~missing]
+    found = cells.family(present, name)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        column.levels_dtype = cells.spell(values.cat.categories.dtype)
+        column.declared = [cells.plain(v, name) for v in values.cat.categories]
+        column.ordered = bool(values.cat.ordered)
+    if values.dtype == object and missing.any():
+        first = values[missing].iloc[0]
+        column.null = "None" if first is None else "<NA>" if first is pd.NA else "nan"
+    if not len(present):
+        column.kind, column.reason = "constant", "every cell is missing"
+        return column
+    kind, reason = guess(present, found, name)
+    column.reason = reason if column.kind in ("", kind) else "as asked"
+    column.kind = column.kind or kind
+    fill = {
+        "continuous": learn_numbers,
+        "integer": learn_numbers,
+        "datetime": learn_datetimes,
+        "timedelta": learn_timedeltas,
+    }
+    fill.get(column.kind, learn_levels)(column, present)
+    if column.cardinality == 1:
+        codes, unique = cells.levels(present, name)
+        column.value = unique[codes[0]]
+        column.kind, column.reason = "constant", "all values are equal"
+        if column.nullable:  # whether it is missing is all that varies
+            learn_levels(column, present)
+            column.kind, column.reason = "categorical", f"always {column.value}, or missing"
+            column.lower, column.upper, column.resolution, column.parts = None, None, 0.0, []
+        return column
+    apply_given(column, given, present)
+    return column
+
+
+def guess(present: pd.Series, found: str, name: Any) -> tuple[str, str]:
+    """Kind of a column with its reason, from the cells that are there."""
+    if found in ("datetime", "timedelta"):
+        return found, "times" if found == "datetime" else "time differences, in seconds"
+    if found == "number":
+        return guess_number(cells.numbers(present, name), present.dtype)
+    if found == "boolean":
+        return "boolean", "true or false"
+    codes, unique = cells.levels(present, name)
+    count = len(np.unique(codes))
+    kinds = {type(v).__name__ for v in unique}
+    reason = f"{count} levels"
+    if len(kinds) > 1:
+        reason = f"cells of several types ({', '.join(sorted(kinds))}), each value a level"
+    elif found == "text" and all(DATE.fullmatch(v) for v in unique[:1000]):
+        reason = "strings that look like dates: convert with pd.to_datetime to model them as times"
+    elif found == "text" and all(NUMBER.fullmatch(v) for v in unique[:1000]):
+        reason = "strings of digits, kept as strings: convert with pd.to_numeric to model them as numbers"
+    if kinds == {"str"} and len(present) >= ID_ROWS and count > ID_SHARE * len(present):
+        return "id", f"nearly all of {len(present):,} differ" + ("" if reason == f"{count} levels" else f"; {reason}")
+    return "categorical", reason
+
+
+def guess_number(x: Array, dtype: Any) -> tuple[str, str]:
+    """Kind of a column of numbers with its reason."""
+    if (x != np.round(x)).any() or np.abs(x).max() > cells.EXACT:
+        return "continuous", "numbers"
+    values = np.unique(x)
+    if len(values) == len(x) >= ID_ROWS and np.ptp(values) == len(x) - 1:
+        return "id", "consecutive whole numbers, each once, like row numbers"
+    if values.tolist() == [0, 1]:
+        return "integer", "whole numbers, only 0 and 1: kept as numbers; make it 'boolean' if they mean no and yes"
+    return "integer", "whole numbers" + (", stored as floats" if dtype.kind == "f" else "")
+
+
+def learn_levels(column: ColumnSchema, present: pd.Series) -> None:
+    """Levels that occur, in the order of their dtype or sorted."""
+    codes, unique = cells.levels(present, column.name)
+    seen = np.unique(codes)
+    column.cardinality = len(seen)
+    if column.kind == "boolean" and len(seen) > 2:
+        raise ValueError(f"column {column.name!r}: a boolean has two levels, got {len(seen)}: make it 'categorical'")
+    if column.kind == "id":
+        return
+    column.categories = [unique[code] for code in seen]
+    if not column.levels_dtype:
+        column.categories.sort(
+            key=lambda v: v if len({type(u) for u in column.categories}) == 1 else (type(v).__name__, v)
+        )
+
+
+def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
+    """Grid, repeated values and support of numbers."""
+    x = cells.numbers(present, column.name)
+    whole = (x == np.round(x)) & (np.abs(x) <= cells.EXACT)
+    if column.kind == "integer" and not whole.all():
+        row = cells.label(present.index, int((~whole).argmax()))
+        raise ValueError(
+            f"column {column.name!r}: expected whole numbers, got {x[~whole][0]:g} in row {row!r}: round it, or make it 'continuous'"
+        )
+    check_size(x, column.name)
+    # Whole numbers carry no rounding errors.
+    learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
+    if column.kind == "integer":
+        column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
+    if column.resolution:
+        column.offset = offset_of(x, column.resolution)
+    learn_support(column, x)
+
+
+def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
+    """Resolution and repeated values, such that every value is a multiple of the resolution."""
+    column.cardinality = len(np.unique(x))
+    found = learn_column(x, str(column.name), precision)
+    if found.kind == "constant":
+        column.cardinality, column.tolerance = 1, found.tolerance
+        return
+    column.resolution, column.atoms = (found.resolution, []) if found.kind == "grid" else (0.0, found.atoms)
+    column.decimals = found.decimals
+    reason = found.reason if found.kind != "continuous" else ""
+    if column.resolution:
+        # `learn_column` lets a few values be off the grid: they would be rounded.
+        column.resolution = common_step(x, column.resolution, precision)
+        if column.resolution:
+            reason = f"multiples of {column.resolution:g}"
+            column.spellings = spellings(x, on_grid(x, column.resolution))
+        else:
+            values, counts = np.unique(x, return_counts=True)
+            values, counts = values[counts > 1], counts[counts > 1]
+            column.atoms = np.sort(values[np.argsort(-counts, kind="stable")][:MANY_VALUES]).tolist()
+            reason = f"{len(column.atoms)} values repeat, off any grid"
+    if reason and column.kind == "continuous":
+        column.reason += f"; {reason}"
+
+
+def common_step(x: Array, step: float, precision: float) -> float:
+    """A step, or a finer power of ten, of which every value is a multiple but for rounding errors of `precision`; 0 if there is none."""
+    # Differences of ordinary numbers leave errors near zero that are small beside these, not beside zero.
+    allowed = np.maximum(8 * precision * np.abs(x), 8 * min(precision, 1e-15) * np.median(np.abs(x)))
+    while step:
+        nearest = on_grid(x, step)
+        off = np.abs(x - nearest) > allowed
+        if not off.any():
+            break
+        # Values on a grid are on any finer one, too; they are there since a single value has no grid.
+        finer = decimal_grid(np.concatenate([x[off], nearest[off]]), np.tile(allowed[off], 2))
+        step = finer if finer < step else 0.0
+    return step
+
+
+def spellings(x: Array, nearest: Array) -> list[float]:
+    """Values that differ from the multiples of the resolution that they stand for, where one value only stands for each."""
+    values, where = np.unique(x, return_index=True)
+    multiples = nearest[where]
+    _, inverse, counts = np.unique(multiples, return_inverse=True, return_counts=True)
+    found = values[(values != multiples) & (counts[inverse] == 1)]
+    return found.tolist() if len(found) <= MANY_VALUES else []
+
+
+def learn_support(column: ColumnSchema, x: Array) -> None:
+    """Bounds that the values, or their dtype, suggest."""
+    low, high = float(x.min()), float(x.max())
+    why = []
+    # Shares come near both their ends; other small numbers just happen to be below 1.
+    if (
+        column.kind in NUMERIC
+        and 0 <= low <= high <= 1
+        and (high == 1 or (high >= 0.95 and low <= 0.05 and len(x) >= 20))
+    ):
+        column.lower, column.upper = 0.0, 1.0
+        why.append("within [0, 1]")
+    elif low >= 0 and ends_at_zero(x, column.resolution):
+        column.lower = 0.0
+        why.append("none negative")
+    bottom, top = limits(column.dtype)
+    if top is not None:
+        column.lower = bottom if column.lower is None else column.lower
+        column.upper = top if column.upper is None else column.upper
+        why.append(f"within {column.dtype}")
+    if why:
+        column.reason += f"; {', '.join(why)}"
+
+
+def ends_at_zero(x: Array, resolution: float) -> bool:
+    """Whether values, none of them negative, look as if none could be: rows beyond a support have no probability at all.
+
+    Either they come as near to zero as the next value might, or their lower tail is far shorter than the upper one.
+    """
+    low, middle, high = np.quantile(x, [0, 0.5, 1])
+    return bool(low <= max(3 * (high - low) / len(x), resolution) or middle - low <= (high - middle) / 2)
+
+
+def limits(name: str) -> tuple[float | None, float | None]:
+    """The range of a small integer dtype, None for others: what samples must not leave."""
+    dtype = numpy_dtype(name)
+    if dtype.kind not in "iu" or dtype.itemsize > 4:
+        return (0.0 if dtype.kind == "u" else None), None
+    info = np.iinfo(dtype)
+    return float(info.min), float(info.max)
+
+
+def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
+    """Days since the first one, and the time of day where it varies."""
+    days, clock = cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
+    check_range(column, days * DAY)
+    column.origin = str(np.datetime64(int(days.min()), "D"))
+    column.parts = [part for part, x in (("day", days), ("time", clock)) if x.min() < x.max()]
+    column.value = None if "time" in column.parts else float(clock[0])
+    column.reason = "times, by the clock" if column.reason == "times" else column.reason
+    if "time" not in column.parts:
+        column.resolution = DAY
+        column.reason += (
+            "; whole days" if column.value == 0 else f"; all at {pd.Timedelta(seconds=float(clock[0]))} after midnight"
+        )
+    else:
+        learn_time_grid(column, clock)
+        column.reason += (
+            f"; day and time of day in steps of {column.resolution:g} s"
+            if column.resolution
+            else "; day and time of day"
+        )
+    column.cardinality = len(np.unique(days * DAY + clock))
+
+
+def check_range(column: ColumnSchema, seconds: Array) -> None:
+    """Raises a ValueError for times within two days of the ends of what their type can hold: new ones might lie beyond."""
+    furthest = 2**63 / cells.TICKS[cells.unit_of(cells.dtype_of(column.dtype))] - 2 * DAY
+    if np.abs(seconds).max() > furthest:
+        raise ValueError(
+            f"column {column.name!r} holds times at the very end of what {column.dtype} can hold: if they stand for missing ones, make the "
+            "cells missing; else convert the column to a coarser unit, .dt.as_unit('s')"
+        )
+
+
+def learn_timedeltas(column: ColumnSchema, present: pd.Series) -> None:
+    """Grid, repeated values and support of time differences."""
+    x = cells.seconds(present, column.name)
+    check_range(column, x)
+    learn_time_grid(column, x)
+    if column.cardinality > 1:
+        learn_support(column, x)
+
+
+def learn_time_grid(column: ColumnSchema, x: Array) -> None:
+    """As `learn_grid`, for seconds: days, hours and minutes before powers of ten."""
+    learn_grid(column, x, 1e-15)
+    if column.resolution >= 1:
+        column.resolution = next(
+            step for step in (float(DAY), 3600.0, 60.0, column.resolution) if (x % step == 0).all()
+        )
+
+
+def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
+    """What the user has given in place of what was learnt, if the data agree."""
+    for key in given.keys() - {"kind", *SETTABLE.get(column.kind, ())}:
+        raise ValueError(
+            f"schema of column {column.name!r}: {key!r} does not apply to a column of kind {column.kind!r}"
+        )
+    if given.get("resolution", column.resolution) != column.resolution:
+        column.atoms, column.spellings = [], []
+    for key in given.keys() & set(NUMBERS):
+        setattr(
+            column,
+            key,
+            _bound(column, given[key], key) if key in ("lower", "upper") else _number(column, given[key], key),
+        )
+    if column.resolution or column.atoms:
+        column.decimals = 0.0
+    check_resolution(column)
+    if given.keys() & {"lower", "upper", "resolution"}:
+        check_given(column, given, present)
+    column.ordered = bool(given.get("ordered", column.ordered))
+    if "categories" in given:
+        levels = [cells.plain(v, column.name) for v in given["categories"]]
+        strange = [v for v in column.categories if v not in levels]
+        if strange:
+            raise ValueError(
+                f"column {column.name!r}: level {strange[0]!r} is not among the schema's categories {levels[:20]}: add it, or set "
+                "categories to None to learn them"
+            )
+        column.categories = [v for v in levels if v in column.categories]
+
+
+def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
+    """Raises a ValueError that names the first cell that bounds or resolution exclude."""
+    if column.kind == "datetime":
+        x = cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)[0]
+        ends = [None if end is None else day_number(end) for end in (column.lower, column.upper)]
+    else:
+        x = (cells.seconds if column.kind == "timedelta" else cells.numbers)(present, column.name)
+        ends = [column.lower, column.upper]
+    lower, upper = -np.inf if ends[0] is None else ends[0], np.inf if ends[1] is None else ends[1]
+    wrong = {}
+    if "lower" in given:
+        wrong[f"is below its lower end {column.lower}"] = x < lower
+    if "upper" in given:
+        wrong[f"is above its upper end {column.upper}"] = x > upper
+    if "resolution" in given and column.resolution and column.kind != "datetime":
+        off = np.abs(x - on_grid(x, column.resolution))
+        wrong[f"is no multiple of its resolution {column.resolution:g}"] = off > 1e-6 * column.resolution
+    for what, rows in wrong.items():
+        if rows.any():
+            row = int(rows.argmax())
+            raise ValueError(
+                f"column {column.name!r}: {present.iloc[row]} in row {cells.label(present.index, row)!r} {what}: correct the schema, or the data"
+            )
+
+
+def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
+    if value is None:  # no bound but that of the dtype
+        return limits(column.dtype)[key == "upper"] if column.kind in NUMERIC else None
+    try:
+        if column.kind == "datetime":
+            return str(pd.Timestamp(value).date())
+        if isinstance(value, datetime.timedelta | np.timedelta64) or (
+            isinstance(value, str) and column.kind == "timedelta"
+        ):
+            return pd.Timedelta(value).total_seconds()
+        end = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"schema of column {column.name!r}: {value!r} is no bound of a column of kind {column.kind!r}"
+        ) from error
+    if np.isnan(end) or end == (np.inf if key == "lower" else -np.inf):
+        raise ValueError(f"schema of column {column.name!r}: {key} {value!r} leaves no value")
+    return _bound(column, None, key) if np.isinf(end) else end
+
+
+def _number(column: ColumnSchema, value: Any, key: str) -> Any:
+    """A resolution, or a list of atoms, as plain numbers."""
+    try:
+        found = [float(v) for v in value] if key == "atoms" else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schema of column {column.name!r}: {key} cannot be {value!r}") from error
+    if not np.isfinite(found).all():
+        raise ValueError(f"schema of column {column.name!r}: {key} must be finite, not {value!r}")
+    return found

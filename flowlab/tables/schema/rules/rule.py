@@ -1,0 +1,302 @@
+"""What all rules between columns share."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.cells import NULLS, Array
+from flowlab.tables.frames.validation import numpy_dtype, rounding
+from flowlab.tables.schema.detect import common_step
+from flowlab.tables.schema.expressions import shorten
+from flowlab.tables.schema.grid import decimal_grid
+from flowlab.tables.schema.schema import Schema
+
+Rows = NDArray[np.bool_]
+Label = str | int | float
+COMPUTABLE = ("number", "boolean", "datetime", "timedelta")
+Overrides = Mapping[Any, Mapping[str, Any]]
+
+
+@dataclass
+class Rule:
+    """What all rules share. A rule's fields are its arguments and what it has learnt, in JSON's types.
+
+    Attributes:
+        order: The columns of the table that was learnt from; empty before.
+    """
+
+    kinds: ClassVar[dict[str, type["Rule"]]] = {}
+    rejects: ClassVar[bool] = True  # whether rows from `backward` can break it
+
+    order: list[Label] = field(default_factory=list, kw_only=True, repr=False)
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.generic):  # a label from an index
+                value = value.item()
+                setattr(self, f.name, value)
+            if not fits(value, f.type):
+                wanted = getattr(f.type, "__name__", str(f.type))
+                raise ValueError(f"{f.name} of a rule {type(self).__name__} must be {wanted}, got {value!r:.80}")
+        if self.order and not set(self.columns()) <= set(self.order):
+            raise ValueError(f"the rule {self.shown} has learnt from a table without its columns")
+
+    @property
+    def shown(self) -> str:
+        """The rule as messages show it."""
+        return repr(shorten(str(self)))
+
+    def columns(self) -> list[Any]:
+        """The columns that the rule speaks of."""
+        raise NotImplementedError
+
+    def replaced(self) -> list[Any]:
+        """The columns that `forward` takes out of the table."""
+        return []
+
+    def made(self) -> list[Any]:
+        """The columns that `forward` puts in their place."""
+        return []
+
+    def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "Rule":
+        """Looks at a table's types and grids, which `backward` restores. Rows that break the rule are passed over.
+
+        Args:
+            df: The table.
+            given: What the user has said of columns, as `Schema.infer` takes it.
+        """
+        self._check(df)
+        taken = [name for name in self.made() if name in df.columns]
+        if taken:
+            raise ValueError(
+                f"the rule {self.shown} needs the name {taken[0]!r}, which a column already has: rename that column"
+            )
+        self.order = list(df.columns)
+        return self
+
+    def forward(self, df: pd.DataFrame) -> pd.DataFrame:
+        """The table that is modelled in place of the user's.
+
+        Raises:
+            ValueError: Rows break the rule: drop them first.
+        """
+        if not self.order:
+            self.learn(df)
+        self._check(df)
+        broken = self.broken(df)
+        if broken.any():
+            raise ValueError(
+                f"{int(broken.sum())} of {len(df)} rows break the rule {self.shown}, "
+                f"the first is row {cells.label(df.index, broken.argmax())!r}: "
+                "drop them, df[~rule.broken(df)]"
+            )
+        return self.rewrite(df)
+
+    def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
+        """`forward` for rows of which it is known that they keep the rule."""
+        return df
+
+    def backward(self, df: pd.DataFrame) -> pd.DataFrame:
+        """The user's table of a modelled one: the columns and types that were learnt, in their order.
+
+        Rows that cannot be are among those that come back, and break the rule.
+        """
+        if not self.order:
+            raise ValueError(f"the rule {self.shown} has seen no table yet: learn(df) or forward(df) first")
+        frame = self._backward(df)
+        # Columns may have been left out since.
+        frame = frame[[name for name in self.order if name in frame.columns]]
+        if not all(isinstance(name, str) for name in self.order):
+            frame.columns = frame.columns.infer_objects()
+        return frame
+
+    def broken(self, df: pd.DataFrame) -> Rows:
+        """Which rows break the rule for certain."""
+        raise NotImplementedError
+
+    def outside(self, df: pd.DataFrame) -> Rows:
+        """Which rows have a cell, computed by the rule, outside of what the data span: they are not drawn."""
+        return np.zeros(len(df), dtype=bool)
+
+    def overrides(self) -> dict[Any, dict[str, Any]]:
+        """What the rule knows of the columns that `forward` makes, as `Schema.infer` takes it."""
+        return {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The rule and what it has learnt, in JSON's types."""
+        return {"rule": type(self).__name__, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Rule":
+        """The rule that `to_json` wrote down, checked as if its arguments came from a user.
+
+        Raises:
+            ValueError: It is no rule, has other fields, or values of the wrong kind.
+
+        Example:
+            >>> from flowlab import LessThan
+            >>> Rule.from_json(LessThan("low", "high").to_json())
+            LessThan(low='low', high='high', strict=False)
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a rule must be a dict, got {data!r:.80}")
+        values = dict(data)
+        name = values.pop("rule", "")
+        kind = Rule.kinds.get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise ValueError(f"unknown rule {name!r:.80}; there are {', '.join(Rule.kinds)}")
+        names = {f.name for f in fields(kind)}
+        needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        if not needed <= values.keys() <= names:
+            raise ValueError(
+                f"a rule {kind.__name__} has the fields {', '.join(sorted(names))}, "
+                f"got {', '.join(sorted(map(str, values)))}"
+            )
+        rule = kind(**values)
+        rule.check_learnt()
+        return rule
+
+    def check_learnt(self) -> None:
+        """Raises a ValueError where what was learnt, as a file says it, is not what `learn` could have learnt."""
+
+    def check_modelled(self, schema: Schema) -> None:
+        """Raises a ValueError where a file says of the columns that the rule makes what `backward` cannot read."""
+
+    def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
+        return df
+
+    def _check(self, df: pd.DataFrame) -> None:
+        lacking = [name for name in self.columns() if name not in df.columns]
+        if lacking:
+            raise ValueError(
+                f"the rule {self.shown} names column {lacking[0]!r}, which is not in the table; there are "
+                f"{', '.join(map(repr, df.columns))}"
+            )
+
+
+@dataclass
+class Computed(Rule):
+    """A rule that computes one column's cells: what is known of that column.
+
+    Attributes:
+        dtype: Its type.
+        null: What stands for a missing cell in a column of Python objects.
+        step: Its grid, 0 where it is on none.
+        lower: The lowest number, or second, that it can be; None for no bound.
+        upper: The highest one.
+    """
+
+    dtype: str = field(default="", kw_only=True, repr=False)
+    null: str = field(default="None", kw_only=True, repr=False)
+    step: float = field(default=0.0, kw_only=True, repr=False)
+    lower: float | None = field(default=None, kw_only=True, repr=False)
+    upper: float | None = field(default=None, kw_only=True, repr=False)
+
+    def check_learnt(self) -> None:
+        if self.null not in NULLS:
+            raise ValueError(f"the rule {self.shown}: {self.null!r:.80} is no missing cell")
+        if not (self.step == 0 or 1e-15 <= self.step <= 1e15):
+            raise ValueError(f"the rule {self.shown}: {self.step} is no width of a grid")
+        if bool(self.order) != bool(self.dtype):
+            raise ValueError(f"the rule {self.shown} has learnt half of what it needs")
+        if not self.dtype:
+            return
+        try:
+            found = cells.dtype_of(self.dtype)
+            numbers = cells.is_object(found) or cells.family(pd.Series([], dtype=found), "") in COMPUTABLE
+        except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"the rule {self.shown}: {self.dtype!r:.80} is no type of a column") from error
+        if not numbers:
+            raise ValueError(f"the rule {self.shown}: nothing of type {self.dtype!r:.80} is computed")
+
+    def within(self, values: Array, slack: float = 0.0) -> Rows:
+        """Which values lie within the bounds; NaN does."""
+        low = -np.inf if self.lower is None else self.lower
+        high = np.inf if self.upper is None else self.upper
+        return ~((values < low - slack) | (values > high + slack))
+
+
+def can_miss(dtype: str) -> bool:
+    """Whether a column of a type can have missing cells."""
+    kind = cells.dtype_of(dtype)
+    return not isinstance(kind, np.dtype) or kind.kind in "fOmM"
+
+
+def storable(dtype: str) -> tuple[float, float]:
+    """The lowest and the highest number, or second, that a column of a type can have and float64 tells apart."""
+    kind = cells.dtype_of(dtype)
+    if kind.kind in "Mm":
+        most = 2.0**63 / cells.TICKS[cells.unit_of(kind)] - cells.DAY
+        return -most, most
+    number = getattr(kind, "numpy_dtype", kind)
+    if number.kind == "b":
+        return 0.0, 1.0
+    if number.kind in "iu":
+        info = np.iinfo(number)
+        return float(max(info.min, -cells.EXACT)), float(min(info.max, cells.EXACT))
+    largest = float(np.finfo(number if number.kind == "f" else np.float64).max)
+    return -largest, largest
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether a value is of an annotated type, of JSON's.
+
+    Example:
+        >>> fits(["a", 1], list[str | int]), fits(True, float), fits(float("nan"), float)
+        (True, False, False)
+    """
+    if wanted is Any:
+        return True
+    if get_origin(wanted) in (Union, UnionType):
+        return any(fits(value, one) for one in get_args(wanted))
+    if get_origin(wanted) is list:
+        return isinstance(value, list) and all(fits(one, get_args(wanted)[0]) for one in value)
+    if get_origin(wanted) is dict:
+        key, item = get_args(wanted)
+        return isinstance(value, dict) and all(fits(k, key) and fits(v, item) for k, v in value.items())
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, type(None) if wanted is None else wanted)
+
+
+def check_levels(schema: Schema, name: Any, known: list[str]) -> None:
+    """Raises a ValueError where a modelled column has other levels than those that a rule knows."""
+    column = schema[name]
+    found = [*column.categories, *column.recoding, column.value]
+    if column.kind not in ("categorical", "constant", "duplicate") or not set(map(str, found)) <= {*known, "None"}:
+        raise ValueError(f"column {name!r} of a rule has levels that the rule does not know")
+
+
+def clock(values: pd.Series, name: Any, like: pd.Series | None) -> tuple[Array | None, Array]:
+    """Days, None but for times, and numbers or seconds; in the time zone of another column."""
+    found = cells.family(values, name)
+    if found == "datetime":
+        zone = cells.zone_of(values.dtype if like is None else like.dtype)
+        return cells.days_and_seconds(values, zone, name)
+    return None, cells.seconds(values, name) if found == "timedelta" else cells.numbers(values, name)
+
+
+def grid_step(values: pd.Series, name: Any) -> float:
+    """The power of ten, or the day, of which all values are multiples, 0 if there is none.
+
+    Never above 1, where other rows may be.
+    """
+    days, x = clock(values.dropna(), name, None)
+    if days is not None and not x.any():
+        return float(cells.DAY)
+    precision = rounding(numpy_dtype(cells.spell(values.dtype)))
+    x = np.append(x, 0.0)  # a single value has no grid
+    return common_step(x, min(decimal_grid(x, 8 * precision * np.abs(x)), 1.0), precision)

@@ -1,0 +1,140 @@
+"""What files say of tables, checked before it is used: of a hostile file nothing may fail later than at loading."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flowlab.hints import fits, made, shown
+from flowlab.tables.frames import cells
+from flowlab.tables.frames.cells import NULLS
+from flowlab.tables.frames.validation import numpy_dtype
+from flowlab.tables.schema.column import KINDS, ColumnSchema
+from flowlab.tables.schema.relations import Column, Columns
+
+LABEL = str | int | float | bool  # what columns and levels are called in JSON
+LISTS = {  # annotations that the classes leave open
+    "name": LABEL,
+    "lower": float | str | None,
+    "upper": float | str | None,
+    "value": LABEL | None,
+    "duplicate_of": LABEL | None,
+    "categories": list[LABEL],
+    "declared": list[LABEL],
+    "recoding": list[LABEL | None],
+    "sources": list[LABEL],
+}
+COLUMN_KINDS = ("continuous", "grid", "atoms", "constant", "derived")
+
+
+def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The same fields with NaN where a file, which has no such number, has None."""
+    names = set(names)
+    return {name: math.nan if value is None and name in names else value for name, value in values.items()}
+
+
+# Whole tables ---------------------------------------------------------------------------------------------------------
+
+
+def column_from(values: Any) -> ColumnSchema:
+    """A column of a schema, with a dtype that a table can have."""
+    column: ColumnSchema = made(ColumnSchema, values, LISTS)
+    if column.kind not in (*KINDS, ""):
+        raise ValueError(f"column {shown(column.name)}: unknown kind {shown(column.kind)}")
+    if column.null not in NULLS or not 0 <= column.missing <= 1 or not column.resolution >= 0:
+        raise ValueError(f"column {shown(column.name)}: null, missing or resolution is none")
+    if len(column.seen) not in (0, 2) or column.decimals < 0:
+        raise ValueError(f"column {shown(column.name)}: the range in training, or decimals, are none")
+    if column.kind != "excluded":
+        check_dtype(column.dtype)
+    if column.dtype == "category" and column.kind != "excluded":
+        check_dtype(column.levels_dtype or "object")
+    return column
+
+
+def check_dtype(name: str) -> None:
+    """Raises a ValueError unless cells of a dtype can be modelled."""
+    try:
+        found = cells.family(pd.Series([], dtype=cells.dtype_of(name)), "")
+    except (TypeError, ValueError, NotImplementedError, KeyError, OSError) as error:
+        raise ValueError(f"{shown(name)} is no dtype that a table can have") from error
+    if found == "category" and name != "category":
+        raise ValueError(f"{shown(name)} is no dtype that a file has")
+
+
+# Complete numbers -----------------------------------------------------------------------------------------------------
+
+
+def columns_from(data: Any) -> Columns:
+    """The columns of a table of numbers."""
+    if not isinstance(data, list):
+        raise ValueError(f"columns are {shown(data)}")
+    columns = [made(Column, values) for values in data]
+    modelled = {j for j, column in enumerate(columns) if column.modelled}
+    for j, column in enumerate(columns):
+        used = [k for k, weight in enumerate(column.weights) if weight]
+        wrong = column.kind not in COLUMN_KINDS or not column.resolution >= 0
+        wrong = (
+            wrong or (column.kind == "atoms" and not column.atoms) or (column.kind == "grid" and not column.resolution)
+        )
+        for low, high in ((column.lower, column.upper), (column.least, column.most)):
+            wrong = wrong or (low is not None and high is not None and low > high)
+        wrong = wrong or column.decimals < 0
+        if wrong or any(k not in modelled and k >= j for k in used) or max(used, default=0) >= len(columns):
+            raise ValueError(
+                f"column {shown(column.name)} of kind {shown(column.kind)} has fields that do not go together"
+            )
+    found = Columns(columns)
+    found.possible(found.decode(np.zeros((1, len(found.modelled)))))
+    return found
+
+
+def check_numbers(own: Any, width: int) -> None:
+    """Raises a ValueError unless the types and names of a table of numbers are those of `width` columns."""
+    if not isinstance(own, dict) or not fits(own.get("index_names"), list[LABEL] | None):
+        raise ValueError("the names of the columns are none")
+    names, dtypes = own["index_names"], own["dtypes"]
+    listed = [dtypes] if names is None else dtypes
+    if not fits(listed, list[str]) or (names is not None and not len(names) == len(listed) == width):
+        raise ValueError("the types of the columns are none")
+    for dtype in listed:
+        check_dtype(dtype)
+        if numpy_dtype(dtype).kind not in "iuf":
+            raise ValueError(f"{shown(dtype)} is no dtype of numbers")
+    if not fits(own["precision"], float) or not 0 <= own["precision"] < 1:
+        raise ValueError(f"precision cannot be {shown(own['precision'])}")
+
+
+# The estimator --------------------------------------------------------------------------------------------------------
+
+
+def calibration_from(data: Any) -> pd.DataFrame:
+    """The tests of fit, a row each."""
+    if not fits(data, dict[str, list[Any]]) or not fits(data.get("test"), list[str]):
+        raise ValueError("the tests of fit are no table")
+    numbers = {name: column for name, column in data.items() if name != "test"}
+    if not {"statistic", "p_value"} <= numbers.keys() or not fits(list(numbers.values()), list[list[float | None]]):
+        raise ValueError("the tests of fit lack a statistic or a p-value")
+    return pd.DataFrame(data).set_index("test")
+
+
+def held_out_from(data: Any) -> np.ndarray:
+    """Log-densities of held-out rows: None stands for that of a row that cannot be, which JSON does not have."""
+    if not fits(data, list[float | None]):
+        raise ValueError("the log-densities of held-out rows are none")
+    return np.sort(np.array([-math.inf if value is None else value for value in data], dtype=np.float64))
+
+
+def read_names(model: Any, count: Any, names: Any) -> None:
+    """Gives an estimator the number of its columns, and their names, where not None.
+
+    Raises:
+        ValueError: They are no names of so many columns.
+    """
+    if type(count) is not int or not fits(names, list[str] | None) or (names is not None and len(names) != count):
+        raise ValueError(f"the names of {shown(count)} columns are {shown(names)}")
+    model.n_features_in_ = count
+    if names is not None:
+        model.feature_names_in_ = np.array(names, dtype=object)
