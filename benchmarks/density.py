@@ -26,7 +26,7 @@ import flowlab
 from flowlab import FlowDensity
 from flowlab.demo import possible
 from flowlab.runtime import threads
-from flowlab.tables.schema.relations import Columns
+from flowlab.tables.codec.table import Table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -66,8 +66,8 @@ def rows_of(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Training and test rows."""
     frame = frame_of(name).select_dtypes("number").dropna().drop_duplicates()
     rng = np.random.default_rng(SEED)
-    x = frame.to_numpy(dtype=float)
-    x = Columns.learn(x, list(frame.columns)).encode(x, rng)
+    table, _ = Table.learn(frame, None, None)
+    x = table.dequantized(table.encode(frame), rng)
     x = x[rng.permutation(len(x))]
     held = round(TEST * len(x))
     test, train = x[:held], x[held:]

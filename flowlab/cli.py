@@ -375,7 +375,7 @@ def export(
 
     check_output(output, [model], force)
     loaded = flowlab.load(model)
-    if isinstance(loaded, flowlab.FlowDensity) and loaded.table_ is not None:
+    if isinstance(loaded, flowlab.FlowDensity) and loaded.columns_ is None:
         raise ValueError(
             f"{model} cannot be exported: ONNX has no form for categories, dates, missing cells and rules, and it was "
             "fitted to a table with such. A model of complete numbers can: fit --columns with those alone"

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich import table as rich
 from rich.console import Console
-from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from flowlab import datasets, presets
 from flowlab.report import baselines, figures
 from flowlab.report.likelihood import over_cells
 from flowlab.runtime import threads
+from flowlab.tables.codec.table import Table
 from flowlab.tables.density import FlowDensity
-from flowlab.tables.schema.relations import Columns
 from flowlab.training import fit
 
 Array = NDArray[np.float64]
@@ -90,9 +90,9 @@ def numbers(name: str, seed: int) -> pd.DataFrame:
 def continuous(name: str, seed: int) -> pd.DataFrame:
     """The same as continuous data, for methods that know no grids: tied columns are spread over the cells of their resolution."""
     frame = _distinct(name)
-    x = frame.to_numpy(dtype=float)
     rng = np.random.default_rng(seed)
-    x = Columns.learn(x, list(frame.columns)).encode(x, rng)
+    table, _ = Table.learn(frame, None, None)
+    x = table.dequantized(table.encode(frame), rng)
     return pd.DataFrame(x[rng.permutation(len(x))[:MOST_ROWS]], columns=frame.columns)
 
 
@@ -111,8 +111,7 @@ def compare(
     """
     test, train = split(frame)
     x, y = train.to_numpy(dtype=float), test.to_numpy(dtype=float)
-    columns = Columns.learn(x, list(frame.columns)).columns
-    width = np.array([column.resolution if column.kind == "grid" else 0.0 for column in columns])
+    width = np.array([column.resolution for column in Table.learn(train, None, None)[0].schema])
     model = FlowDensity(effort=effort, random_state=seed, progress=progress)
     methods: list[tuple[str, Callable[[], Array]]] = [
         (name, partial(over_cells, baseline, x, y, width, np.random.default_rng(seed)))
@@ -123,7 +122,7 @@ def compare(
         )
     ]
     rows = []
-    for method, evaluate in [*methods, ("flowlab", lambda: model.fit(train).score_samples(test))]:
+    for method, evaluate in [*methods, ("flowlab", lambda: model.fit(train).score_samples(test, measure="density"))]:
         started = time.perf_counter()
         log_prob = evaluate()
         rows.append(Row(method, log_prob, time.perf_counter() - started))
@@ -207,8 +206,8 @@ def comparison(rows: list[Row]) -> list[tuple[str, ...]]:
 HEADINGS = ("method", "held out", "flowlab's gain", "rows ahead", "time")
 
 
-def _printed(name: str, rows: list[Row]) -> Table:
-    table = Table(title=f"{name}: log-likelihood of held-out rows, nats per row ± standard error")
+def _printed(name: str, rows: list[Row]) -> rich.Table:
+    table = rich.Table(title=f"{name}: log-likelihood of held-out rows, nats per row ± standard error")
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i == 0 else "right")
     for line in comparison(rows):

@@ -64,6 +64,7 @@ def table_numbers(model: Any, frame: Any) -> dict[str, np.ndarray]:
     """Scores, noise and draws of a `FlowDensity`."""
     drawn = model.sample(40, random_state=4)
     found = {"scores": model.score_samples(frame), "held_out": np.array([model.validation_score_])}
+    found["density"] = model.score_samples(frame, measure="density")
     found["noise"] = model.to_noise(frame, random_state=5)
     columns = pd.DataFrame(drawn)
     for name in columns:

@@ -97,7 +97,7 @@ def test_one_number_stands_for_one_hidden_layer_or_one_axis_of_draws():
         (lambda: networks.MaskedMLP(2, 0), "outputs"),
         (lambda: flowlab.ReverseKL(torch.sum, draws=0), "draws"),
         (lambda: flowlab.IWAE(torch.sum, k=1.5), "k"),
-        (lambda: flowlab.objectives.Tempered(flowlab.ReverseKL(torch.sum), steps=-1), "steps"),
+        (lambda: flowlab.Tempered(flowlab.ReverseKL(torch.sum), steps=-1), "steps"),
     ],
 )
 def test_layers_bases_networks_and_objectives_refuse_numbers_at_once(build, name):

@@ -18,7 +18,8 @@ from flowlab.mixture import FlowMixture
 from flowlab.tables.mixed.heads import Cells, Histogram, HistogramAndLogistics, Logistics, quantile
 from flowlab.tables.mixed.marginal_cdf import learn_ranks
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.tables.query.conditions import ConditionError, Conditions, draw
+from flowlab.tables.query.conditional import draw
+from flowlab.tables.query.conditions import ConditionError, Conditions
 
 HEADS = [Histogram(7), Logistics(3), HistogramAndLogistics(5, 2)]
 

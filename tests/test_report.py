@@ -19,7 +19,7 @@ import flowlab
 from flowlab.report import door, findings, html, likelihood, panels
 from flowlab.report.columns import align
 from flowlab.report.findings import FAIR, GOOD, POOR, Check, judge, verdict
-from flowlab.tables.codec.table import WholeTable
+from flowlab.tables.codec.table import Table
 
 RULE = "x < 1.5"  # which some of the rows break
 NASTY = "<script>alert(1)</script>"
@@ -54,7 +54,7 @@ class Bootstrap:
 
     def __init__(self, train: pd.DataFrame, schema: dict[str, str] | None = None) -> None:
         self.train, self.columns_ = train, None
-        self.table_ = WholeTable.learn(train, schema, [RULE] if RULE[0] in train else None)[0]
+        self.table_ = Table.learn(train, schema, [RULE] if RULE[0] in train else None)[0]
         self.schema_ = self.table_.codec.schema
 
     def score_samples(self, rows: pd.DataFrame) -> np.ndarray:

@@ -12,7 +12,7 @@ from sklearn.base import clone
 import flowlab
 from flowlab import Derived, FixedCombinations, FlowDensity, LessThan, Member, Predicate
 from flowlab.files import FileError
-from flowlab.tables.codec.table import WholeTable
+from flowlab.tables.codec.table import Table
 from flowlab.tables.schema.rules import Rule
 
 
@@ -21,7 +21,7 @@ def quick(steps: int = 60, **options) -> FlowDensity:
     return FlowDensity(members=[member], random_state=0, n_jobs=1, **options)
 
 
-def decoded(table: WholeTable, frame: pd.DataFrame) -> pd.DataFrame:
+def decoded(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
     return table.decode(table.encode(frame))
 
 
@@ -149,9 +149,9 @@ def test_a_value_at_which_the_higher_column_is_held_comes_back(kind, strict):
     assert list(modelled) == ["low", "high at", "high - low", "c"]
     assert modelled["high at"].nunique() == 2
     pd.testing.assert_frame_equal(rule.backward(modelled), frame, check_exact=kind != "continuous")
-    table, kept = WholeTable.learn(frame, None, [f"low {'<' if strict else '<='} high"])
+    table, kept = Table.learn(frame, None, [f"low {'<' if strict else '<='} high"])
     assert kept.all()
-    again = WholeTable.from_json(json.loads(json.dumps(table.to_json())))
+    again = Table.from_json(json.loads(json.dumps(table.to_json())))
     pd.testing.assert_frame_equal(decoded(again, frame), frame, check_exact=kind != "continuous")
     assert ((frame["high"] == top) == (modelled["high at"] == modelled["high at"].cat.categories[0])).all()
     assert table.acceptable(frame).all()
@@ -201,9 +201,9 @@ GAPS = np.arange(40) + 5 + np.arange(40) % 4
 )
 def test_bounds_of_the_higher_column_hold(low, high, bounds, beyond):
     frame = pd.DataFrame({"low": low, "high": high, "c": list("abcd") * 10})
-    table, kept = WholeTable.learn(frame, {"high": bounds} if bounds else None, ["low <= high"])
+    table, kept = Table.learn(frame, {"high": bounds} if bounds else None, ["low <= high"])
     assert kept.all()
-    again = WholeTable.from_json(json.loads(json.dumps(table.to_json())))
+    again = Table.from_json(json.loads(json.dumps(table.to_json())))
     rows = frame.tail(2).copy()
     rows["high"] = pd.Series([frame["high"].max(), type(frame["high"].max())(beyond)], index=rows.index)
     assert again.encode_all(rows)[1].tolist() == [True, False]
@@ -233,7 +233,7 @@ def test_a_lower_value_that_means_not_known_has_differences_of_its_own(kind, str
     pd.testing.assert_frame_equal(rule.backward(modelled), frame)
     earlier = frame[unknown & frame["high"].notna()].head(1)
     earlier = earlier.assign(high=[frame["high"].min()])
-    table, _ = WholeTable.learn(frame, None, [str(rule)])
+    table, _ = Table.learn(frame, None, [str(rule)])
     assert table.encode_all(earlier)[1].all()  # what is below all such rows seen is not impossible
 
 
@@ -348,7 +348,7 @@ def test_whatever_a_file_says_of_a_rule_it_is_refused_or_it_works(path, table):
                 changed = json.loads(json.dumps(state))
                 changed["rules"][place][key] = value
                 try:
-                    found = WholeTable.from_json(changed)
+                    found = Table.from_json(changed)
                 except ValueError:
                     refused += 1
                     continue
@@ -394,13 +394,13 @@ def test_rules_that_do_not_lead_to_the_modelled_columns_are_refused(path, tmp_pa
     ],
 )
 def test_what_may_be_passed_as_rules(table, rules, names):
-    found, kept = WholeTable.learn(table, None, rules)
+    found, kept = Table.learn(table, None, rules)
     if names is not None:
         assert sorted(map(str, found.rules)) == sorted(names)
     assert kept.all() or "top < sum" in rules
     rows = table[kept].reset_index(drop=True)
     pd.testing.assert_frame_equal(decoded(found, rows), rows)
-    WholeTable.from_json(json.loads(json.dumps(found.to_json())))
+    Table.from_json(json.loads(json.dumps(found.to_json())))
 
 
 @pytest.mark.parametrize(

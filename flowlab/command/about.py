@@ -32,8 +32,9 @@ def _density(model: FlowDensity) -> list[str]:
     count = 0 if model.flow_ is None else sum(p.numel() for p in model.flow_.parameters())
     score = model.validation_score_
     fitted = "" if model.n_rows_ is None else f"{model.n_rows_:,} rows of "
-    rows = f" of {len(model._held_out):,} rows" if len(model._held_out) else ""
-    kind = "complete numbers" if model.table_ is None else "a whole table"
+    held_out = len(model._model.held_out)
+    rows = f" of {held_out:,} rows" if held_out else ""
+    kind = "complete numbers" if model.table_.complete else "a whole table"
     width = max(len(str(name)) for name in columns)
     lines = [
         f"fitted to {fitted}{kind}: {len(columns)} columns, effort {model.effort}, "
@@ -42,7 +43,7 @@ def _density(model: FlowDensity) -> list[str]:
         + (f"{score:.3f} nats per row{rows}" if score == score else "no rows were held out"),
         _calibration(model),
     ]
-    if model.table_ is not None and model.table_.rules:
+    if model.table_.rules:
         lines.append("rules: " + "; ".join(map(str, model.table_.rules)))
     lines.append("columns:")
     for name, column in columns.items():

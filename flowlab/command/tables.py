@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +128,12 @@ class Reading:
 
 def scores_of(model: Any, frame: pd.DataFrame) -> NDArray[np.float64]:
     """The log-density of each row that was read for a model."""
-    array = model.table_ is None and not hasattr(model, "feature_names_in_")  # fitted without names, it wants none
-    return model.score_samples(frame.to_numpy() if array else frame)
+    return model.score_samples(frame.to_numpy() if model.table_.array else frame)
 
 
 def columns_of(model: Any) -> dict[Any, ColumnSchema]:
     """The columns that a user sees of a fitted model, also those that its rules compute, by their labels."""
     schema = {column.name: column for column in model.schema_ if column.kind != "excluded"}
-    if model.table_ is None:
-        return schema
     for rule in model.table_.rules:
         if isinstance(rule, LessThan):
             schema[rule.high] = ColumnSchema(rule.high, "derived", rule.dtype, null=rule.null)
@@ -180,8 +177,9 @@ def as_pandas(model: Any, rows: Any) -> Any:
 
 def with_arrow(model: Any) -> None:
     """Lets a model that was fitted to a table of polars give tables of pyarrow of the same types, without polars."""
-    if model._kind is not None:
-        model._kind = Kind("pyarrow", model._kind.schema, model._kind.nan)
+    library = model._model.library
+    if library is not None:
+        model._fitted = replace(model._model, library=Kind("pyarrow", library.schema, library.nan))
 
 
 def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Path) -> tuple[int, int]:

@@ -220,7 +220,7 @@ def _module(model: Any, what: What) -> tuple[_Exported, str]:
 
 
 def _table(model: Any, what: What) -> _Rows:
-    if model.table_ is not None:
+    if model.columns_ is None:
         raise ExportError(
             "this FlowDensity was fitted to a table with classes, dates, missing cells or rules, whose encoding has no form in ONNX: only complete numeric "
             "tables are exported; use model.score_samples"
@@ -229,7 +229,7 @@ def _table(model: Any, what: What) -> _Rows:
         raise ExportError('a FlowDensity has no sampler from noise: use model.sample, or export what="log_prob"')
     if model.flow_ is None:
         raise ExportError("every column of this table is constant: there is no density to export")
-    return _Rows(_private(model.flow_), model.columns_, model._log_mass)
+    return _Rows(_private(model.flow_), model.columns_, model._model.log_mass)
 
 
 def _private(flow: Flow | FlowMixture) -> Any:
@@ -242,7 +242,7 @@ def _metadata(model: Any, what: What) -> dict[str, str]:
     from flowlab import __version__
 
     found = {"flowlab": __version__, "what": what}
-    if hasattr(model, "columns_"):
+    if getattr(model, "columns_", None) is not None:
         found["columns"] = json.dumps([column.name for column in model.columns_.columns])
     return found
 

@@ -18,9 +18,7 @@ SEVERAL = {"number": "numbers", "category": "categories", "time": "times", "dura
 
 def labels_of(model: Any) -> tuple[list[Any], bool]:
     """The columns that a model was fitted to, without those left out; and whether they came as an array, whose columns are x0, x1 and so on."""
-    if model.table_ is not None:
-        return model.table_.names, model.table_.array
-    return (model._names(), True) if model._index_names is None else (model._index_names, False)
+    return model.table_.names, model.table_.array
 
 
 def as_table(model: Any, rows: Any, name: str) -> pd.DataFrame:
@@ -77,8 +75,7 @@ def check_rows(tables: dict[str, pd.DataFrame], halved: bool = False) -> None:
 
 def scores(model: Any, rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The model's log-densities of rows that `as_table` made."""
-    array = model.table_ is None and labels_of(model)[1]
-    return np.asarray(model.score_samples(rows.to_numpy() if array else rows))
+    return np.asarray(model.score_samples(rows.to_numpy() if model.table_.array else rows))
 
 
 def facts(
@@ -111,9 +108,6 @@ def facts(
 
 def _not_modelled(model: Any) -> tuple[dict[Any, str], list[Any]]:
     """Columns that come back exactly, with their kind, and columns that the user left out."""
-    if model.table_ is None:
-        labels = labels_of(model)[0]
-        return {labels[j]: c.kind for j, c in enumerate(model.columns_.columns) if not c.modelled}, []
     names = set(model.table_.names)
     beside = [column for column in model.schema_ if not column.modelled]
     exact = {column.name: column.kind for column in beside if column.name in names}

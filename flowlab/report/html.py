@@ -355,7 +355,7 @@ def _validity(found: Findings) -> Section:
 
 
 def _rules(model: Any, found: Findings) -> Section | None:
-    rules = [] if model.table_ is None else model.table_.rules
+    rules = model.table_.rules
     if not rules:
         return None
     tables = found.train, found.test, found.synthetic

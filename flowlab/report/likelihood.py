@@ -42,7 +42,6 @@ class Variable:
     nullable: bool = False
     resolution: float = 0.0
     atoms: tuple[float, ...] = ()
-    width: float = 1.0
     lower: float = -np.inf
     upper: float = np.inf
 
@@ -56,30 +55,17 @@ class Variable:
 
 
 def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Variable]:
-    """What the model gives the density of: units of whole tables (`table_`), or columns of numbers (`columns_`)."""
-    if model.table_ is not None:
-        table = model.table_
-        x, y = table.encode(train[table.unbroken(train)]), table.encode_all(test)[0]
-        found, column = [], -1
-        for j, unit in enumerate(table.units):
-            first = unit.column != column  # units of a column are missing together: that counts once
-            column = unit.column
-            ends = {"lower": unit.lower, "upper": unit.upper}
-            nullable = unit.nullable and first
-            found.append(Variable(x[:, j], y[:, j], unit.classes > 0, nullable, unit.resolution, unit.atoms, **ends))
-        return found
-    x, y = train.to_numpy(dtype=np.float64), test.to_numpy(dtype=np.float64)
-    return [
-        Variable(
-            x[:, j],
-            y[:, j],
-            resolution=column.resolution if column.kind == "grid" else 0.0,
-            atoms=tuple(column.atoms),
-            width=column.resolution or 1.0,
-        )
-        for j, column in enumerate(model.columns_.columns)
-        if column.modelled
-    ]
+    """The variables that the model gives the density of, with their values in both tables."""
+    table = model.table_
+    x, y = table.encode(train[table.unbroken(train)]), table.encode_all(test)[0]
+    found, column = [], -1
+    for j, unit in enumerate(table.units):
+        first = unit.column != column  # units of a column are missing together: that counts once
+        column = unit.column
+        ends = {"lower": unit.lower, "upper": unit.upper}
+        nullable = unit.nullable and first
+        found.append(Variable(x[:, j], y[:, j], unit.classes > 0, nullable, unit.resolution, unit.atoms, **ends))
+    return found
 
 
 def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: int = 0) -> dict[str, Array]:
@@ -104,13 +90,11 @@ def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: i
         rest = sum(marginal(part) for part in parts if not part.joint)
         x, y = np.column_stack([part.train for part in joint]), np.column_stack([part.test for part in joint])
         cell = np.array([part.resolution for part in joint])
-        scale = sum(np.log(part.resolution / part.width) for part in joint if part.resolution)
+        scale = sum(np.log(part.resolution) for part in joint if part.resolution)
         for name, baseline in (("Gaussian", baselines.gaussian), ("Gaussian mixture", baselines.mixture)):
             found[name] = rest + scale + over_cells(baseline, x, y, cell, rng)
-    if model.table_ is not None:  # where a rule is broken there is nothing to be scored
-        possible = model.table_.unbroken(test)
-        found |= {name: np.where(possible, score, -np.inf) for name, score in found.items()}
-    return found
+    possible = model.table_.unbroken(test)  # where a rule is broken there is nothing to be scored
+    return {name: np.where(possible, score, -np.inf) for name, score in found.items()}
 
 
 def comparison(found: dict[str, Array]) -> pd.DataFrame:
@@ -173,7 +157,7 @@ def marginal(part: Variable) -> Array:
         ranks = learn_ranks(values, resolution=part.resolution, atoms=part.atoms, lower=lower, upper=upper)
         cell = ranks.cell(torch.from_numpy(np.where(absent_test, 0.0, part.test)))
         width = cell.width.numpy()
-        log_p = np.log(np.where(width > 0, width / part.width, 1.0)) + cell.log_slope.numpy()
+        log_p = np.log(np.where(width > 0, width, 1.0)) + cell.log_slope.numpy()
     log_p = np.where(absent_test, 0.0, log_p)
     if not part.nullable:
         return log_p

@@ -3,47 +3,43 @@
 import copy
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from numbers import Real
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import DensityMixin
-from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_array, check_is_fitted
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted
 
 from flowlab import files
-from flowlab.flow import CHUNK
+from flowlab.distribution import Estimate
 from flowlab.hints import check_arguments, hints_of
 from flowlab.mixture import FlowMixture
-from flowlab.runtime import threads, threads_for
-from flowlab.tables import parameters
-from flowlab.tables.codec.columns import Unit
-from flowlab.tables.codec.table import WholeTable, is_whole
-from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
+from flowlab.tables import fitted, parameters
+from flowlab.tables.codec.table import Table
+from flowlab.tables.ensemble.ensemble import Report
 from flowlab.tables.ensemble.member import Member, fold_count, recipe
-from flowlab.tables.frames import cells
-from flowlab.tables.frames.arrow import Kind, kind_of
-from flowlab.tables.frames.validation import TableEstimator, fit_anew, read_rows, seed_from
-from flowlab.tables.query.conditions import member_log_prob
-from flowlab.tables.query.questions import DensityQuestions, goodness_of_fit
-from flowlab.tables.query.sampling import Synthesis, measure_support
+from flowlab.tables.fitted import Fitted, fit_matrix
+from flowlab.tables.frames.arrow import kind_of, like
+from flowlab.tables.frames.validation import fit_anew, read_rows, seed_from, training_frame
+from flowlab.tables.query import imputation, questions, sampling, scoring
+from flowlab.tables.query.conditions import is_lone, read_given
+from flowlab.tables.query.summary import summary
 from flowlab.tables.schema import Schema, stored
 from flowlab.tables.schema.relations import Columns
 from flowlab.tables.schema.rules import read_rules
 
-MEASURES = {
-    False: "probabilities of levels and of values that repeat, densities of other numbers",
-    True: "densities in all columns",
-}
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
+Array = NDArray[np.float64]
 
-class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
+
+class FlowDensity(DensityMixin, BaseEstimator):
     """The density of a table, as a scikit-learn estimator: fit it, score rows, draw new ones. Nothing needs tuning.
 
     Whole tables – with categories, booleans, dates or missing cells, or with `schema` or `rules` – get a mixture of `MixedFlow`s, which know
@@ -105,14 +101,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         ((300,), (5, 2))
     """
 
-    table_: WholeTable | None
-    columns_: Any  # a `Columns` where the columns are complete numbers
-    schema_: Schema
-    flow_: FlowMixture | None
-    n_rows_: int | None
-    _kind: Kind | None  # the sort of table that it was fitted to, unless pandas' or an array
-    _log_mass: float  # log of the probability that the flow gives to the columns' supports
-    _reach: float  # how far beyond the training rows' range samples of numbers may lie, in widths of it
+    _fitted: Fitted | None = None
 
     def __init__(
         self,
@@ -161,8 +150,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         files.check_device(self.device)
         parameters.to_json(params)  # what cannot be saved is said before the work is done
         rng = np.random.default_rng(seed_from(self.random_state))
-        self.table_ = self.columns_ = None
-        self._kind, X = kind_of(X), read_rows(X)
+        library, X = kind_of(X), read_rows(X)
         weight = None
         if sample_weight is not None:  # a row of weight zero is as good as none: nothing is learnt from it
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -170,119 +158,347 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             if len(used) < 2:
                 raise ValueError(f"sample_weight leaves {len(used)} rows with a positive weight, at least 2 are needed")
             weight, X = weight[used], X.iloc[used] if isinstance(X, pd.DataFrame) else np.asarray(X)[used]
-        x, units, names = self._learn(X, rng)
-        weight = np.ones(len(x)) if weight is None else weight[self._rows_kept]
-        if len(x) < LEAST_HELD_OUT and self.validation:
+        frame, array = training_frame(self, X)
+        table, kept = Table.learn(frame, self.schema, self.rules, array)
+        matrix = table.encode(frame[kept])
+        if len(matrix) < LEAST_HELD_OUT and self.validation:
             warnings.warn(
-                f"only {len(x)} rows: none is held out, and how well the model fits is not known", stacklevel=3
+                f"only {len(matrix)} rows: none is held out, and how well the model fits is not known", stacklevel=4
             )
-        rows, self.n_rows_ = torch.from_numpy(x), len(x)
-        self.flow_, self.reports_, self.race_ = None, [], {}
-        held_out, held_weight, noise = torch.zeros(0), torch.ones(0), torch.zeros(0, 1)
-        self._log_mass, self._reach = 0.0, 0.0
-        if rows.shape[1]:
-            with threads(1):  # members run side by side; what is left are many small operations
-                fitted = fit_ensemble(
-                    rows,
-                    torch.from_numpy(weight),
-                    self._chosen(*rows.shape),
-                    rng,
-                    validation=self.validation,
-                    folds=fold_count(self.effort, len(rows), rows.shape[1], units is not None),
-                    time_limit=self.time_limit,
-                    n_jobs=self.n_jobs,
-                    device=self.device,
-                    progress=self.progress,
-                    units=units,
-                )
-                if self.columns_ is not None:
-                    self._log_mass, self._reach = measure_support(fitted.flow, self.columns_, int(rng.integers(2**62)))
-            self.flow_, self.reports_, self.race_ = fitted.flow.to(self.device), fitted.reports, fitted.race
-            held_out, held_weight, noise = fitted.held_out - self._log_mass, fitted.held_weight, fitted.noise
-        self._held_out = held_out.sort().values.numpy()
-        self.validation_score_ = float((held_out * held_weight).sum() / held_weight.sum()) if len(held_out) else np.nan
-        self.calibration_ = goodness_of_fit(noise.numpy(), names)
+        rows, features = matrix.shape
+        members = self._chosen(table, rows, features) if features else []
+        self._fitted = fit_matrix(
+            table,
+            matrix,
+            np.ones(len(matrix)) if weight is None else weight[kept],
+            members,
+            rng,
+            library,
+            self.device,
+            validation=self.validation,
+            folds=fold_count(self.effort, rows, features, any(member.kind == "mixed" for member in members)),
+            time_limit=self.time_limit,
+            n_jobs=self.n_jobs,
+            progress=self.progress,
+        )
 
-    def _learn(
-        self, X: ArrayLike, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float64], list[Unit] | None, list[str]]:
-        """Looks at the columns of a table: its matrix (n, variables), what they are (None for complete numbers), their names."""
-        mixed = any((m if isinstance(m, str) else m.kind) == "mixed" for m in self.members or ())
-        if not (mixed or self.schema is not None or read_rules(self.rules) or is_whole(X)):
-            return self._learn_numbers(X, rng)
-        if isinstance(X, pd.DataFrame):
-            frame = X
-            cells.check_frame(frame)
-            _check_feature_names(self, frame, reset=True)
-        else:
-            x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
-            frame = pd.DataFrame(x, columns=[f"x{j}" for j in range(x.shape[1])])
-        self.n_features_in_ = frame.shape[1]
-        self.table_, self._rows_kept = WholeTable.learn(frame, self.schema, self.rules, frame is not X)
-        self.schema_ = self.table_.codec.schema
-        names = [unit.name for unit in self.table_.units]
-        return self.table_.encode(frame[self._rows_kept]), self.table_.units, names
+    def _chosen(self, table: Table, rows: int, features: int) -> list[Member]:
+        """The members to fit, which all have conditional densities, or none has."""
+        needed = bool(self.schema is not None or read_rules(self.rules) or not table.complete)
+        members = [Member(m) if isinstance(m, str) else m for m in self.members or ()]
+        if self.members is None:
+            members = recipe(self.effort, rows, features, needed)
+        if not members:
+            raise ValueError("members is empty: name at least one, or leave it None")
+        kinds = {member.kind == "mixed" for member in members}
+        if len(kinds) > 1 or (needed and kinds == {False}):
+            numeric = ("continuous", "integer", "derived", "constant", "duplicate")
+            odd = [c.name for c in table.schema if c.missing or c.kind not in numeric]
+            raise ValueError(
+                f"members {', '.join(sorted({m.kind for m in members}))} do not go together with whole tables, which "
+                f'"mixed" members alone model: columns {odd or [c.name for c in table.schema]} hold what is no number, '
+                "or a missing cell, or have a schema or rules"
+            )
+        if self.preprocessing == "auto":
+            return members
+        return [replace(m, preprocessing=self.preprocessing) if m.preprocessing == "auto" else m for m in members]
 
-    def _learn_numbers(self, X: ArrayLike, rng: np.random.Generator) -> tuple[NDArray[np.float64], None, list[str]]:
-        x = self._validated(X, reset=True)
-        self.columns_ = Columns.learn(x, self._names(), self._precision)
-        self.schema_ = Schema.infer(pd.DataFrame(x, columns=self._names()) if self._index_names is None else X)
-        for column, own in zip(self.columns_.columns, self.schema_, strict=True):
-            if own.kind == "id":
-                warnings.warn(
-                    f"column {own.name!r} holds {own.reason}: it is modelled as any other; if it says nothing, drop it",
-                    stacklevel=5,
-                )
-            if column.kind != "constant":
-                column.lower, column.upper = (None if end is None else float(end) for end in (own.lower, own.upper))
-        self._rows_kept = np.ones(len(x), dtype=bool)
-        return self.columns_.encode(x, rng), None, [c.name for c in self.columns_.columns if c.modelled]
+    @property
+    def _model(self) -> Fitted:
+        """What the fit left behind."""
+        check_is_fitted(self)
+        assert self._fitted is not None
+        return self._fitted
 
-    def _encoded(
-        self, X: ArrayLike, rng: np.random.Generator | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The matrix of rows, and which of them can occur."""
-        X = read_rows(X)
-        if self.table_ is not None:
-            return self.table_.encode_all(self.table_.frame(X))
-        x = self._validated(X, reset=False)
-        return self.columns_.encode(x, rng), self.columns_.possible(x)
+    # Scores ----------------------------------------------------------------------------------------------------------
 
-    def score_samples(self, X: ArrayLike, missing: str = "outcome") -> NDArray[np.float64]:
-        """Log-density of each row in nats, in the units of the data; -inf for rows that cannot occur.
+    def score_samples(
+        self,
+        X: ArrayLike,
+        missing: Literal["outcome", "unknown"] = "outcome",
+        measure: Literal["mass", "density"] = "mass",
+    ) -> Array:
+        """Log-likelihood of each row (n,) in nats, in the units of the data; -inf for rows that cannot occur.
 
-        Of whole tables it is, with respect to the product of the columns' own measures, the log of the probability of levels, of missing cells, of values on a
-        grid and of values that repeat, and of the density of other numbers, per unit of the column.
+        It is the log of a product of one factor for each column: the probability of a level, of a missing cell, of a
+        value on a grid (integers, prices) or of a value that repeats; the density of any other number, per unit of the
+        column. What else is in the table does not change the measure of a column.
 
         Args:
             X: The rows.
-            missing: Whether a missing cell of a column that had some in training counts as an "outcome", or as "unknown": the row then
-                has the density of its other cells. In other columns a missing cell is always unknown.
+            missing: Whether a missing cell of a column that had some in training counts as an "outcome", or as
+                "unknown": the row then has the likelihood of its other cells. In other columns a missing cell is always
+                unknown.
+            measure: "mass" is the above; with "density" the probabilities of values on a grid, and of those that repeat
+                among others, are divided by the width of their cells, to compare with estimators that know densities
+                only, such as scikit-learn's mixtures.
         """
-        check_is_fitted(self)
-        if missing not in ("outcome", "unknown"):
-            raise ValueError(f'missing must be "outcome" or "unknown", not {missing!r}')
-        X = read_rows(X)
-        x, possible = self._encoded(X)
-        if self.table_ is not None and isinstance(X, pd.DataFrame):
-            self.table_.warn_of_new_levels(X, x)
-        out = np.zeros(len(x))
-        if self.flow_ is not None:
-            rows = torch.from_numpy(x).to(self.device)
-            with torch.no_grad(), threads_for(rows.numel()):
-                out = np.concatenate([self._log_prob(chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)])
-        return np.where(possible, out - self._log_mass, -np.inf)
+        self._model  # noqa: B018  # unfitted, it says so before rows are looked at
+        return scoring.score(self._model, self._read(X), missing, measure)
 
-    def _log_prob(self, rows: torch.Tensor, missing: str) -> torch.Tensor:
-        assert self.flow_ is not None
-        if self.table_ is None or missing == "outcome":
-            return self.flow_.log_prob(rows)
-        return member_log_prob(self.flow_, rows, ~torch.isnan(rows)).logsumexp(0)
+    def _read(self, X: Any) -> Any:
+        """Rows as a DataFrame or an array; the names of complete numbers are held to scikit-learn's rules."""
+        rows = read_rows(X)
+        if isinstance(rows, pd.DataFrame) and not self._model.conditional:
+            known = self._model.table.names
+            _check_feature_names(self, rows[known] if set(known) <= set(rows.columns) else rows, reset=False)
+        return rows
 
     def score(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Mean log-density of the rows, nats, weighted where weights (n,) are given."""
+        """Mean log-likelihood of the rows, nats, weighted where weights (n,) are given."""
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         return float(np.average(self.score_samples(X), weights=weights))
+
+    def to_noise(self, X: ArrayLike, random_state: int | None = None) -> Array:
+        """Noise (n, modelled columns) behind the rows: standard normal if they come from the fitted density.
+
+        Values on a grid are first spread over their cells, and the member that a row came from is drawn: another seed gives other noise.
+        There is none behind a row that cannot occur, whose `score_samples` is -inf: its noise is NaN throughout.
+        """
+        model = self._model
+        return scoring.to_noise(model, self._read(X), np.random.default_rng(seed_from(random_state)))
+
+    def pit(self, X: ArrayLike, random_state: int | None = None) -> Array:
+        """Probability integral transform of the rows (n, modelled columns): uniform on [0, 1] and independent if they come from the
+        fitted density. It is the normal distribution function of `to_noise`, and NaN for a row that cannot occur.
+        """
+        return scoring.pit(self.to_noise(X, random_state))
+
+    def anomaly_score(self, X: ArrayLike) -> Array:
+        """How unusual each row is: its negative log-density, nats."""
+        return -self.score_samples(X)
+
+    def anomaly_p_value(self, X: ArrayLike) -> Array:
+        """The share of rows like those fitted to that would look at least as unusual, from log-densities of held-out rows.
+
+        The idea is that of conformal p-values (Bates et al. 2023, "Testing for outliers with conformal p-values"), but not their guarantee:
+        no network was trained on the held-out rows, yet they decided when training stopped and what the members weigh, and in folds
+        other versions of the members scored them. Of new rows from the same source, about a share α get a p-value of α or less.
+
+        Raises:
+            ValueError: No rows were held out (`validation=0`, or very few rows).
+        """
+        held_out = self._model.held_out
+        if not len(held_out):
+            raise ValueError("no rows were held out to calibrate p-values with: fit with validation above 0")
+        at_most = np.searchsorted(held_out, self.score_samples(X), side="right")
+        return (at_most + 1) / (len(held_out) + 1)
+
+    # Rows ------------------------------------------------------------------------------------------------------------
+
+    def sample(self, n_samples: int | None = None, random_state: int | None = None, *, given: Any = None) -> Any:
+        """New rows: a table with the columns and types of the one fitted to, of the same library; else an array.
+
+        Numbers lie within the range that training rows span (in a table of very many numbers beside few rows: nearly so).
+
+        Args:
+            n_samples: Number of rows, 1 when None; a table of conditions says it itself.
+            random_state: An int makes the draw reproducible; None draws a seed.
+            given: Conditions: for each column a value, a pair (low, high) with None for an open end, or several values in a list, set, array,
+                Series or the like; None is a missing cell. Or a table with some of the columns, for one new row per row of it. Models of complete numbers that are not "mixed" take intervals, and
+                values that repeat, by throwing other rows away.
+
+        Returns:
+            The rows. Under conditions, `rows.attrs["acceptance"]` of a pandas DataFrame is the share of draws that was kept.
+
+        Raises:
+            ConditionError: A condition has (next to) no probability; the message says which.
+            ValueError: A condition names no column, or a value that the column cannot have.
+            RuntimeError: Nearly all draws lie outside what the columns' types can hold, or break a rule.
+
+        Example:
+            >>> import flowlab
+            >>> diamonds = flowlab.datasets.load("diamonds")[["carat", "cut", "price"]].iloc[:600]
+            >>> model = flowlab.FlowDensity(effort="fast", random_state=0).fit(diamonds)
+            >>> rows = model.sample(50, random_state=1, given={"cut": "Ideal", "carat": (0.5, 0.8)})
+            >>> bool((rows["cut"] == "Ideal").all() and rows["carat"].between(0.5, 0.8).all())
+            True
+        """
+        model = self._model
+        if n_samples is not None and (
+            isinstance(n_samples, bool) or not isinstance(n_samples, Integral) or n_samples < 1
+        ):
+            raise ValueError(f"n_samples must be a whole number of at least 1, not {n_samples!r}")
+        generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
+        given = read_given(given)
+        if isinstance(given, pd.DataFrame):
+            if n_samples not in (None, len(given)):
+                raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
+            return like(model.library, imputation.sample_given(model, given, generator), fresh=True)
+        return like(model.library, sampling.sample(model, int(n_samples or 1), given, generator), fresh=True)
+
+    def impute(self, X: Any, n: int = 1, random_state: int | None = None) -> Any:
+        """Rows with their missing cells drawn from what the other cells of the row say of them; observed cells are untouched.
+
+        Args:
+            X: Rows with missing cells, and with all columns.
+            n: How many such tables: several show how uncertain the cells are (multiple imputation).
+            random_state: An int makes the draws reproducible.
+
+        Returns:
+            A table of X's kind; a list of n of them for n above 1. A column keeps its type, unless that cannot hold what was drawn: a category gets
+            further levels, and a column of nothing but missing cells the type that it had in training.
+
+        Raises:
+            ConditionError: The observed cells of a row cannot occur together, or break a rule.
+        """
+        model = self._model
+        model.conditionals("imputation needs")
+        if not (isinstance(n, Integral) and n >= 1):
+            raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
+        generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
+        done = imputation.impute(model, read_rows(X), int(n), generator)
+        tables = [out.to_numpy() if model.table.array else like(kind_of(X), out) for out in done]
+        return tables[0] if n == 1 else tables
+
+    def conditional(self, column: Any, given: Any, n: int = 500, random_state: int | None = None) -> Any:
+        """What other cells say of one column: the probability of each level, or mean, standard deviation and quantiles of a number or time.
+
+        Args:
+            column: The column.
+            given: Rows with some of the other columns, as a table or a dict of one row; their missing cells count as not known.
+            n: Draws per row.
+            random_state: Seed of the draws.
+
+        Returns:
+            One row per row of `given`, as a table of the library whose table was fitted.
+        """
+        model = self._model
+        model.conditionals("conditional distributions need")
+        rows = read_given(given)
+        if not isinstance(rows, pd.DataFrame):
+            several = [name for name, wish in rows.items() if not is_lone(wish)]
+            if several:
+                raise ValueError(
+                    f"column {several[0]!r}: conditional wants one value of each given column, not several"
+                )
+            rows = pd.DataFrame({name: [value] for name, value in rows.items()}, index=[0])
+        generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
+        library = None if model.library is None else model.library.untyped()
+        return like(library, imputation.distribution(model, column, rows, n, generator))
+
+    # Information -----------------------------------------------------------------------------------------------------
+
+    def highest_density_threshold(
+        self, level: float = 0.95, n_samples: int = 10_000, random_state: int | None = None
+    ) -> float:
+        """The log-density above which the model's draws lie with probability `level`: the smallest such region (Hyndman 1996).
+
+        The cost is that of drawing and scoring `n_samples` rows. With `progress` of the model, a bar counts them.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, not {level}")
+        return float(np.quantile(self._scores_of_draws(self.score_samples, n_samples, random_state), 1 - level))
+
+    def entropy(self, n_samples: int = 10_000, random_state: int | None = None) -> Estimate[float]:
+        """Entropy of the modelled columns, nats, with its standard error: the expected negative of `score_samples`.
+
+        Levels, missing cells and values on a grid count with their probabilities, other numbers with their density. The
+        cost is that of drawing and scoring `n_samples` rows. With `progress` of the model, a bar counts them.
+        """
+        return questions.entropy(self._model, n_samples, seed_from(random_state), self.progress)
+
+    def divergence(self, other: Any, n_samples: int = 10_000, random_state: int | None = None) -> Estimate[float]:
+        """Kullback-Leibler divergence KL(this ‖ other), nats, with its standard error.
+
+        Args:
+            other: A fitted density of the same columns: anything with `score_samples`.
+            n_samples: Draws from this density.
+            random_state: Seed of the draws.
+        """
+
+        def difference(rows: Any) -> Array:
+            return self.score_samples(rows) - np.asarray(other.score_samples(rows))
+
+        return questions.mean_of(self._scores_of_draws(difference, n_samples, random_state))
+
+    def mutual_information(
+        self, columns_a: Any, columns_b: Any, n_samples: int = 10_000, random_state: int | None = None
+    ) -> Estimate[float]:
+        """Mutual information between two groups of columns under the model, nats, with the standard error of the simulation.
+
+        I(a; b) is the mean over draws of log p(a, b) - log p(a) - log p(b). A model of whole tables has a density for every group of columns, in which
+        a missing cell is an outcome. Of complete numbers, where the groups are not all columns, and for p(a) and p(b), small
+        densities are fitted to draws from the model; an imperfect fit of those is not in the standard error.
+
+        Args:
+            columns_a: A column, or several as a list. A column is named as in the table, a whole number being a name like any other; of a model
+                that was fitted to an array it is a position, or "x0", "x1" and so on.
+            columns_b: Others.
+            n_samples: Draws; of complete numbers, as many again fit the small densities.
+            random_state: Seed of draws and fits.
+
+        Raises:
+            ValueError: A column is not in the model, or the groups are empty or overlap.
+        """
+        model, count = self._model, questions.number_of_draws(n_samples)
+        a, b = (questions.variables(model, *g) for g in ((columns_a, "columns_a"), (columns_b, "columns_b")))
+        if not a or not b or set(a) & set(b):
+            raise ValueError(
+                "columns_a and columns_b must be two groups with at least one column each and none in common"
+            )
+        seed = seed_from(random_state)
+        if model.conditional:
+            log_density = questions.known_log_density(model, a + b, count, seed, self.progress)
+        else:
+            own = {"device": self.device, "n_jobs": self.n_jobs, "progress": self.progress}
+            small = FlowDensity(effort="fast", random_state=seed % 2**31, **own)  # type: ignore[arg-type]
+            log_density = questions.fitted_log_density(model, small, count, seed, self.progress)
+        return questions.information(model, a, b, log_density, count)
+
+    def _scores_of_draws(self, score: Callable[[Any], Array], n_samples: int, random_state: int | None) -> Array:
+        """What a function says of rows that the model draws, (n_samples,)."""
+        model, rng = self._model, np.random.default_rng(seed_from(random_state))
+        with questions.blocks(model, n_samples, self.progress) as sizes:
+            found = [score(self.sample(size, int(rng.integers(2**62)))) for size in sizes]
+        return np.concatenate(found)
+
+    # What was fitted -------------------------------------------------------------------------------------------------
+
+    @property
+    def table_(self) -> Table:
+        """The columns and rules, and the way between rows and the model's matrix."""
+        return self._model.table
+
+    @property
+    def schema_(self) -> Schema:
+        """What each column is taken for, with the reason."""
+        return self._model.table.schema
+
+    @property
+    def columns_(self) -> Columns | None:
+        """How each column of complete numbers is treated; None where the density is not one of these alone."""
+        return None if self._model.conditional else Columns.of(self.schema_.columns)
+
+    @property
+    def flow_(self) -> FlowMixture | None:
+        """The mixture over the modelled columns, in double precision; None if every column is constant."""
+        return self._model.mixture
+
+    @property
+    def reports_(self) -> list[Report]:
+        """What became of each member, with training curves."""
+        return self._model.reports
+
+    @property
+    def race_(self) -> dict[str, float]:
+        """Held-out log-likelihood of each preprocessing in the race, nats per row."""
+        return self._model.race
+
+    @property
+    def calibration_(self) -> pd.DataFrame:
+        """Tests of fit on the held-out rows: a statistic and a p-value each."""
+        return self._model.calibration
+
+    @property
+    def validation_score_(self) -> float:
+        """Mean log-likelihood of the held-out rows, nats; a little hopeful, since they chose stopping and weights."""
+        return self._model.validation_score
+
+    @property
+    def n_rows_(self) -> int | None:
+        """Number of rows fitted to; None in a model of a file that does not say it."""
+        return self._model.rows
 
     @property
     def members_(self) -> pd.DataFrame:
@@ -311,34 +527,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
 
     def summary(self) -> str:
         """What was fitted, how well it fits rows that it has not seen, and how each column is treated, as text."""
-        check_is_fitted(self)
-        count = 0 if self.flow_ is None else sum(p.numel() for p in self.flow_.parameters())
-        modelled = len(self.table_.units if self.table_ is not None else self.columns_.modelled)
-        lines = [
-            f"FlowDensity of {self.n_features_in_} columns, {modelled} variables modelled, {count:,} parameters",
-            f"held-out log-likelihood: {self.validation_score_:.3f} nats per row, {MEASURES[self.table_ is None]}",
-        ]
-        if self.race_:
-            lines += [
-                "preprocessing, held out after a short race: "
-                + ", ".join(f"{k} {v:.3f}" for k, v in self.race_.items())
-            ]
-        if self.reports_:
-            lines += ["members, each with its own held-out log-likelihood and its weight:"]
-        for report in self.reports_:
-            text = f"  {report.score:10.3f}  {report.weight:6.1%}  {report.member}"
-            lines += [text + ("" if report.converged else f"; not converged: {report.reason}")]
-        if len(self.calibration_):
-            lines += ["fit to held-out rows (a p-value below 0.01 means that the test sees a difference):"]
-            lines += [
-                f"  {name}: {row.statistic:.3f}, p = {row.p_value:.3f}" for name, row in self.calibration_.iterrows()
-            ]
-        if self.table_ is not None:
-            lines += ["rules:", *(f"  {rule}" for rule in self.table_.rules)] if self.table_.rules else []
-            lines += ["columns:", *("  " + line for line in repr(self.schema_).splitlines())]
-        else:
-            lines += ["columns:"] + [f"  {c.name}: {c.kind} ({c.reason})" for c in self.columns_.columns]
-        return "\n".join(lines)
+        return summary(self._model, self.n_features_in_)
 
     def report(
         self,
@@ -370,14 +559,10 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         """
         from flowlab.report.html import write_report
 
-        check_is_fitted(self)
         plain = copy.copy(self)
-        plain._kind = None  # the report knows pandas alone
+        plain._fitted = replace(self._model, library=None)  # the report knows pandas alone
         shown = self.progress if progress is None else progress
         return write_report(plain, train, test, path, target=target, title=title, seed=random_state, progress=shown)
-
-    def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
-        return super()._names(frame) if self.table_ is None else [str(name) for name in self.table_.names]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to one file; `flowlab.load` or `FlowDensity.load` reads it. A `random_state` that is no int is not kept."""
@@ -392,64 +577,29 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
             raise files.FileError(f"{path} holds a {type(model).__name__}, not a FlowDensity: use flowlab.load")
         return model
 
-    def _chosen(self, rows: int, features: int) -> list[Member]:
-        members = (
-            recipe(self.effort, rows, features, self.table_ is not None) if self.members is None else list(self.members)
-        )
-        members = [Member(member) if isinstance(member, str) else member for member in members]
-        if not members:
-            raise ValueError("members is empty: name at least one, or leave it None")
-        kinds = {member.kind == "mixed" for member in members}
-        if len(kinds) > 1 or (self.table_ is not None and kinds == {False}):
-            odd = [
-                c.name
-                for c in self.schema_
-                if c.missing or c.kind not in ("continuous", "integer", "derived", "constant")
-            ]
-            raise ValueError(
-                f'members {", ".join(sorted({m.kind for m in members}))} do not go together with whole tables, which "mixed" members alone '
-                f"model: columns {odd or [c.name for c in self.schema_]} hold what is no number, or a missing cell, or have a schema or rules"
-            )
-        if self.preprocessing != "auto":
-            members = [
-                replace(m, preprocessing=self.preprocessing) if m.preprocessing == "auto" else m for m in members
-            ]
-        return members
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "calibration_")
+        return self._fitted is not None
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # scikit-learn's argument
+        """Its parameters, as of any estimator of scikit-learn; once fitted, a line on what to."""
+        text = str(BaseEstimator.__repr__(self, N_CHAR_MAX))
+        if self._fitted is None:
+            return text
+        members = sum(report.weight > 0 for report in self.reports_)
+        score = self.validation_score_
+        held_out = "" if np.isnan(score) else f", {score:.3f} nats per held-out row"
+        return f"{text}\nfitted: {self.n_features_in_} columns, {members} member{'s' * (members != 1)}{held_out}"
 
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
-        state = {
-            "n_features_in_": self.n_features_in_,
-            "feature_names_in_": self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None,
-            "kind": None if self._kind is None else self._kind.to_json(),
-            "table": None if self.table_ is None else self.table_.to_json(),
-            "numbers": None
-            if self.columns_ is None
-            else {
-                "dtypes": self._dtypes,
-                "index_names": self._index_names,
-                "precision": self._precision,
-                "columns": self.columns_.to_json(),
-                "log_mass": self._log_mass,
-                "reach": self._reach,
-                "schema": self.schema_.to_json(),
-            },
-            "rows": self.n_rows_,
-            "race": self.race_,
-            "reports": [{**asdict(r), "member": r.member.to_json()} for r in self.reports_],
-            "calibration": self.calibration_.reset_index().to_dict("list"),
-            "held_out": self._held_out.tolist(),
-            "validation_score": self.validation_score_,
-        }
-        header = {"parameters": parameters.to_json(self.get_params(deep=False)), "state": parameters.finite(state)}
-        return {"kind": "FlowDensity", **header}, self.flow_
+        names = self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
+        state = {"n_features_in_": self.n_features_in_, "feature_names_in_": names, **fitted.to_json(self._model)}
+        header = {"parameters": parameters.to_json(self.get_params(deep=False)), "state": state}
+        return {"kind": "FlowDensity", **header}, self._model.mixture
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowDensity":
@@ -459,39 +609,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         model = cls(**params)
         parameters.check(params)
         stored.read_names(model, state["n_features_in_"], state["feature_names_in_"])
-        model.n_rows_ = state.get("rows")
-        model.table_ = model.columns_ = None
-        model._log_mass = model._reach = 0.0
-        model._kind = Kind.from_json(state["kind"]) if state.get("kind") is not None else None
-        if state["table"] is not None:
-            model.table_ = WholeTable.from_json(state["table"])
-            model.schema_ = model.table_.codec.schema
-            width = len(model.table_.units)
-        else:
-            own = state["numbers"]
-            model.columns_, model.schema_ = stored.columns_from(own["columns"]), Schema.from_json(own["schema"])
-            stored.check_numbers(own, model.n_features_in_)
-            model._dtypes, model._index_names, model._precision = own["dtypes"], own["index_names"], own["precision"]
-            model._log_mass, model._reach = own.get("log_mass", 0.0), own.get("reach", 0.0)
-            width = len(model.columns_.modelled)
-            if len(model.columns_.columns) != model.n_features_in_:
-                raise files.FileError("the columns are not as many as in training")
-        if not isinstance(flow, FlowMixture | None) or width != (0 if flow is None else flow.features):
-            raise files.FileError("the columns do not fit the flow")
+        model._fitted = fitted.from_json(state, flow, model.n_features_in_)
         if flow is not None:
-            check_flow(None if model.table_ is None else model.table_.units, flow)
-            model.device = str(next(iter(flow.buffers())).device)
-        model.flow_ = flow
-        known = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
-        check_arguments("FlowDensity", state, known)
-        check_arguments(
-            "FlowDensity",
-            {"log_mass": model._log_mass, "reach": model._reach},
-            dict.fromkeys(("log_mass", "reach"), float),
-        )
-        model.race_ = stored.with_nan(state["race"], state["race"])
-        model.reports_ = [Report.from_json(report) for report in state["reports"]]
-        model._held_out = stored.held_out_from(state["held_out"])
-        model.calibration_ = stored.calibration_from(state["calibration"])
-        model.validation_score_ = stored.with_nan(state, ["validation_score"])["validation_score"]
+            model.device = str(model._fitted.device)
         return model

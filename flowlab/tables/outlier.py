@@ -58,7 +58,7 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
             raise ValueError(f"contamination must be above 0 and at most 0.5, not {self.contamination}")
         density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
         self.density_ = density.fit(X, sample_weight=sample_weight)
-        held_out = self.density_._held_out
+        held_out = self.density_._model.held_out
         if not len(held_out):
             raise ValueError("no rows are held out to set the threshold by: density needs validation above 0, and rows")
         self.offset_ = float(np.quantile(held_out, self.contamination))

@@ -19,7 +19,7 @@ from flowlab.runtime import threads_for
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.frames.arrow import to_pandas
 from flowlab.tables.frames.validation import fit_anew
-from flowlab.tables.query.conditions import class_probabilities, member_log_prob
+from flowlab.tables.query.conditional import class_probabilities, joint_log_prob
 from flowlab.tables.query.predictive import Predictive, predict
 from flowlab.tables.schema import stored
 
@@ -88,7 +88,6 @@ class _Supervised(BaseEstimator):
         """
         check_is_fitted(self)
         frame, table = self._frame(X, reset=False), self.density_.table_
-        assert table is not None
         matrix, _ = table.encode_all(frame.assign(**{TARGET: pd.Series(y, index=frame.index)}))
         x = torch.from_numpy(matrix)
         unit = table.place(TARGET).start
@@ -102,7 +101,7 @@ class _Supervised(BaseEstimator):
         """Log-density of the known cells of rows, nats (n,)."""
         with torch.no_grad(), threads_for(min(len(x), BLOCK) * x.shape[1]):
             parts = [
-                member_log_prob(self.density_._mixture, rows, which).logsumexp(0)
+                joint_log_prob(self.density_._model.density(), rows, which).logsumexp(0)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
             ]
         return torch.cat(parts).cpu().numpy()
@@ -130,7 +129,7 @@ class _Supervised(BaseEstimator):
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> Any:
         density = FlowDensity._from_file(header, flow)
-        if density.table_ is None or TARGET not in density.table_.codec._places:
+        if TARGET not in density.table_.codec._places:
             raise ValueError("the table has no target")
         own = header["estimator"]
         unfitted = clone(density)
@@ -213,7 +212,6 @@ class FlowClassifier(ClassifierMixin, _Supervised):
             raise ValueError("the classes are none")
         model.classes_ = np.array(classes, dtype=KINDS[kind])
         table = model.density_.table_
-        assert table is not None
         known = {f"class {k}" for k in range(len(classes))}
         if not known >= set(table.codec.schema[TARGET].categories):
             raise ValueError("the classes are not those of the target")
@@ -223,10 +221,9 @@ class FlowClassifier(ClassifierMixin, _Supervised):
         """The probability of each class (n, classes), in the order of `classes_`."""
         x, known, unit = self._question(X)
         table = self.density_.table_
-        assert table is not None
         with threads_for(min(len(x), BLOCK) * x.shape[1]):
             parts = [
-                class_probabilities(self.density_._mixture, rows, which, unit, strict=False)
+                class_probabilities(self.density_._model.density(), rows, which, unit, strict=False)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
             ]
         found = torch.cat(parts).cpu().numpy()
@@ -289,7 +286,7 @@ class FlowRegressor(RegressorMixin, _Supervised):
     def predictive(self, X: ArrayLike) -> Predictive:
         """The distribution of the target given each row, as distribution functions on a grid."""
         x, known, unit = self._question(X)
-        return predict(self.density_._mixture, x, known, unit)
+        return predict(self.density_._model.density(), x, known, unit)
 
     def predict(self, X: ArrayLike) -> Array:
         """The mean of the target given each row (n,)."""

@@ -29,6 +29,7 @@ class Unit:
         atoms: Repeated values off any grid.
         lower: Lower end of the support, -inf if it has none.
         upper: Upper end, inf if it has none.
+        atom_width: Width of the cell that stands for each atom where a density is asked for, 0 if it is not known.
     """
 
     name: str
@@ -39,6 +40,24 @@ class Unit:
     atoms: tuple[float, ...] = ()
     lower: float = -np.inf
     upper: float = np.inf
+    atom_width: float = 0.0
+
+    def log_width(self, x: Array) -> Array:
+        """Log-widths (n,) of the cells of values x that have a probability of their own; 0 for all others.
+
+        Raises:
+            ValueError: The width of the cells of repeated values is not known, as in an early model file.
+        """
+        if self.resolution:
+            return np.where(np.isnan(x), 0.0, np.log(self.resolution))
+        if not self.atoms:
+            return np.zeros(len(x))
+        if not self.atom_width:
+            raise ValueError(
+                f"column {self.name!r}: the model's file, of an early version, does not say how wide the cells of its "
+                "repeated values are: fit the model anew"
+            )
+        return np.where(np.isin(x, self.atoms), np.log(self.atom_width), 0.0)
 
 
 def column_units(column: ColumnSchema, index: int) -> list[Unit]:
@@ -60,7 +79,8 @@ def column_units(column: ColumnSchema, index: int) -> list[Unit]:
         if "time" in column.parts:
             part = " (time)" if len(column.parts) > 1 else ""
             top = DAY - column.resolution
-            units.append(Unit(name + part, index, 0, nullable, column.resolution, tuple(column.atoms), 0.0, top))
+            cell = column.resolution, tuple(column.atoms), 0.0, top, column.atom_width
+            units.append(Unit(name + part, index, 0, nullable, *cell))
         if not units:
             raise ValueError(
                 f"column {name!r} was made a datetime, and its days are not known: Schema.infer(df, schema) learns them"
@@ -74,7 +94,8 @@ def column_units(column: ColumnSchema, index: int) -> list[Unit]:
     upper = np.inf if column.upper is None else float(column.upper) - column.offset
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
-    return [Unit(name, index, 0, nullable, resolution, () if resolution else tuple(column.atoms), lower, upper)]
+    atoms = () if resolution else tuple(column.atoms)
+    return [Unit(name, index, 0, nullable, resolution, atoms, lower, upper, column.atom_width)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:
@@ -146,16 +167,23 @@ def from_numbers(column: ColumnSchema, values: Array) -> pd.Series:
 
 def derived_numbers(column: ColumnSchema, table: Mapping[Any, pd.Series] | pd.DataFrame) -> Array:
     """A derived column's numbers from those that it is made of."""
+    lacking = [source for source in column.sources if source not in table]
+    if lacking:
+        raise ValueError(
+            f"column {column.name!r} is made of {lacking[0]!r}, which is left out: leave both out, or neither"
+        )
+    if not column.sources:
+        rows = len(next(iter(table.values()))) if len(table) else 0
+        return combined(column, {}) + np.zeros(rows)
+    return combined(column, {source: cells.numbers(table[source], source) for source in column.sources})
+
+
+def combined(column: ColumnSchema, numbers: Mapping[Any, Array]) -> Array:
+    """A derived column's numbers from its sources' numbers."""
     total: Any = column.value
     for source, weight in zip(column.sources, column.weights):
-        if source not in table:
-            raise ValueError(
-                f"column {column.name!r} is made of {source!r}, which is left out: leave both out, or neither"
-            )
-        total = total + weight * cells.numbers(table[source], source)
-    if not column.sources:
-        total = np.full(len(next(iter(table.values()))) if len(table) else 0, float(total))
-    return on_grid(total, column.resolution) + 0.0 if column.resolution else total
+        total = total + weight * numbers[source]
+    return on_grid(total, column.resolution) + 0.0 if column.resolution else np.asarray(total)
 
 
 def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
@@ -188,7 +216,8 @@ def possible_cells(column: ColumnSchema, units: list[Unit], matrix: Array, value
             slack = 1e-6 * unit.resolution
             fine = (x >= unit.lower - slack) & (x <= unit.upper + slack)
             if unit.resolution:
-                fine &= np.abs(x - on_grid(x, unit.resolution)) <= slack + precision * np.abs(x)
+                off = np.abs(x - on_grid(x, unit.resolution))
+                fine &= off <= slack + precision * np.abs(x) + column.tolerance
         ok &= fine | np.isnan(x)
     return ok
 

@@ -1,6 +1,5 @@
-"""Whole tables of any columns as the matrices that `MixedFlow` models, and back: schema, codec and rules between columns together."""
+"""`Table`: what is known of a table, and the way from its rows to the matrix that models see, and back."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,19 +11,25 @@ from sklearn.utils.validation import check_array
 
 from flowlab.hints import fits
 from flowlab.tables.codec.codec import Codec
-from flowlab.tables.codec.columns import Unit, decode_column, encode_column
+from flowlab.tables.codec.columns import Unit, decode_column, encode_column, supports
 from flowlab.tables.codec.trial import check_combinations, check_ends, check_rule, try_codec
 from flowlab.tables.frames import cells
-from flowlab.tables.frames.validation import only_known
+from flowlab.tables.frames.cells import Array
+from flowlab.tables.frames.validation import numpy_dtype, only_known
 from flowlab.tables.schema.column import LEVELLED
+from flowlab.tables.schema.grid import on_grid
 from flowlab.tables.schema.levels import UNKNOWN
-from flowlab.tables.schema.rules import FixedCombinations, LessThan, Predicate, Rule, parse_rule, read_rules
+from flowlab.tables.schema.rules import FixedCombinations, LessThan, Rule, read_rules
+from flowlab.tables.schema.rules.chain import check_chain, check_included, in_order, read_rule
 from flowlab.tables.schema.schema import Schema, read_overrides
 from flowlab.tables.schema.stored import LABEL
 
 
-class WholeTable:
-    """What a table's columns are, which rules hold between them, and the way to the model's matrix and back.
+class Table:
+    """What a table's columns are, which rules hold between them, and the way from rows to a matrix and back.
+
+    The matrix (n, variables) holds codes of levels, numbers, and NaN where a cell is missing. Each variable has a
+    measure: levels, missingness, and values on a grid or that repeat have probabilities; other numbers have a density.
 
     Args:
         codec: Of the table as the rules rewrite it.
@@ -48,7 +53,7 @@ class WholeTable:
     @classmethod
     def learn(
         cls, frame: pd.DataFrame, overrides: Any, rules: Any, array: bool = False
-    ) -> "tuple[WholeTable, NDArray[np.bool_]]":
+    ) -> "tuple[Table, NDArray[np.bool_]]":
         """What there is to know of a table, and which of its rows break no rule.
 
         Args:
@@ -78,7 +83,7 @@ class WholeTable:
         if parsed:  # what is said of columns that rules have replaced concerns none that is left
             said = said | known
             overrides = {name: value for name, value in said.items() if name in rewritten.columns}
-        codec = Codec(Schema.infer(rewritten, overrides))
+        codec = Codec(infer_schema(rewritten, overrides))
         excluded = {column.name for column in codec.schema if column.kind == "excluded"}
         names = [cells.plain_label(name) for name in frame.columns if name not in excluded]
         times = [name for name in names if pd.api.types.is_datetime64_any_dtype(frame[name].dtype)]
@@ -87,9 +92,94 @@ class WholeTable:
         return cls(codec, parsed, names, array, ends), kept
 
     @property
+    def schema(self) -> Schema:
+        """The columns that are modelled, or made of those that are."""
+        return self.codec.schema
+
+    @property
     def units(self) -> list[Unit]:
         """The columns of the matrix."""
         return self.codec.units
+
+    @property
+    def complete(self) -> bool:
+        """Whether all columns are numbers without missing cells."""
+        dtypes = [cells.dtype_of(column.dtype) for column in self.schema if column.kind != "excluded"]
+        numeric = all(pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in dtypes)
+        plain = not any(column.missing or column.kind in LEVELLED for column in self.schema)
+        return numeric and plain and len(dtypes) == len(self.schema)
+
+    # Densities of numbers see values on a grid, and repeated ones, spread over cells ---------------------------------
+
+    def dequantized(self, matrix: Array, rng: np.random.Generator) -> Array:
+        """The matrix with values on a grid, and repeated ones, spread uniformly over their cells."""
+        out = matrix.copy()
+        for k, unit in enumerate(self.units):
+            width = unit.resolution or unit.atom_width
+            if width:
+                noise = (rng.random(len(matrix)) - 0.5) * width
+                tied = True if unit.resolution else np.isin(matrix[:, k], unit.atoms)
+                out[:, k] += np.where(tied, noise, 0.0)
+        return out
+
+    def quantized(self, matrix: Array) -> Array:
+        """The matrix with each value that lies in the cell of a repeated value, or of a grid, at the cell's value."""
+        out = matrix.copy()
+        for k, unit in enumerate(self.units):
+            if unit.resolution:
+                out[:, k] = on_grid(out[:, k], unit.resolution)
+            elif unit.atoms:
+                atoms = np.array(unit.atoms)
+                nearest = atoms[np.abs(out[:, k, None] - atoms).argmin(1)]
+                out[:, k] = np.where(np.abs(out[:, k] - nearest) <= unit.atom_width / 2, nearest, out[:, k])
+        return out
+
+    def log_width(self, matrix: Array) -> Array:
+        """Logarithm (n,) of the volume of each row's cell: what tells a probability from a density.
+
+        Units are those of the columns; a level, a missing cell, and a value that does not repeat count as one.
+        """
+        return sum((unit.log_width(matrix[:, k]) for k, unit in enumerate(self.units)), np.zeros(len(matrix)))
+
+    @property
+    def bounded(self) -> bool:
+        """Whether some column of numbers has an end of its support."""
+        return any(column.lower is not None or column.upper is not None for column in self.schema)
+
+    def supported(self, numbers: Array) -> NDArray[np.bool_]:
+        """Which rows (n, columns) of a complete table lie within the supports of all columns, to the last digit."""
+        inside = [supports(column, x, 0.0, seen=False) for column, x in zip(self.schema, numbers.T, strict=True)]
+        return np.all(inside, axis=0) if inside else np.ones(len(numbers), dtype=bool)
+
+    def storable(self, numbers: Array) -> NDArray[np.bool_]:
+        """Which rows (n, columns) of a complete table are finite, and within the range of the columns' types."""
+        ok = np.asarray(np.isfinite(numbers).all(axis=1))
+        for column, x in zip(self.schema, numbers.T, strict=True):
+            dtype = numpy_dtype(column.dtype)
+            limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+            ok &= (x >= limits.min) & (x <= limits.max)
+        return ok
+
+    def excess(self, numbers: Array, asked: Mapping[int, Sequence[tuple[float, float]]] | None = None) -> Array:
+        """How far rows of a complete table lie beyond the range of the training rows, in widths of it: 0 within.
+
+        Args:
+            numbers: The rows (n, columns).
+            asked: Intervals that columns are asked to lie in; the range of a column does not count if all of its
+                intervals lie beyond.
+        """
+        worst = np.zeros(len(numbers))
+        for j, column in enumerate(self.schema):
+            if not column.seen or column.kind == "constant":
+                continue
+            least, most = column.seen
+            if asked and j in asked and all(high < least or low > most for low, high in asked[j]):
+                continue
+            beyond = np.maximum(least - numbers[:, j], numbers[:, j] - most) - column.tolerance
+            worst = np.maximum(worst, beyond / (most - least))
+        return worst
+
+    # Rows ------------------------------------------------------------------------------------------------------------
 
     def frame(self, X: ArrayLike) -> pd.DataFrame:
         """Rows as a DataFrame."""
@@ -234,7 +324,7 @@ class WholeTable:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "WholeTable":
+    def from_json(cls, data: dict[str, Any]) -> "Table":
         """The table that `to_json` wrote down.
 
         Raises:
@@ -245,7 +335,7 @@ class WholeTable:
             raise ValueError("the names of the columns are none")
         codec, rules = Codec.from_json(data["schema"]), [Rule.from_json(rule) for rule in data["rules"]]
         try_codec(codec)
-        check_chain(rules, names, codec)
+        check_chain(rules, names, codec.schema)
         for rule in rules:
             check_rule(rule)
             if isinstance(rule, FixedCombinations):
@@ -255,80 +345,16 @@ class WholeTable:
         return cls(codec, rules, names, array, ends)
 
 
-def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
-    """A rule of the table's own, from an object or its text.
-
-    "low <= high" is a condition where differences would lose values.
-    """
-    if not isinstance(rule, str):
-        return copy.deepcopy(rule)
-    parsed = parse_rule(rule)
-    if isinstance(parsed, LessThan) and set(parsed.columns()) <= set(frame.columns) and parsed.lost(frame):
-        return Predicate(str(parsed))
-    return parsed
-
-
-def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Raises a ValueError for a rule about a column that the user leaves out: no sample would have it."""
-    for rule in rules:
-        for name in rule.columns():
-            if said.get(name, {}).get("kind") == "excluded":
-                raise ValueError(f"the rule {rule.shown} names column {name!r}, which the schema excludes: drop either")
-
-
-def check_chain(rules: Sequence[Rule], names: Sequence[Any], codec: Codec) -> None:
-    """Raises a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
-    there = {str(name) for name in names}
-    for rule in rules:
-        lacking = [name for name in rule.columns() if str(name) not in there]
-        if lacking:
-            raise ValueError(f"the rule {rule.shown} names column {lacking[0]!r}, which is not in the table")
-        if not there <= set(map(str, rule.order)):
-            raise ValueError(f"the rule {rule.shown} has learnt from another table")
-        there = there - {str(name) for name in rule.replaced()} | {str(name) for name in rule.made()}
-    modelled = {str(column.name) for column in codec.schema if column.kind != "excluded"}
-    if rules and there != modelled:
-        raise ValueError(f"rules and columns do not fit together: {', '.join(sorted(there ^ modelled)[:5])}")
-    for rule in rules:
-        rule.check_modelled(codec.schema)
-
-
-def in_order(rules: Sequence[Rule]) -> list[Rule]:
-    """Rules so that each still finds its columns: what one replaces, none after it speaks of.
-
-    One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a
-    "<=" is a condition.
-
-    Raises:
-        ValueError: They go in a circle.
-    """
-    left, done = [rule for k, rule in enumerate(rules) if rule not in rules[:k]], []
-    while left:
-        free = [
-            rule
-            for rule in left
-            if not any(set(rule.replaced()) & set(other.columns()) for other in left if other is not rule)
-        ]
-        if not free:
-            loose = [
-                k
-                for k, rule in enumerate(left)
-                if isinstance(rule, LessThan) and all(isinstance(name, str) for name in rule.columns())
-            ]
-            if not loose:
-                raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
-            left[loose[-1]] = Predicate(str(left[loose[-1]]))
-            continue
-        done += free[:1]
-        left = [rule for rule in left if rule is not free[0]]
-    return done
-
-
-def is_whole(X: Any) -> bool:
-    """Whether rows need the model of whole tables: some column is no number, or a cell is missing."""
-    if isinstance(X, pd.DataFrame):
-        numeric = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in X.dtypes]
-        return X.shape[1] > 0 and (not all(numeric) or bool(X.isna().to_numpy().any()))
-    if hasattr(X, "dtype") and np.asarray(X).ndim == 2 and np.asarray(X).dtype.kind == "f":
-        return bool(np.isnan(X).any())
-    return False
+def infer_schema(frame: pd.DataFrame, overrides: Any) -> Schema:
+    """The schema of a table to be modelled, in which row numbers are ordinary whole numbers, with a warning."""
+    schema = Schema.infer(frame, overrides)
+    said = read_overrides(overrides, list(frame.columns))
+    numbered = [c for c in schema if c.kind == "id" and c.name not in said and cells.dtype_of(c.dtype).kind in "iuf"]
+    if not numbered:
+        return schema
+    for column in numbered:
+        warnings.warn(
+            f"column {column.name!r} holds {column.reason}: it is modelled as any other; if it says nothing, drop it",
+            stacklevel=6,
+        )
+    return Schema.infer(frame, said | {column.name: {"kind": "integer"} for column in numbered})

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,8 +67,8 @@ class Report:
 
 
 @dataclass
-class Fitted:
-    """A mixture, what it was made of, and how held-out rows fared: their log-densities and noise under mixtures not trained on them."""
+class Ensemble:
+    """A mixture, what it was made of, and how held-out rows fared: their scores and noise under mixtures not trained on them."""
 
     flow: FlowMixture
     reports: list[Report]
@@ -113,7 +113,8 @@ def fit_ensemble(
     device: str = "cpu",
     progress: bool = False,
     units: Sequence[Unit] | None = None,
-) -> Fitted:
+    log_width: Callable[[Tensor], Tensor] | None = None,
+) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
 
     Below 2,000 rows there are folds: each member is fitted once in each, each row is held out once, and the mixture holds all
@@ -132,10 +133,12 @@ def fit_ensemble(
         device: Where networks train.
         progress: Show a bar.
         units: What the columns are, of a whole table with classes and missing cells; all of them complete numbers when None.
+        log_width: What to add to the log-densities of held-out rows (n, features), to report them in the table's measure.
     """
     started = time.perf_counter()
     n, features = rows.shape
     parts = make_folds(rows, weight, rng, validation, folds)
+    offsets = [torch.zeros(len(part.held_out)) if log_width is None else log_width(part.held_out) for part in parts]
     seed = int(rng.integers(2**62))
     jobs = n_jobs or (
         joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
@@ -162,7 +165,7 @@ def fit_ensemble(
         short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
         list(starting)
         found = _run_all(short, jobs, progress)
-        race = {name: _mean(r.log_prob, parts[0].held_weight) for name, r in zip(RACE, found, strict=True)}
+        race = {n: _mean(r.log_prob + offsets[0], parts[0].held_weight) for n, r in zip(RACE, found, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
     members = [
@@ -186,7 +189,9 @@ def fit_ensemble(
         ):
             run(places, seconds)
     left_out = [member for i, member in enumerate(members) if i not in grid]
-    return _mix([members[i] for i in sorted(grid)], [grid[i] for i in sorted(grid)], left_out, parts, race, seed)
+    return _mix(
+        [members[i] for i in sorted(grid)], [grid[i] for i in sorted(grid)], left_out, parts, offsets, race, seed
+    )
 
 
 def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tuple[list[int], float]]:
@@ -207,9 +212,10 @@ def _mix(
     grid: list[list[_Result]],
     left_out: list[Member],
     folds: list[Fold],
+    offsets: list[Tensor],
     race: dict[str, float],
     seed: int,
-) -> Fitted:
+) -> Ensemble:
     held_weight = torch.cat([fold.held_weight for fold in folds])
     log_probs = torch.stack([torch.cat([r.log_prob for r in own]) for own in grid])
     # The broad member insures against rows unlike all others, of which the held-out ones may have none.
@@ -222,6 +228,7 @@ def _mix(
     )
     shares = torch.where((shares < NEGLIGIBLE) & ~insured, 0, shares)
     shares = shares / shares.sum()
+    log_probs = log_probs + torch.cat(offsets)
     reports = [
         Report(
             member,
@@ -246,7 +253,7 @@ def _mix(
         [float(shares[i]) / len(folds) for i in used for k in range(len(folds))],
     )
     held_out = (log_probs + shares.log().unsqueeze(1)).logsumexp(0)
-    return Fitted(flow, reports, race, held_out, held_weight, torch.cat(noise))
+    return Ensemble(flow, reports, race, held_out, held_weight, torch.cat(noise))
 
 
 def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float, folds: int) -> list[Fold]:

@@ -1,4 +1,4 @@
-"""Numeric tables in and out: checks whose messages name the column, and the types that samples come back in."""
+"""Rows as users give them, checked at the door, in messages that name the column."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,96 +7,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_feature_names, _check_n_features, check_array, validate_data
+from sklearn.utils.validation import _check_feature_names, validate_data
 
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.arrow import to_pandas
 
 
-class TableEstimator(BaseEstimator):
-    """An estimator that is fitted to a numeric table, an array or a DataFrame, and gives back tables of the same kind."""
+def training_frame(model: BaseEstimator, X: Any) -> tuple[pd.DataFrame, bool]:
+    """Check the rows to fit to, and set an estimator's number and names of features.
 
-    def _validated(self, X: ArrayLike, reset: bool) -> NDArray[np.float64]:
-        """The rows as float64, after checks whose messages name the column."""
-        frame = X if isinstance(X, pd.DataFrame) else None
-        rules: dict[str, Any] = {
-            "dtype": np.float64,
-            "ensure_all_finite": False,
-            "ensure_min_samples": 2 if reset else 1,
-        }
-        if frame is not None:
-            cells.check_frame(frame)
-            if not reset and self._index_names is not None:
-                frame = only_known(frame, self._index_names)
-            for name, dtype in frame.dtypes.items():
-                if pd.api.types.is_complex_dtype(dtype):
-                    raise ValueError(f"Complex data not supported: column {name!r}")
-                if cells.family(frame[name], name) != "number":
-                    raise ValueError(f"column {name!r} is of type {dtype}: this model was fitted to complete numbers")
-            _check_feature_names(self, frame, reset=reset)
-            values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
-            _check_n_features(self, values, reset=reset)
-            if reset:
-                self._dtypes: Any = [str(dtype) for dtype in frame.dtypes]
-                self._index_names: Any = [cells.plain_label(label) for label in frame.columns]
-                self._precision = max((rounding(numpy_dtype(name)) for name in self._dtypes), default=1e-15)
-            array = check_array(values, input_name="X", **rules)
-        else:
-            array = validate_data(self, X, reset=reset, **rules)
-            if reset:
-                dtype = np.asarray(X).dtype if hasattr(X, "dtype") else np.dtype(np.float64)
-                self._dtypes = str(dtype) if dtype.kind in "iuf" else "float64"
-                self._index_names = None
-                self._precision = rounding(numpy_dtype(self._dtypes))
-        bad = ~np.isfinite(array)
-        if bad.any():
-            row, j = (int(i) for i in np.argwhere(bad)[0])
-            what = "NaN" if np.isnan(array[:, j]).any() else "infinity"
-            raise ValueError(
-                f"Input X contains {what}: column {self._names(frame)[j]!r} has {int(bad[:, j].sum())} such values, the first "
-                f"in row {row}. Drop or fill those rows: this model is one of complete numbers"
-            )
-        dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * array.shape[1]
-        for j, dtype in enumerate(dtypes):
-            if numpy_dtype(dtype).kind in "iu" and np.abs(array[:, j]).max() > 2**53:
-                raise ValueError(
-                    f"column {self._names(frame)[j]!r} holds integers above 2**53, which float64 cannot tell apart: "
-                    "subtract an offset, or drop the column if it is an identifier"
-                )
-        return array
+    Args:
+        model: The estimator.
+        X: The rows, as `read_rows` returns them.
 
-    def _names(self, frame: pd.DataFrame | None = None) -> list[str]:
-        if frame is not None:
-            return [str(name) for name in frame.columns]
-        if self._index_names is not None:
-            return [str(name) for name in self._index_names]
-        return [f"x{j}" for j in range(self.n_features_in_)]
-
-    def _storable(self, table: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which rows are finite and within the range of their types."""
-        ok = np.asarray(np.isfinite(table).all(axis=1))
-        dtypes = self._dtypes if isinstance(self._dtypes, list) else [self._dtypes] * table.shape[1]
-        for j, name in enumerate(dtypes):
-            dtype = numpy_dtype(name)
-            limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
-            ok &= (table[:, j] >= limits.min) & (table[:, j] <= limits.max)
-        return ok
-
-    def _restore(self, table: NDArray[np.float64]) -> Any:
-        """The table with the types it was fitted with."""
-        if self._index_names is None:
-            integer = np.dtype(self._dtypes).kind in "iu"
-            return (np.round(table) if integer else table).astype(self._dtypes)
-        columns = {}
-        for j, dtype in enumerate(self._dtypes):
-            values = np.round(table[:, j]) if numpy_dtype(dtype).kind in "iu" else table[:, j]
-            columns[j] = pd.Series(values).astype(dtype)
-        frame = pd.DataFrame(columns)
-        frame.columns = pd.Index(self._index_names)
-        return frame
+    Returns:
+        The rows as a DataFrame, and whether they came as an array: its columns are called x0, x1, and so on.
+    """
+    if isinstance(X, pd.DataFrame):
+        cells.check_frame(X)
+        for name, dtype in X.dtypes.items():
+            if pd.api.types.is_complex_dtype(dtype):
+                raise ValueError(f"Complex data not supported: column {name!r}")
+        _check_feature_names(model, X, reset=True)
+        model.n_features_in_ = X.shape[1]
+        return X, False
+    x = validate_data(model, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+    given = np.asarray(X) if hasattr(X, "dtype") else x
+    return pd.DataFrame(given if given.dtype.kind in "iuf" else x, columns=[f"x{j}" for j in range(x.shape[1])]), True
 
 
 def fit_anew(model: Any, *data: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads_for
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.tables.query.conditions import member_shares
+from flowlab.tables.query.conditional import member_shares
 
 Array = NDArray[np.float64]
 POINTS = 256

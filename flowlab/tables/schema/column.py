@@ -19,7 +19,17 @@ SETTABLE = {  # the fields that a user may give, beside the kind
     "timedelta": NUMBERS,
     "datetime": ("lower", "upper"),
 }
-INTERNAL = ("levels_dtype", "null", "spellings", "tolerance", "origin", "declared", "recoding")  # not for a short look
+INTERNAL = (
+    "levels_dtype",
+    "null",
+    "spellings",
+    "tolerance",
+    "origin",
+    "declared",
+    "recoding",
+    "seen",
+    "atom_width",
+)  # not for a short look
 
 
 @dataclass
@@ -54,7 +64,8 @@ class ColumnSchema:
         parts: Which of a datetime's parts vary: "day", "time".
         offset: What is subtracted from large numbers on a grid, whose cells a float64 could not divide.
         decimals: Step of the decimals that continuous numbers are written with, to which draws are rounded; 0 for none.
-        seen: Smallest and largest value of a derived column in training.
+        seen: Smallest and largest value of a column of numbers in training.
+        atom_width: Width of the cell that stands for each atom where a density is asked for; 0 in early files, which lack it.
     """
 
     name: Any
@@ -84,6 +95,7 @@ class ColumnSchema:
     offset: float = 0.0
     decimals: float = 0.0
     seen: list[float] = field(default_factory=list)
+    atom_width: float = 0.0
 
     @property
     def modelled(self) -> bool:

@@ -12,7 +12,7 @@ from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import DAY, Array
 from flowlab.tables.frames.validation import numpy_dtype, rounding
 from flowlab.tables.schema.column import NUMBERS, NUMERIC, SETTABLE, ColumnSchema, check_resolution, day_number
-from flowlab.tables.schema.grid import check_size, decimal_grid, learn_column, offset_of, on_grid
+from flowlab.tables.schema.grid import ATOM_WIDTH, check_size, decimal_grid, learn_column, offset_of, on_grid, spread
 
 ID_SHARE, ID_ROWS = (
     0.5,
@@ -133,9 +133,11 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
     learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
     if column.kind == "integer":
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
+        column.atom_width = 0.0
     if column.resolution:
         column.offset = offset_of(x, column.resolution)
     learn_support(column, x)
+    column.seen = [float(x.min()), float(x.max())]
 
 
 def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
@@ -146,7 +148,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
         column.cardinality, column.tolerance = 1, found.tolerance
         return
     column.resolution, column.atoms = (found.resolution, []) if found.kind == "grid" else (0.0, found.atoms)
-    column.decimals = found.decimals
+    column.decimals, column.atom_width = found.decimals, found.resolution if found.atoms else 0.0
     reason = found.reason if found.kind != "continuous" else ""
     if column.resolution:
         # `learn_column` lets a few values be off the grid: they would be rounded.
@@ -158,6 +160,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
             values, counts = np.unique(x, return_counts=True)
             values, counts = values[counts > 1], counts[counts > 1]
             column.atoms = np.sort(values[np.argsort(-counts, kind="stable")][:MANY_VALUES]).tolist()
+            column.atom_width = ATOM_WIDTH * spread(x)
             reason = f"{len(column.atoms)} values repeat, off any grid"
     if reason and column.kind == "continuous":
         column.reason += f"; {reason}"
@@ -296,6 +299,8 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
         )
     if column.resolution or column.atoms:
         column.decimals = 0.0
+    if column.atoms and not column.atom_width:
+        column.atom_width = ATOM_WIDTH * spread(numbers_of(column, present))
     check_resolution(column)
     if given.keys() & {"lower", "upper", "resolution"}:
         check_given(column, given, present)
@@ -311,14 +316,18 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
         column.categories = [v for v in levels if v in column.categories]
 
 
+def numbers_of(column: ColumnSchema, present: pd.Series) -> Array:
+    """The cells of a column of numbers or times as numbers: days or seconds of times."""
+    if column.kind == "datetime":
+        return cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)[0]
+    return (cells.seconds if column.kind == "timedelta" else cells.numbers)(present, column.name)
+
+
 def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
     """Raises a ValueError that names the first cell that bounds or resolution exclude."""
+    x, ends = numbers_of(column, present), [column.lower, column.upper]
     if column.kind == "datetime":
-        x = cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)[0]
-        ends = [None if end is None else day_number(end) for end in (column.lower, column.upper)]
-    else:
-        x = (cells.seconds if column.kind == "timedelta" else cells.numbers)(present, column.name)
-        ends = [column.lower, column.upper]
+        ends = [None if end is None else day_number(end) for end in ends]
     lower, upper = -np.inf if ends[0] is None else ends[0], np.inf if ends[1] is None else ends[1]
     wrong = {}
     if "lower" in given:

@@ -22,7 +22,7 @@ from flowlab.tables.frames.validation import numpy_dtype, rounding
 from flowlab.tables.schema.column import FOUND, KINDS, LEVELLED, MODELLED, NUMERIC, SETTABLE, ColumnSchema
 from flowlab.tables.schema.detect import learn
 from flowlab.tables.schema.grid import check_scale
-from flowlab.tables.schema.relations import Columns
+from flowlab.tables.schema.relations import as_column, mark_derived
 from flowlab.tables.schema.stored import LABEL, column_from
 from flowlab.writing import written_whole
 
@@ -308,7 +308,9 @@ def mark_linear(df: pd.DataFrame, columns: list[ColumnSchema], free: set[int]) -
         return
     x = np.column_stack([cells.numbers(df.iloc[:, j], columns[j].name) for j in used])
     precision = max(rounding(numpy_dtype(columns[j].dtype)) for j in used)
-    learnt = Columns.learn(x, [str(columns[j].name) for j in used], precision).columns
+    names = [columns[j].name for j in used]
+    learnt = [as_column(columns[j], names) for j in used]
+    mark_derived(x, learnt, precision)
     for k, (j, found) in enumerate(zip(used, learnt)):
         if found.kind == "derived" and j in free:
             column = columns[j]

@@ -12,7 +12,7 @@ from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import NULLS
 from flowlab.tables.frames.validation import numpy_dtype
 from flowlab.tables.schema.column import KINDS, ColumnSchema
-from flowlab.tables.schema.relations import Column, Columns
+from flowlab.tables.schema.grid import Column
 
 LABEL = str | int | float | bool  # what columns and levels are called in JSON
 LISTS = {  # annotations that the classes leave open
@@ -67,8 +67,8 @@ def check_dtype(name: str) -> None:
 # Complete numbers -----------------------------------------------------------------------------------------------------
 
 
-def columns_from(data: Any) -> Columns:
-    """The columns of a table of numbers."""
+def _columns_from(data: Any) -> list[Column]:
+    """The columns of a table of numbers, in a file of an early version."""
     if not isinstance(data, list):
         raise ValueError(f"columns are {shown(data)}")
     columns = [made(Column, values) for values in data]
@@ -86,12 +86,10 @@ def columns_from(data: Any) -> Columns:
             raise ValueError(
                 f"column {shown(column.name)} of kind {shown(column.kind)} has fields that do not go together"
             )
-    found = Columns(columns)
-    found.possible(found.decode(np.zeros((1, len(found.modelled)))))
-    return found
+    return columns
 
 
-def check_numbers(own: Any, width: int) -> None:
+def _check_numbers(own: Any, width: int) -> None:
     """Raises a ValueError unless the types and names of a table of numbers are those of `width` columns."""
     if not isinstance(own, dict) or not fits(own.get("index_names"), list[LABEL] | None):
         raise ValueError("the names of the columns are none")
@@ -105,6 +103,40 @@ def check_numbers(own: Any, width: int) -> None:
             raise ValueError(f"{shown(dtype)} is no dtype of numbers")
     if not fits(own["precision"], float) or not 0 <= own["precision"] < 1:
         raise ValueError(f"precision cannot be {shown(own['precision'])}")
+
+
+def early_numbers(own: Any, width: int) -> dict[str, Any]:
+    """A table of complete numbers as early files describe it, as `Table.to_json` does today."""
+    _check_numbers(own, width)
+    columns = _columns_from(own["columns"])
+    if len(columns) != width:
+        raise ValueError("the columns are not as many as in training")
+    array = own["index_names"] is None
+    names = [column.name for column in columns] if array else own["index_names"]
+    dtypes = [own["dtypes"]] * width if array else own["dtypes"]
+    described = [_early_column(*each, names) for each in zip(columns, names, dtypes, strict=True)]
+    schema = {"labels": ["str", None], "columns": described}
+    table = {"schema": schema, "rules": [], "names": names, "array": array, "ends": []}
+    return {"table": table, "log_mass": own.get("log_mass", 0.0), "reach": own.get("reach", 0.0)}
+
+
+def _early_column(column: Column, name: Any, dtype: str, names: list[Any]) -> dict[str, Any]:
+    """A column of an early file as the record of today."""
+    kind = "continuous" if column.modelled else column.kind
+    own = {"name": name, "kind": kind, "dtype": dtype, "reason": column.reason, "atoms": column.atoms}
+    own |= {key: getattr(column, key) for key in ("lower", "upper", "offset", "decimals", "tolerance")}
+    if kind == "continuous":
+        own["tolerance"] = column.resolution if column.kind == "grid" else 0.0  # values off the grid had a density
+        own["resolution"] = column.resolution if column.kind == "grid" else 0.0
+        own["atom_width"] = column.resolution if column.kind == "atoms" else 0.0
+        own["cardinality"] = 2
+    else:
+        weights = {names[j]: weight for j, weight in enumerate(column.weights) if weight}
+        own |= {"value": column.value, "sources": list(weights), "weights": list(weights.values())}
+        own |= {"atoms": [], "resolution": column.resolution if kind == "derived" else 0.0, "offset": 0.0}
+    if column.least is not None and column.most is not None:
+        own["seen"] = [column.least, column.most]
+    return own
 
 
 # The estimator --------------------------------------------------------------------------------------------------------

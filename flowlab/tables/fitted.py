@@ -1,0 +1,193 @@
+"""`Fitted`: everything that a fit leaves behind, as one record, and how it is kept in a file."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from flowlab import files
+from flowlab.hints import check_arguments
+from flowlab.mixture import FlowMixture
+from flowlab.runtime import threads
+from flowlab.tables import parameters
+from flowlab.tables.codec.table import Table
+from flowlab.tables.ensemble.calibration import goodness_of_fit
+from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
+from flowlab.tables.ensemble.member import Member
+from flowlab.tables.ensemble.support import measure_support
+from flowlab.tables.frames.arrow import Kind
+from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.schema import stored
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Fitted:
+    """What a fit leaves behind.
+
+    Attributes:
+        table: The columns, and the way between rows and matrix.
+        mixture: The density of the matrix, in double precision; None if every column is constant.
+        rows: Number of rows fitted to; None in a model of a file that does not say it.
+        library: The library and types of the table fitted to, unless pandas' or an array.
+        reports: What became of each member.
+        race: Held-out log-likelihood of each preprocessing in the race, nats per row.
+        held_out: Sorted log-likelihoods of held-out rows, nats.
+        validation_score: Their mean.
+        calibration: Tests of fit on the held-out rows.
+        log_mass: Log of the probability that a density of complete numbers gives to the columns' supports.
+        reach: How far beyond the training rows' range its draws may lie, in widths of the range.
+    """
+
+    table: Table
+    mixture: FlowMixture | None
+    rows: int | None
+    library: Kind | None = None
+    reports: list[Report] = field(default_factory=list)
+    race: dict[str, float] = field(default_factory=dict)
+    held_out: Array = field(default_factory=lambda: np.zeros(0))
+    validation_score: float = math.nan
+    calibration: pd.DataFrame = field(default_factory=lambda: goodness_of_fit(np.zeros((0, 1)), []))
+    log_mass: float = 0.0
+    reach: float = 0.0
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the mixture has a density of any columns given any others."""
+        return is_conditional(self.mixture)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mixture is."""
+        return torch.device("cpu") if self.mixture is None else self.mixture.log_weights.device
+
+    def density(self) -> FlowMixture:
+        """The mixture.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.mixture is None:
+            raise ValueError("every column is constant: there is nothing to draw")
+        return self.mixture
+
+    def conditionals(self, what: str) -> FlowMixture:
+        """The mixture, for questions that need conditional densities.
+
+        Raises:
+            ValueError: It has none; `what` begins the message.
+        """
+        if self.mixture is not None and not self.conditional:
+            raise ValueError(
+                f"{what} a density of any columns given others, which the densities fitted to this table of complete "
+                'numbers do not have: fit with FlowDensity(members=["mixed"])'
+            )
+        return self.density()
+
+
+def is_conditional(mixture: FlowMixture | None) -> bool:
+    """Whether a mixture's members have a density of any columns given any others."""
+    return mixture is not None and all(isinstance(member, MixedFlow) for member in mixture)
+
+
+def fit_matrix(
+    table: Table,
+    matrix: Array,
+    weight: Array,
+    members: Sequence[Member],
+    rng: np.random.Generator,
+    library: Kind | None,
+    device: str,
+    **options: Any,
+) -> Fitted:
+    """Fit members to the matrix (n, variables) of a table; the options are those of `fit_ensemble`."""
+    fitted = Fitted(table, None, len(matrix), library)
+    if not matrix.shape[1]:
+        return fitted
+    conditional = all(member.kind == "mixed" for member in members)
+    if not conditional:
+        matrix = table.dequantized(matrix, rng)
+
+    def log_width(rows: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(table.log_width(table.quantized(rows.numpy())))
+
+    with threads(1):  # members run side by side; what is left are many small operations
+        ensemble = fit_ensemble(
+            torch.from_numpy(matrix),
+            torch.from_numpy(weight),
+            members,
+            rng,
+            device=device,
+            units=table.units if conditional else None,
+            log_width=None if conditional else log_width,
+            **options,
+        )
+        if not conditional:
+            fitted.log_mass, fitted.reach = measure_support(ensemble.flow, table, int(rng.integers(2**62)))
+    fitted.mixture, fitted.reports, fitted.race = ensemble.flow.to(device), ensemble.reports, ensemble.race
+    held_out, held_weight = ensemble.held_out - fitted.log_mass, ensemble.held_weight
+    fitted.held_out = held_out.sort().values.numpy()
+    if len(held_out):
+        fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())
+    fitted.calibration = goodness_of_fit(ensemble.noise.numpy(), [unit.name for unit in table.units])
+    return fitted
+
+
+def to_json(fitted: Fitted) -> dict[str, Any]:
+    """What `from_json` reads, beside the mixture."""
+    state = {
+        "kind": None if fitted.library is None else fitted.library.to_json(),
+        "table": fitted.table.to_json(),
+        "log_mass": fitted.log_mass,
+        "reach": fitted.reach,
+        "rows": fitted.rows,
+        "race": fitted.race,
+        "reports": [{**asdict(report), "member": report.member.to_json()} for report in fitted.reports],
+        "calibration": fitted.calibration.reset_index().to_dict("list"),
+        "held_out": fitted.held_out.tolist(),
+        "validation_score": fitted.validation_score,
+    }
+    return parameters.finite(state)
+
+
+def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
+    """What a fit had left behind, from a file.
+
+    Args:
+        state: What `to_json` wrote.
+        mixture: The file's module.
+        features: Number of columns of the rows fitted to.
+
+    Raises:
+        ValueError: Parts are of the wrong kind, or do not go together.
+    """
+    own = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
+    table = Table.from_json(own["table"])
+    if not isinstance(mixture, FlowMixture | None) or len(table.units) != (0 if mixture is None else mixture.features):
+        raise files.FileError("the columns do not fit the flow")
+    if mixture is not None:
+        check_flow(table.units if is_conditional(mixture) else None, mixture)
+        if not is_conditional(mixture) and not table.complete:
+            raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
+    known = {"log_mass": own.get("log_mass", 0.0), "reach": own.get("reach", 0.0)}
+    check_arguments("FlowDensity", known, dict.fromkeys(known, float))
+    kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
+    check_arguments("FlowDensity", state, kinds)
+    return Fitted(
+        table,
+        mixture,
+        state.get("rows"),
+        Kind.from_json(state["kind"]) if state.get("kind") is not None else None,
+        [Report.from_json(report) for report in state["reports"]],
+        stored.with_nan(state["race"], state["race"]),
+        stored.held_out_from(state["held_out"]),
+        stored.with_nan(state, ["validation_score"])["validation_score"],
+        stored.calibration_from(state["calibration"]),
+        **known,
+    )

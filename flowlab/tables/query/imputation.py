@@ -1,0 +1,129 @@
+"""Cells of a row from its other cells: drawn for imputation and for tables of conditions, or as distributions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from flowlab.flow import CHUNK
+from flowlab.runtime import threads_for
+from flowlab.tables.fitted import Fitted
+from flowlab.tables.frames import cells
+from flowlab.tables.query import conditional
+from flowlab.tables.query.conditions import ConditionError
+
+ROUNDS = 100  # of draws before a row of conditions counts as too improbable
+ROUNDS_WITHIN = 20  # of these, in which rows must also lie within what training spans
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+Array = NDArray[np.float64]
+Known = NDArray[np.bool_]
+
+
+def fill(
+    fitted: Fitted,
+    x: Array,
+    known: Known,
+    missing: bool,
+    generator: torch.Generator,
+    units: Sequence[int] | None = None,
+) -> Array:
+    """Rows (n, variables) with the cells that are not known drawn given those that are; see `conditional.fill`."""
+    mixture, device = fitted.density(), fitted.device
+    with threads_for(min(len(x), CHUNK) * x.shape[1]):
+        chunks = zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
+        parts = [
+            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator, units)
+            for rows, which in chunks
+        ]
+    return torch.cat(parts).cpu().numpy()
+
+
+def fill_keeping(fitted: Fitted, x: Array, known: Known, missing: bool, generator: torch.Generator) -> Array:
+    """As `fill`, drawn anew where a row breaks a rule, or where a column made of others leaves its support.
+
+    Rows that leave what training rows span are drawn anew, too, but not for ever: their known cells may lie beyond.
+
+    Raises:
+        ConditionError: The known cells of a row leave (nearly) nothing else; the message names the row.
+    """
+    table = fitted.table
+    out = x.copy()
+    remaining = np.arange(len(x))
+    for turn in range(ROUNDS):
+        seen = turn < ROUNDS_WITHIN
+        out[remaining] = fill(fitted, x[remaining], known[remaining], missing, generator)
+        fine = table.codec.fits(out[remaining], seen)
+        if table.rejects and fine.any():
+            rows = table.decode(out[remaining][fine])
+            fine[fine] = table.acceptable(rows) if seen else table.unbroken(rows)
+        remaining = remaining[~fine]
+        if not len(remaining):
+            return out
+    raise ConditionError(
+        f"{len(remaining)} of {len(x)} rows keep {table.why_rejected() or 'the supports of their columns'} in none of "
+        f"{ROUNDS} draws, given their known cells; the first is row {remaining[0]}"
+    )
+
+
+def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator) -> pd.DataFrame:
+    """A new row for each row of conditions."""
+    fitted.conditionals("rows of conditions need")
+    table = fitted.table
+    x = np.full((len(given), len(table.units)), np.nan)
+    known = np.zeros_like(x, dtype=bool)
+    for name in given.columns:
+        place = table.place(name)
+        x[:, place], known[:, place] = table.codec.encode_cells(name, given[name]), True
+    rows = table.decode(fill_keeping(fitted, x, known, True, generator))
+    rows.index = given.index
+    return rows
+
+
+def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> list[pd.DataFrame]:
+    """n tables in which the missing cells of rows are drawn; see `FlowDensity.impute`."""
+    fitted.conditionals("imputation needs")
+    table = fitted.table
+    frame = table.frame(rows)
+    full = rows if isinstance(rows, pd.DataFrame) else frame
+    holes = frame.isna().to_numpy().any(axis=1)
+    broken = holes & ~table.unbroken(frame)
+    if broken.any():
+        row = cells.label(frame.index, int(broken.argmax()))
+        raise ConditionError(f"row {row!r} breaks the rules {', '.join(map(str, table.rules))}: correct it, or drop it")
+    matrix, _ = table.encode_all(frame[holes])
+    done = []
+    for _ in range(n):
+        out = full.copy()
+        if holes.any():
+            drawn = table.decode(fill_keeping(fitted, matrix, ~np.isnan(matrix), False, generator))
+            for name in drawn.columns:
+                out[name] = cells.filled(out[name], np.flatnonzero(holes), drawn[name])
+        done.append(out)
+    return done
+
+
+def distribution(fitted: Fitted, column: Any, rows: pd.DataFrame, n: int, generator: torch.Generator) -> pd.DataFrame:
+    """What other cells say of one column; see `FlowDensity.conditional`."""
+    mixture, table = fitted.conditionals("conditional distributions need"), fitted.table
+    rows = rows.drop(columns=column) if column in rows.columns else rows
+    x = np.full((len(rows), len(table.units)), np.nan)
+    for name in rows.columns:
+        there = rows[name].notna().to_numpy()
+        if there.any():
+            own = range(x.shape[1])[table.place(name)]
+            x[np.ix_(there, own)] = table.codec.encode_cells(name, rows[name][there])
+    place = table.place(column)
+    units, known = list(range(x.shape[1])[place]), ~np.isnan(x)
+    if table.units[units[0]].classes:
+        given = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
+        shares = conditional.class_probabilities(mixture, *given, units[0])
+        return pd.DataFrame(shares.cpu().numpy(), columns=table.schema[column].categories, index=rows.index)
+    drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]
+    grouped = table.decode_part(column, drawn).groupby(np.repeat(np.arange(len(rows)), n))
+    out = {"mean": grouped.mean(), "sd": grouped.std()}
+    out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}
+    return pd.DataFrame(out).set_axis(rows.index)

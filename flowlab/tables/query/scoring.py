@@ -1,0 +1,137 @@
+"""Scores of rows under a fitted density, the noise behind them, and draws with their scores."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from flowlab.flow import CHUNK
+from flowlab.runtime import threads_for
+from flowlab.tables.fitted import Fitted
+from flowlab.tables.query.conditional import joint_log_prob
+
+Array = NDArray[np.float64]
+MEASURES = ("mass", "density")
+LEAST = 0.001  # share of draws within the supports, below which nothing more is tried
+DRAWS = 2_000  # at once, where some lie outside
+
+
+def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> tuple[Array, NDArray[np.bool_]]:
+    """The matrix (n, variables) of rows, spread over cells where a generator is given, and which of them can occur.
+
+    Raises:
+        ValueError: A cell is missing, and the density is one of complete numbers; or the rows are not like those
+            fitted to.
+    """
+    frame = fitted.table.frame(X)
+    if fitted.mixture is not None and not fitted.conditional and bool(frame.isna().to_numpy().any()):
+        missing = frame.isna()
+        name = missing.columns[missing.any().to_numpy().argmax()]
+        count, row = int(missing[name].sum()), int(missing[name].to_numpy().argmax())
+        raise ValueError(
+            f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill those "
+            "rows: this model is one of complete numbers"
+        )
+    matrix, possible = fitted.table.encode_all(frame)
+    if rng is not None and not fitted.conditional:
+        matrix = fitted.table.dequantized(matrix, rng)
+    return matrix, possible
+
+
+@torch.no_grad()
+def score_matrix(fitted: Fitted, matrix: Array, missing: str = "outcome", measure: str = "mass") -> Array:
+    """Log-likelihoods (n,) of rows that can occur, nats.
+
+    Args:
+        fitted: The model.
+        matrix: The rows (n, variables), with values on a grid where they are.
+        missing: As for `FlowDensity.score_samples`.
+        measure: Likewise.
+    """
+    out = np.zeros(len(matrix))
+    if fitted.mixture is not None:
+        rows = torch.from_numpy(matrix).to(fitted.device)
+        with threads_for(rows.numel()):
+            chunks = [_log_prob(fitted, chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)]
+        out = np.concatenate(chunks) - fitted.log_mass
+    # Mixed flows give probabilities of cells, flows of complete numbers densities.
+    if (measure == "density") == (not fitted.conditional):
+        return out
+    return out + (-1 if measure == "density" else 1) * fitted.table.log_width(matrix)
+
+
+def _log_prob(fitted: Fitted, rows: Tensor, missing: str) -> Tensor:
+    mixture = fitted.density()
+    if missing == "outcome" or not fitted.conditional:
+        return mixture.log_prob(rows)
+    return joint_log_prob(mixture, rows, ~torch.isnan(rows)).logsumexp(0)
+
+
+def score(fitted: Fitted, X: Any, missing: str, measure: str) -> Array:
+    """Log-likelihoods (n,) of any rows, nats: -inf for rows that cannot occur. See `FlowDensity.score_samples`."""
+    for name, value, choices in (("missing", missing, ("outcome", "unknown")), ("measure", measure, MEASURES)):
+        if value not in choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}".replace("'", '"'))
+    matrix, possible = encoded(fitted, X)
+    if isinstance(X, pd.DataFrame):
+        fitted.table.warn_of_new_levels(X, matrix)
+    return np.where(possible, score_matrix(fitted, matrix, missing, measure), -np.inf)
+
+
+def to_noise(fitted: Fitted, X: Any, rng: np.random.Generator) -> Array:
+    """Standard normal noise (n, variables) behind rows, NaN for rows that cannot occur. See `FlowDensity.to_noise`."""
+    rows = encoded(fitted, X, rng)[0]
+    if fitted.mixture is None:
+        return rows
+    generator = torch.Generator(fitted.device).manual_seed(int(rng.integers(2**62)))
+    noise = np.full_like(rows, np.nan)
+    with threads_for(min(len(rows), CHUNK) * rows.shape[1]):
+        possible = np.isfinite(score(fitted, X, "outcome", "mass"))
+        chunks = torch.from_numpy(rows[possible]).to(fitted.device).split(CHUNK)
+        noise[possible] = torch.cat([fitted.mixture.to_noise(c, generator=generator) for c in chunks]).cpu().numpy()
+    return noise
+
+
+def pit(noise: Array) -> Array:
+    """The probability integral transform (n, variables) of noise."""
+    return np.asarray(stats.norm.cdf(noise))
+
+
+def draw(fitted: Fitted, count: int, generator: torch.Generator) -> Array:
+    """Draws (count, variables) of the matrix, wherever the density has mass."""
+    if fitted.mixture is None:
+        return np.empty((count, 0))
+    return fitted.mixture.sample((count,), generator=generator).cpu().double().numpy()
+
+
+def draw_supported(fitted: Fitted, count: int, generator: torch.Generator) -> Tensor:
+    """Draws (count, variables) from the density within the supports, also beyond what the training rows span."""
+    found: list[Tensor] = []
+    lacking, tried = count, 0
+    while lacking > 0:
+        rows = fitted.density().sample((max(lacking, DRAWS) if found else count,), generator=generator)
+        tried += len(rows)
+        if not fitted.conditional and fitted.table.bounded:
+            numbers = fitted.table.codec.numbers(fitted.table.quantized(rows.cpu().double().numpy()))
+            rows = rows[torch.from_numpy(fitted.table.supported(numbers)).to(rows.device)]
+        found.append(rows)
+        lacking -= len(rows)
+        if lacking > 0 and tried > CHUNK and count - lacking < LEAST * tried:
+            raise RuntimeError(f"only {count - lacking} of {tried} draws lie within the supports of the columns")
+    return torch.cat(found)[:count]
+
+
+@torch.no_grad()
+def scored_draws(fitted: Fitted, sizes: Iterator[int], generator: torch.Generator) -> tuple[Array, Array]:
+    """Draws of the matrix, not yet rounded to what the table holds, and the mixture's log-densities of them."""
+    found = []
+    for size in sizes:
+        rows = draw_supported(fitted, size, generator)
+        found.append((rows, fitted.density().log_prob(rows) - fitted.log_mass))
+    drawn, log_prob = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    return drawn, log_prob

@@ -1,0 +1,29 @@
+"""What was fitted, as text."""
+
+from flowlab.tables.fitted import Fitted
+
+MEASURE = "probabilities of levels and of values that repeat, densities of other numbers"
+
+
+def summary(fitted: Fitted, features: int) -> str:
+    """See `FlowDensity.summary`."""
+    table = fitted.table
+    count = 0 if fitted.mixture is None else sum(p.numel() for p in fitted.mixture.parameters())
+    lines = [
+        f"FlowDensity of {features} columns, {len(table.units)} variables modelled, {count:,} parameters",
+        f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}",
+    ]
+    if fitted.race:
+        race = ", ".join(f"{name} {score:.3f}" for name, score in fitted.race.items())
+        lines += [f"preprocessing, held out after a short race: {race}"]
+    if fitted.reports:
+        lines += ["members, each with its own held-out log-likelihood and its weight:"]
+    for report in fitted.reports:
+        text = f"  {report.score:10.3f}  {report.weight:6.1%}  {report.member}"
+        lines += [text + ("" if report.converged else f"; not converged: {report.reason}")]
+    if len(fitted.calibration):
+        lines += ["fit to held-out rows (a p-value below 0.01 means that the test sees a difference):"]
+        lines += [f"  {name}: {r.statistic:.3f}, p = {r.p_value:.3f}" for name, r in fitted.calibration.iterrows()]
+    if table.rules:
+        lines += ["rules:", *(f"  {rule}" for rule in table.rules)]
+    return "\n".join([*lines, "columns:", *("  " + line for line in repr(table.schema).splitlines())])
