@@ -290,7 +290,7 @@ def test_an_excluded_column_leaves_numbers_to_the_model_of_numbers(tmp_path, mon
     arguments = ("fit", "-", "-o", tmp_path / "m.flow", "--exclude", "user", "--effort", "fast", "--time-limit", 1)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "t.csv").read_bytes())))
     assert run(monkeypatch, capsys, *arguments, "-q")[0] == 0
-    assert flowlab.load(tmp_path / "m.flow").table_ is None
+    assert flowlab.load(tmp_path / "m.flow").columns_ is not None
     assert run(monkeypatch, capsys, "score", tmp_path / "m.flow", tmp_path / "t.csv", "-o", tmp_path / "s.csv")[0] == 0
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from flowlab import FlowDensity, Member
 from flowlab.tables.query import questions
-from flowlab.tables.query.questions import goodness_of_fit
+from flowlab.tables.ensemble.calibration import goodness_of_fit
 
 CORRELATION = 0.8
 

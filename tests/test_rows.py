@@ -96,7 +96,7 @@ def test_conditions_on_rare_levels_are_said(df):
 
 def test_any_number_of_rows_under_improbable_conditions(model, monkeypatch):
     given = {"x": (0.5, 0.7), "y": (1.0, 1.1)}
-    monkeypatch.setattr("flowlab.tables.query.conditions.CHUNK", 64)  # many turns
+    monkeypatch.setattr("flowlab.tables.query.conditional.CHUNK", 64)  # many turns
     rows = model.sample(110, random_state=0, given=given)
     assert len(rows) == 110
     assert rows["x"].between(0.5, 0.7).all()
@@ -244,14 +244,14 @@ def test_a_fit_that_fails_leaves_the_model_as_it_was(df, monkeypatch):
         with pytest.raises(ValueError, match="column 'x'"):
             model.fit(frame.assign(x=frame["x"].where(frame.index > 0, 1e308)))
         with monkeypatch.context() as patch:
-            patch.setattr("flowlab.tables.density.goodness_of_fit", interrupted)
+            patch.setattr("flowlab.tables.fitted.goodness_of_fit", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 model.fit(frame)
         assert (model.score_samples(frame) == before).all()
         assert model.schema_ is schema
     fresh = FlowDensity(**NUMBERS)
     with monkeypatch.context() as patch:
-        patch.setattr("flowlab.tables.density.goodness_of_fit", interrupted)
+        patch.setattr("flowlab.tables.fitted.goodness_of_fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fresh.fit(df[["x", "y"]])
     with pytest.raises(NotFittedError):
