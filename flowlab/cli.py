@@ -57,7 +57,7 @@ Exclude = Annotated[list[str] | None, reading_option("Columns to leave out: --ex
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from flowlab import __version__
+        from flowlab.version import __version__
 
         console.print(f"flowlab {__version__}", highlight=False)
         raise typer.Exit

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from flowlab import datasets, presets
 from flowlab.report import baselines, figures
-from flowlab.report.likelihood import over_cells
+from flowlab.report.log_likelihood import over_cells
 from flowlab.runtime import threads
 from flowlab.tables.density import FlowDensity
 from flowlab.tables.schema.relations import Columns

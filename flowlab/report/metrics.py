@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from flowlab.report.columns import Array, Column, align, matrix, pair_counts
+from flowlab.report.aligned import Array, Column, align, matrix, pair_counts
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -61,11 +61,18 @@ def real_against_real(
         >>> bool(max(f["distance"].max() for f in floor) < 0.1)
         True
     """
+    return [metric(one, other) for one, other in disjoint_parts(rows, size, repeats, seed)]
+
+
+def disjoint_parts(
+    rows: pd.DataFrame, size: int | None = None, repeats: int = 5, seed: int = 0
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Draw pairs of disjoint random parts of a table; the arguments are those of `real_against_real`."""
     half = len(rows) // 2
     size = half if size is None else min(size, half)
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(rows)) for _ in range(repeats)]
-    return [metric(rows.iloc[order[:size]], rows.iloc[order[size : 2 * size]]) for order in orders]
+    return [(rows.iloc[order[:size]], rows.iloc[order[size : 2 * size]]) for order in orders]
 
 
 def classifier_auc(real: pd.DataFrame, synthetic: pd.DataFrame, seed: int = 0) -> float:

@@ -368,7 +368,7 @@ class FlowDensity(DensityQuestions, Synthesis, DensityMixin, TableEstimator):
         Raises:
             TypeError, ValueError: A table is none, lacks a column, or has too few rows.
         """
-        from flowlab.report.html import write_report
+        from flowlab.report.write import write_report
 
         check_is_fitted(self)
         plain = copy.copy(self)

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from flowlab.report import baselines
-from flowlab.report.columns import Array
-from flowlab.report.door import scores
+from flowlab.report.aligned import Array
+from flowlab.report.inputs import scores
 from flowlab.tables.mixed.marginal_cdf import learn_ranks
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged
