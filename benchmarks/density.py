@@ -3,9 +3,9 @@
     python benchmarks/density.py                                # resumes where it was stopped; two hours
     python benchmarks/density.py --tables quakes --methods flowlab --again
 
-Each method gets the same training rows (90 %) of the same tables: numeric columns, distinct rows in random order, tied values dequantised
-over their resolution, standardised. Log-densities of every test row are kept in benchmarks/results/density/; tables and picture are
-written to benchmarks/results/density.md and .png.
+Each method gets the same training rows (90 %) of the same tables: numeric columns, distinct rows in random order, tied
+values dequantised over their resolution, standardised. Log-densities of every test row are kept in
+benchmarks/results/density/; tables and picture are written to benchmarks/results/density.md and .png.
 """
 
 import argparse

@@ -87,8 +87,8 @@ def classical(function: Callable[[Array, Array], Array]) -> Peer:
 def forest(train: Array, test: Array, cap: float) -> tuple[Array, str]:
     """An adversarial random forest (Watson et al. 2023): leaves' coverage times truncated normals, averaged over trees.
 
-    arfpy has no likelihood of its own; this is the density of its `forde` parameters. A thousandth of a broad normal keeps
-    rows that fall into no leaf from costing it everything.
+    arfpy has no likelihood of its own; this is the density of its `forde` parameters. A thousandth of a broad normal
+    keeps rows that fall into no leaf from costing it everything.
     """
     import pandas as pd
 

@@ -4,8 +4,8 @@
     python benchmarks/ecosystem.py --sections conversion  # the others keep their last result
     python benchmarks/ecosystem.py --sections             # measure nothing, write the page again
 
-Results lie in benchmarks/results/ecosystem.json, a part for each section, and benchmarks/results/ecosystem.md is written from them. A section is a
-function that measures, and one that writes its table; `SECTIONS` lists them.
+Results lie in benchmarks/results/ecosystem.json, a part for each section, and benchmarks/results/ecosystem.md is
+written from them. A section is a function that measures, and one that writes its table; `SECTIONS` lists them.
 """
 
 import argparse
@@ -40,7 +40,8 @@ def versions(*packages: str) -> str:
     return f"{date.today()}: {found}; {machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-# Conversion ------------------------------------------------------------------------------------------------------------
+# Conversion
+# ------------------------------------------------------------------------------------------------------------
 
 FEATURES, CONTEXT, ROWS, STEPS = 6, 2, 2000, 300
 WANTED = {"float32": 1e-5, "float64": 1e-10}
@@ -198,8 +199,9 @@ def rounding(
 ) -> dict[str, float]:
     """How far single precision is from the other library's model in double precision: root mean square and maximum, of theirs, of ours.
 
-    And how steep the flow is: how much the exact log_prob moves, if each number of a row moves up to the next one in single precision; and, where
-    flowlab's differs by more than is wanted, how far the other library's log_prob of all rows at once is from its own of the same rows one at a time.
+    And how steep the flow is: how much the exact log_prob moves, if each number of a row moves up to the next one in
+    single precision; and, where flowlab's differs by more than is wanted, how far the other library's log_prob of all
+    rows at once is from its own of the same rows one at a time.
     """
     double, given = copy.deepcopy(model).double(), None if context is None else context.double()
     exact = peer.log_prob(double, x.double(), given)
@@ -293,7 +295,8 @@ def write_alone(singles: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-# ONNX ------------------------------------------------------------------------------------------------------------------
+# ONNX
+# ------------------------------------------------------------------------------------------------------------------
 
 SIZES = (1, 7, 1000)
 DIRECTIONS = ("log_prob", "sample")
@@ -371,7 +374,8 @@ def inexactness(
 ) -> dict[str, float]:
     """In single precision, how far torch and ONNX Runtime are from the same flow in double precision: root mean square and maximum.
 
-    And in both, how much torch's result in double precision moves, if each number of a row moves up to the next one in the flow's precision.
+    And in both, how much torch's result in double precision moves, if each number of a row moves up to the next one in
+    the flow's precision.
     """
     double = copy.deepcopy(flow).double()
     value, *given = (part.double() for part in arguments)
@@ -462,7 +466,8 @@ def write_inexactness(presets: dict[str, dict[str, dict[str, Any]]]) -> list[str
     ]
 
 
-# All sections ----------------------------------------------------------------------------------------------------------
+# All sections
+# ----------------------------------------------------------------------------------------------------------
 
 # Of each: its title, what measures it (the result is kept as JSON), and what writes it.
 SECTIONS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], str]]] = {

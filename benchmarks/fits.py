@@ -1,7 +1,8 @@
 """Whole fits against zuko: the time in which `flowlab.fit` reaches the best validation likelihood of zuko's own recipe.
 
-Diamonds' numeric columns, standardised for both; the same architecture; three seeds of split, dequantisation and fits, taken in
-turns on one thread. Writes benchmarks/results/fits.md and .png; five to ten minutes. To pin it to a core: taskset -c 0.
+Diamonds' numeric columns, standardised for both; the same architecture; three seeds of split, dequantisation and fits,
+taken in turns on one thread. Writes benchmarks/results/fits.md and .png; five to ten minutes. To pin it to a core:
+taskset -c 0.
 """
 
 import copy

@@ -3,9 +3,9 @@
     python benchmarks/posteriors.py                        # a quarter of an hour; with --peers two more
     python benchmarks/posteriors.py --targets ../shared/posteriordb --seeds 3 --peers
 
-The real ones are eleven posteriors of posteriordb (Magnusson et al. 2022) with 10,000 reference draws; a folder with `targets.py`, which
-writes them in torch, is needed, and without it that part is left out. Errors are of plain draws, in the reference's
-standard deviations. Writes benchmarks/results/posteriors.md.
+The real ones are eleven posteriors of posteriordb (Magnusson et al. 2022) with 10,000 reference draws; a folder with
+`targets.py`, which writes them in torch, is needed, and without it that part is left out. Errors are of plain draws,
+in the reference's standard deviations. Writes benchmarks/results/posteriors.md.
 """
 
 import argparse

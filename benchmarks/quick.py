@@ -3,9 +3,9 @@
     python benchmarks/quick.py            # exit status 1 where a ratio is above 1.25 × the recorded one, twice
     python benchmarks/quick.py --record   # write what is measured now to benchmarks/results/quick.json
 
-The workers of `benchmarks/speed.py` on one core, round-robin. Without zuko only the ratios to the MLPs count. Ratios depend on
-the processor, too (matrix products are of different speed): each has its own record, made while nothing else runs. Where there is none
-yet, this run makes it.
+The workers of `benchmarks/speed.py` on one core, round-robin. Without zuko only the ratios to the MLPs count. Ratios
+depend on the processor, too (matrix products are of different speed): each has its own record, made while nothing else
+runs. Where there is none yet, this run makes it.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python benchmarks/speed.py --cores 2                # writes speed_2_cores.*
     python benchmarks/speed.py --cases nsf --ops train  # a part; with --merge into the results that are there
 
-Writes benchmarks/results/speed.md, .json and .png. Frameworks that are not installed are left out, with a word; FlowJAX may
-live in an environment of its own: --jax-python. What is measured how: benchmarks/frameworks.
+Writes benchmarks/results/speed.md, .json and .png. Frameworks that are not installed are left out, with a word;
+FlowJAX may live in an environment of its own: --jax-python. What is measured how: benchmarks/frameworks.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """Synthetic rows of real mixed tables: flowlab's `FlowDensity()` against SDV's synthesizers and adversarial random forests.
 
-    python benchmarks/synthesis.py                                # resumes where it was stopped; an hour or two, on Linux
-    python benchmarks/synthesis.py --tables credit --methods flowlab --again
+    python benchmarks/synthesis.py                                # resumes where it was stopped; an hour or two, on
+    Linux python benchmarks/synthesis.py --tables credit --methods flowlab --again
 
-Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of its own on
-one core, draws 5,000 rows five times, and of each draw the first rows, as many as there are training rows, are scored. Rows, times and scores are kept
-in benchmarks/cache/synthesis/; scores are made anew when the rows or the metrics' source are newer. Tables and picture are
-written to benchmarks/results/synthesis.md and .png. Peers live in environments of their own (`make bench-synthesis` makes them);
-those that are not there are left out, with a word.
+Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of
+its own on one core, draws 5,000 rows five times, and of each draw the first rows, as many as there are training rows,
+are scored. Rows, times and scores are kept in benchmarks/cache/synthesis/; scores are made anew when the rows or the
+metrics' source are newer. Tables and picture are written to benchmarks/results/synthesis.md and .png. Peers live in
+environments of their own (`make bench-synthesis` makes them); those that are not there are left out, with a word.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/truths.py               # resumes; half an hour
     python benchmarks/truths.py --rows 1000
 
-The gap is the mean of log p(x) - log q(x) over 10,000 fresh rows: the Kullback-Leibler divergence, in nats per column. Writes
-benchmarks/results/truths.md.
+The gap is the mean of log p(x) - log q(x) over 10,000 fresh rows: the Kullback-Leibler divergence, in nats per column.
+Writes benchmarks/results/truths.md.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python benchmarks/verdicts.py                          # half an hour on one core
     python benchmarks/verdicts.py --seeds 1 --only spike
 
-Each target has exact draws, from which its means and standard deviations are known, or its quantiles where it has no moments. A verdict is wrong where it says
-"good" and a mean is off by more than a tenth of a standard deviation, or a standard deviation by more than a tenth of itself (in logarithms);
-or, without moments, the share of the posterior below a quantile of the fit by more than 0.03. Writes benchmarks/results/verdicts.md.
+Each target has exact draws, from which its means and standard deviations are known, or its quantiles where it has no
+moments. A verdict is wrong where it says "good" and a mean is off by more than a tenth of a standard deviation, or a
+standard deviation by more than a tenth of itself (in logarithms); or, without moments, the share of the posterior
+below a quantile of the fit by more than 0.03. Writes benchmarks/results/verdicts.md.
 """
 
 import argparse

@@ -52,8 +52,8 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     """
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    # Every method on one thread (flowlab in as many processes as there are cores), so that nothing waits for a core that another
-    # program uses.
+    # Every method on one thread (flowlab in as many processes as there are cores), so that nothing waits for a core
+    # that another program uses.
     with threads(1), threadpool_limits(1):
         found = {name: _table(name, folder, seed, console) for name in ("wine", "diamonds")}
         results = {name: rows for name, (rows, _) in found.items()}
@@ -106,8 +106,9 @@ def compare(
 ) -> tuple[list[Row], FlowDensity]:
     """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model.
 
-    flowlab gets the table as it is, and its density at a value of a column on a grid stands for the value's cell. The others learn from values
-    spread over their cells, and their density is averaged over a test row's cell, which comes to the same.
+    flowlab gets the table as it is, and its density at a value of a column on a grid stands for the value's cell. The
+    others learn from values spread over their cells, and their density is averaged over a test row's cell, which comes
+    to the same.
     """
     test, train = split(frame)
     x, y = train.to_numpy(dtype=float), test.to_numpy(dtype=float)

@@ -1,9 +1,10 @@
 """Measures one framework in a process of its own: `python worker.py FRAMEWORK THREADS`.
 
-Reads one JSON request per line, {"case", "features", "op", "seconds"}, and answers each with one line: {"times": seconds of
-each call, "parameters"} or {"missing": reason}. A request {"memory": bytes, "case", "features"} runs one `rsample` in the
-slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A request {"profile": calls,
-"case", "features", "op"} answers what the time of an operation goes to: {"seconds": a call, "shares": {kind of work: share}}.
+Reads one JSON request per line, {"case", "features", "op", "seconds"}, and answers each with one line: {"times":
+seconds of each call, "parameters"} or {"missing": reason}. A request {"memory": bytes, "case", "features"} runs one
+`rsample` in the slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A
+request {"profile": calls, "case", "features", "op"} answers what the time of an operation goes to: {"seconds": a call,
+"shares": {kind of work: share}}.
 """
 
 import importlib

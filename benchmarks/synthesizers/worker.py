@@ -1,8 +1,9 @@
 """One synthesizer in a process of its own, on one core: `python worker.py METHOD TRAIN ROWS OUTPUT...`.
 
-Fits the method to the parquet file TRAIN, draws ROWS rows for each of the parquet files OUTPUT, and answers with one line of
-JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and of the first `sample`, the peak memory of the process until
-then and what it had taken before `fit`, in bytes, and versions. Runs with the interpreter of the method's environment.
+Fits the method to the parquet file TRAIN, draws ROWS rows for each of the parquet files OUTPUT, and answers with one
+line of JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and of the first `sample`, the peak
+memory of the process until then and what it had taken before `fit`, in bytes, and versions. Runs with the interpreter
+of the method's environment.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What the sections of a report look at: a fitted model, and real and synthetic rows, cut to a number that takes minutes."""
+"""What the sections of a report look at: a fitted model, and real and synthetic rows, few enough to take minutes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -49,8 +49,8 @@ def as_table(model: Any, rows: Any, name: str) -> pd.DataFrame:
         return rows[labels]
     if not array:
         raise TypeError(
-            f"{name} must be a table with the columns that the model was fitted to, {list_labels(labels)}: a DataFrame, "
-            f"say; got {_type_name(rows)}"
+            f"{name} must be a table with the columns that the model was fitted to, {list_labels(labels)}: a "
+            f"DataFrame, say; got {_type_name(rows)}"
         )
     try:
         matrix = np.asarray(rows)

@@ -48,7 +48,9 @@ class Content:
 
 
 def format_cell(cell: Any) -> str:
-    """Write a cell of a table: numbers with three digits after the point, or four significant ones where that says too little.
+    """Write a cell of a table as text.
+
+    Numbers have three digits after the point, or four significant ones where that says too little.
 
     Example:
         >>> format_cell(0.12345), format_cell(12345.678), format_cell(1e-5), format_cell(float("nan"))

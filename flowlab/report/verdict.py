@@ -1,4 +1,4 @@
-"""Checks and the verdict: what a number means beside its noise floor, in words that are never better than the number."""
+"""Checks and the verdict: what numbers mean beside their noise floor, in words never better than the numbers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -119,7 +119,7 @@ def limit_words(noise: Sequence[float], slack: float, form: str = ".3f", shape: 
         noise: As in `rate`.
         slack: As in `rate`.
         form: Format of a number.
-        shape: What the reader sees of an excess x: "{}" for x itself, "0.5 ± {}", or "1 − {}", whose limits are lower ones.
+        shape: What the reader sees of an excess x: "{}" for x itself, "0.5 ± {}", or "1 − {}" (with lower limits).
 
     Example:
         >>> limit_words([0.01, 0.02, 0.03], 0.1), limit_words([0.01, 0.02, 0.03], 0.1, shape="1 − {}")

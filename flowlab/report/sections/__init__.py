@@ -30,7 +30,7 @@ SECTIONS: tuple[type[Section], ...] = (
     Schema,
     Summary,
 )
-# The order of their checks in the overview: the model itself, how near the rows are to real ones, what they are good for.
+# In the order of the overview: the model itself, how near its rows are to real ones, what they are good for.
 OVERVIEW: tuple[type[Section], ...] = (
     LogLikelihood,
     Calibration,

@@ -11,10 +11,10 @@ from flowlab.report.verdict import FAIR, GOOD, UNKNOWN, Check
 
 SEEN = 0.01  # corrected p-value below which a test sees a difference
 EXPLAINED = (
-    "“column …” looks at the noise of one column by itself. “radius” looks at how far from the origin each row's noise "
-    "lies, all columns together: too far means that the model is too narrow, or has missed rows far out; too near, that "
-    "it is too wide. “energy” compares the noise of whole rows with fresh noise, and sees dependence between columns "
-    "that the model has missed."
+    "“column …” looks at the noise of one column by itself. “radius” looks at how far from the origin each row's "
+    "noise lies, all columns together: too far means that the model is too narrow, or has missed rows far out; too "
+    "near, that it is too wide. “energy” compares the noise of whole rows with fresh noise, and sees dependence "
+    "between columns that the model has missed."
 )
 
 
@@ -54,10 +54,10 @@ class Calibration(Section):
         if not len(tests):
             return Content(["There are no held-out rows of the model's own to test the fit with."])
         text = (
-            "Rows that were held out while fitting, turned into noise by the model: tests of whether that noise is what "
-            f"it should be. A p-value below {SEEN} means that the test sees a difference; of many tests, one in a hundred "
-            f"does so by chance. The overview has the smallest of them times their number, {len(tests)}, and at most 1 "
-            f"(Bonferroni's correction): that is below {SEEN} by chance once in a hundred pages."
+            "Rows that were held out while fitting, turned into noise by the model: tests of whether that noise is "
+            f"what it should be. A p-value below {SEEN} means that the test sees a difference; of many tests, one in "
+            f"a hundred does so by chance. The overview has the smallest of them times their number, {len(tests)}, "
+            f"and at most 1 (Bonferroni's correction): that is below {SEEN} by chance once in a hundred pages."
         )
         rows = [[name, float(row["statistic"]), float(row["p_value"])] for name, row in tests.iterrows()]
         return Content([text, EXPLAINED], [Table(["test", "statistic", "p-value"], rows)])

@@ -56,8 +56,8 @@ class Classifier(Section):
         """Show both."""
         text = (
             "Gradient-boosted trees try to tell synthetic rows from real ones that the model has not seen (ROC-AUC, "
-            "five-fold cross-validated). Nearer to 0.5 is better; 1 means that every synthetic row gives itself away. It "
-            "is the hardest test here: it sees what columns do together."
+            "five-fold cross-validated). Nearer to 0.5 is better; 1 means that every synthetic row gives itself away. "
+            "It is the hardest test here: it sees what columns do together."
         )
         rows: list[list[Any]] = [
             ["synthetic against real", self.auc],

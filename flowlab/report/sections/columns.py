@@ -19,7 +19,7 @@ SLACK = 0.03  # how far the mean distance may be above that of real rows and sti
 
 @dataclass(frozen=True)
 class Columns(Section):
-    """Each column's distance from the real one (`metrics.column_distances`), its noise floor, and the columns to draw."""
+    """Each column's distance from the real one (`metrics.column_distances`), its noise floor, and the columns."""
 
     distances: pd.DataFrame
     floor: Array  # (pairs of real tables, columns)
@@ -38,7 +38,7 @@ class Columns(Section):
 
     @property
     def limits(self) -> Array:
-        """Each column's distance that real rows rarely exceed: mean and three standard deviations of the noise floor."""
+        """Distances that real rows rarely exceed: mean and three standard deviations of the noise floor, by column."""
         return self.floor.mean(axis=0) + 3 * self.floor.std(axis=0)
 
     def judge(self) -> list[Check]:

@@ -72,8 +72,8 @@ class LogLikelihood(Section):
         )
         note = (
             "Every method has the same reference measure. “independent columns” are smoothed distributions of each "
-            f"column by itself.{joint if len(rows) > 2 else ''} Baselines learn from at most {MOST_BASELINE:,} training "
-            "rows. Rows of probability zero are left out of means."
+            f"column by itself.{joint if len(rows) > 2 else ''} Baselines learn from at most {MOST_BASELINE:,} "
+            "training rows. Rows of probability zero are left out of means."
         )
         text = (
             f"Mean log-likelihood of {self.rows:,} rows that the model has not seen, in nats per row ± standard error: "

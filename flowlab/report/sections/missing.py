@@ -51,9 +51,9 @@ class Missing(Section):
         if not len(some):
             return Content(["No cell is missing, neither in the real rows nor in the synthetic ones."])
         text = (
-            f"Total variation of which cells are missing together: {self.patterns:.3f} (lower is better, 0 is perfect); "
-            f"between real rows {interval(self.floor)}. The shares of missing cells should be like those of the real "
-            "rows, give or take two standard errors."
+            f"Total variation of which cells are missing together: {self.patterns:.3f} (lower is better, 0 is "
+            f"perfect); between real rows {interval(self.floor)}. The shares of missing cells should be like those of "
+            "the real rows, give or take two standard errors."
         )
         rows = []
         for name, real, synthetic in zip(some.index, some["real"], some["synthetic"]):

@@ -32,9 +32,9 @@ class Members(Section):
     def draw(self) -> Content:
         """List the members."""
         text = (
-            "The members of the mixture, with their log-likelihood on the model's own held-out rows (nats per row; higher "
-            f"is better) and their weight. The mixture itself has {self.score:.3f}: a little hopeful, since those rows "
-            "also chose when to stop, and the weights."
+            "The members of the mixture, with their log-likelihood on the model's own held-out rows (nats per row; "
+            f"higher is better) and their weight. The mixture itself has {self.score:.3f}: a little hopeful, since "
+            "those rows also chose when to stop, and the weights."
         )
         rows = [list(row) for row in self.members.itertuples(index=False)]
         return Content([text], [Table([str(name) for name in self.members.columns], rows)])

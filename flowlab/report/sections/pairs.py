@@ -84,7 +84,8 @@ class Pairs(Section):
         """Draw the dependence of real and synthetic rows as maps; list the pairs furthest below real ones."""
         real, synthetic = self.synthetic.dependence, self.synthetic.dependence_other
         gap = float(np.nanmean([one.dependence_gap for one in self.floor]))
-        # Scaled to the largest difference, but to no less than one that means something: noise alone must not stand out.
+        # The scale ends at the largest difference, but at no less than one that means something: noise must not stand
+        # out.
         most = max(float(np.abs((synthetic - real).to_numpy()).max()), 4 * gap, 0.05)
         maps = [
             panels.heat_map(real, "real"),
@@ -93,10 +94,10 @@ class Pairs(Section):
         ]
         unnamed = "" if len(real) <= panels.NAMED else " Columns are in the order of the table."
         text = (
-            f"Joint tables of two columns overlap by {self.synthetic.overlap:.3f} on average (1 − total variation; higher "
-            f"is better, 1 is perfect); those of real rows by {interval([one.overlap for one in self.floor])}. The maps "
-            "show how strongly columns depend on one another: Cramér's V of numbers cut at their deciles, 0 for "
-            "unrelated columns, 1 where one decides the other. The third map should be white; its scale ends at "
+            f"Joint tables of two columns overlap by {self.synthetic.overlap:.3f} on average (1 − total variation; "
+            f"higher is better, 1 is perfect); those of real rows by {interval([one.overlap for one in self.floor])}. "
+            "The maps show how strongly columns depend on one another: Cramér's V of numbers cut at their deciles, 0 "
+            "for unrelated columns, 1 where one decides the other. The third map should be white; its scale ends at "
             f"±{most:.2f}, and differences between real rows are {gap:.3f} on average.{unnamed}"
         )
         head = ["pair", "overlap", "noise floor", "dependence, real", "dependence, synthetic"]

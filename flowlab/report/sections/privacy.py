@@ -59,8 +59,8 @@ class Privacy(Section):
             POOR: "training rows were remembered: do not pass these rows off as anonymous",
         }[status]
         words = (
-            f"{p.nearer_to_train:.1%} ± {p.standard_error:.1%} of synthetic rows are nearer to training than to held-out "
-            f"rows, {meaning}."
+            f"{p.nearer_to_train:.1%} ± {p.standard_error:.1%} of synthetic rows are nearer to training than to "
+            f"held-out rows, {meaning}."
         )
         value = f"{p.nearer_to_train:.3f} ± {p.standard_error:.3f}"
         ends = f"to {0.5 + 2 * p.standard_error:.3f}, slightly high to {MOST_NEAR:.3f}"
@@ -76,9 +76,9 @@ class Privacy(Section):
             )
             return Content([text])
         text = (
-            "Were training rows remembered? Distances are Gower's, with ranks: 0 for equal rows, 1 for rows that differ "
-            "in everything. Tables of few values have copies by nature, hence the comparison with held-out rows. This is "
-            "a measurement on these rows, no guarantee: the model is not differentially private."
+            "Were training rows remembered? Distances are Gower's, with ranks: 0 for equal rows, 1 for rows that "
+            "differ in everything. Tables of few values have copies by nature, hence the comparison with held-out "
+            "rows. This is a measurement on these rows, no guarantee: the model is not differentially private."
         )
         nearer = f"{p.nearer_to_train:.3f} ± {p.standard_error:.3f}"
         like = "like held-out rows"

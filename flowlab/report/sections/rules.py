@@ -31,8 +31,8 @@ class Rules(Section):
     def draw(self) -> Content:
         """List the rules."""
         text = (
-            "Shares of rows that break a rule. Real ones are left out of the fit and have no likelihood; synthetic ones "
-            "keep all rules."
+            "Shares of rows that break a rule. Real ones are left out of the fit and have no likelihood; synthetic "
+            "ones keep all rules."
         )
         rows = [[rule, *map(format_share, shares)] for rule, shares in self.broken]
         return Content([text], [Table(["rule", "training rows", "held-out rows", "synthetic rows"], rows)])

@@ -24,7 +24,7 @@ class Section(ABC):
 
     @classmethod
     def steps(cls, columns: int) -> int:
-        """Count the trees that `compute` fits for a table of so many columns, for the progress bar: nearly all of the time."""
+        """Count the trees that `compute` fits to a table of so many columns: steps of the progress bar."""
         return 0
 
     @classmethod

@@ -73,9 +73,9 @@ class Transfer(Section):
             return Content(["There is no column to predict from others."])
         target, measure, real, synthetic, ratio = self.scores
         text = (
-            f"Gradient-boosted trees learn to predict “{target}” from the other columns, from synthetic or from real rows "
-            f"(as many), and are tested on real rows that neither has seen: {measure}; higher is better. A ratio of 1 "
-            "means that synthetic rows teach as much."
+            f"Gradient-boosted trees learn to predict “{target}” from the other columns, from synthetic or from real "
+            f"rows (as many), and are tested on real rows that neither has seen: {measure}; higher is better. A ratio "
+            "of 1 means that synthetic rows teach as much."
         )
         rows: list[list[Any]] = [
             [f"{measure}, trained on real rows", real],
