@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flowlab.command import texts
+from flowlab.command.options import ReadingOptions
 from flowlab.command.reading import KINDS, frame_of
 from flowlab.command.words import names_of, split, unquoted
 from flowlab.tables.frames.arrow import Kind, like
@@ -35,7 +36,7 @@ CALLED = {  # what --dtype takes -> how the column is read, and the kind that it
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
     """How tables are to be read, from the options of a command.
 
@@ -47,26 +48,22 @@ class Reading:
     """
 
     form: Format
-    asked: dict[str, str] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    excluded: list[str] = field(default_factory=list)
+    asked: dict[str, str]
+    kinds: dict[str, str]
+    excluded: list[str]
 
     @classmethod
-    def of(
-        cls,
-        sep: str | None = None,
-        decimal: str | None = None,
-        encoding: str | None = None,
-        missing: Sequence[str] | None = None,
-        text: Sequence[str] | None = None,
-        dtype: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
-    ) -> "Reading":
-        """What the options of that name say."""
-        sep = {"\\t": "\t", "tab": "\t"}.get(sep or "", sep)
-        found = cls(Format(sep, decimal, encoding, tuple(names_of(missing or ()))), excluded=names_of(exclude or ()))
-        found.asked = dict.fromkeys(names_of(text or ()), "text")
-        for part in (part for said in dtype or () for part in split(said, ",") if part.strip()):
+    def of(cls, options: ReadingOptions | None = None) -> "Reading":
+        """Parse the options of a command.
+
+        Raises:
+            ValueError: --dtype says nothing that is known of a column.
+        """
+        options = ReadingOptions() if options is None else options
+        sep = {"\\t": "\t", "tab": "\t"}.get(options.sep or "", options.sep)
+        form = Format(sep, options.decimal, options.encoding, tuple(names_of(options.missing or ())))
+        asked, kinds = dict.fromkeys(names_of(options.text or ()), "text"), {}
+        for part in (part for said in options.dtype or () for part in split(said, ",") if part.strip()):
             name, _, what = part.rpartition("=")
             name, what = unquoted(name), unquoted(what)
             how, kind = (what, None) if "%" in what else CALLED.get(what.lower(), (None, None))
@@ -76,10 +73,10 @@ class Reading:
                     f'--dtype wants COLUMN=TYPE with {choices} or a format of days such as %d.%m.%Y, not "{part}"'
                 )
             if how is not None:
-                found.asked[name] = how
+                asked[name] = how
             if kind is not None:
-                found.kinds[name] = kind
-        return found
+                kinds[name] = kind
+        return cls(form, asked, kinds, names_of(options.exclude or ()))
 
     def read(
         self, path: Path, names: Sequence[str] | None = None, schema: Schema | None = None
