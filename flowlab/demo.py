@@ -1,42 +1,24 @@
 """`flowlab demo`: the main job on real tables, start to end, in a few minutes."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from flowlab import datasets, presets
-from flowlab.report import baselines, figures
-from flowlab.report.log_likelihood import over_cells
+from flowlab.report import figures
+from flowlab.report.comparison import Row, compare, distinct_numbers, paired_gain, possible, split
 from flowlab.runtime import threads
 from flowlab.tables.density import FlowDensity
-from flowlab.tables.schema.relations import Columns
 from flowlab.training import fit
 
-Array = NDArray[np.float64]
-TEST = 0.2  # share of rows held out
 MOST_ROWS = 20_000  # of a table, so that the demo takes minutes
 WHOLE_ROWS = 6_000  # of the whole diamonds table
-NOT_MEASURED = ["quality"]  # the tasters' grade of a wine
-LONGEST = 30  # mm; the three diamonds that are longer are misprints
-
-
-@dataclass
-class Row:
-    """One method on one table."""
-
-    method: str
-    log_prob: Array
-    seconds: float
 
 
 def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str, list[Row]]:
@@ -62,8 +44,8 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
         _whole(folder, seed, console)
         _toy(folder, seed, console)
     console.print(
-        f"\nAll of it is in [bold]{folder}/[/bold]: models (.flow), synthetic rows (.csv), pictures (.png), results.md, and the "
-        "report on the whole diamonds table, whole_diamonds.html: open it in a browser."
+        f"\nAll of it is in [bold]{folder}/[/bold]: models (.flow), synthetic rows (.csv), pictures (.png), "
+        "results.md, and the report on the whole diamonds table, whole_diamonds.html: open it in a browser."
     )
     console.print(f"Next: flowlab info {folder}/wine.flow", soft_wrap=True)
     console.print(
@@ -73,76 +55,17 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     return results
 
 
-def possible(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """A table without rows that no method can be judged by: diamonds of length zero, which stands for a missing one, and misprints."""
-    if name != "diamonds":
-        return frame
-    lengths = frame[["x", "y", "z"]]
-    return frame[((lengths > 0) & (lengths < LONGEST)).all(axis=1)]
-
-
 def numbers(name: str, seed: int) -> pd.DataFrame:
-    """A table's numeric columns as they are: distinct rows in random order, so that none is in training and test alike. At most `MOST_ROWS`."""
-    frame = _distinct(name)
+    """Load a table's numeric columns as they are: distinct rows in random order, at most `MOST_ROWS`."""
+    frame = distinct_numbers(name)
     return frame.iloc[np.random.default_rng(seed).permutation(len(frame))[:MOST_ROWS]].reset_index(drop=True)
-
-
-def continuous(name: str, seed: int) -> pd.DataFrame:
-    """The same as continuous data, for methods that know no grids: tied columns are spread over the cells of their resolution."""
-    frame = _distinct(name)
-    x = frame.to_numpy(dtype=float)
-    rng = np.random.default_rng(seed)
-    x = Columns.learn(x, list(frame.columns)).encode(x, rng)
-    return pd.DataFrame(x[rng.permutation(len(x))[:MOST_ROWS]], columns=frame.columns)
-
-
-def _distinct(name: str) -> pd.DataFrame:
-    frame = possible(name, datasets.load(name).select_dtypes("number"))
-    return frame.drop(columns=NOT_MEASURED, errors="ignore").drop_duplicates()
-
-
-def compare(
-    frame: pd.DataFrame, seed: int, effort: str = "default", progress: bool = False
-) -> tuple[list[Row], FlowDensity]:
-    """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model.
-
-    flowlab gets the table as it is, and its density at a value of a column on a grid stands for the value's cell. The
-    others learn from values spread over their cells, and their density is averaged over a test row's cell, which comes
-    to the same.
-    """
-    test, train = split(frame)
-    x, y = train.to_numpy(dtype=float), test.to_numpy(dtype=float)
-    columns = Columns.learn(x, list(frame.columns)).columns
-    width = np.array([column.resolution if column.kind == "grid" else 0.0 for column in columns])
-    model = FlowDensity(effort=effort, random_state=seed, progress=progress)
-    methods: list[tuple[str, Callable[[], Array]]] = [
-        (name, partial(over_cells, baseline, x, y, width, np.random.default_rng(seed)))
-        for name, baseline in (
-            ("Gaussian", baselines.gaussian),
-            ("KDE", baselines.kernel_density),
-            ("Gaussian mixture", baselines.mixture),
-        )
-    ]
-    rows = []
-    for method, evaluate in [*methods, ("flowlab", lambda: model.fit(train).score_samples(test))]:
-        started = time.perf_counter()
-        log_prob = evaluate()
-        rows.append(Row(method, log_prob, time.perf_counter() - started))
-    return rows, model
-
-
-def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test and training rows of a table in random order."""
-    held = round(TEST * len(frame))
-    return frame.iloc[:held], frame.iloc[held:]
 
 
 def _table(name: str, folder: Path, seed: int, console: Console) -> tuple[list[Row], pd.DataFrame]:
     frame = numbers(name, seed)
     test, train = split(frame)
-    console.print(
-        f"\n[bold]{name}[/bold]: {len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
-    )
+    size = f"{len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
+    console.print(f"\n[bold]{name}[/bold]: {size}")
     rows, model = compare(frame, seed, effort="fast", progress=True)
     console.print(_printed(name, rows))
     console.print(f"  {calibrated(model.calibration_)}")
@@ -160,9 +83,8 @@ def _whole(folder: Path, seed: int, console: Console) -> None:
     frame = possible("diamonds", datasets.load("diamonds")).drop_duplicates()
     frame = frame.sample(WHOLE_ROWS, random_state=seed, ignore_index=True)
     test, train = split(frame)
-    console.print(
-        f"\n[bold]diamonds, all {frame.shape[1]} columns[/bold]: {len(train):,} rows to learn from, {len(test):,} held out"
-    )
+    size = f"{len(train):,} rows to learn from, {len(test):,} held out"
+    console.print(f"\n[bold]diamonds, all {frame.shape[1]} columns[/bold]: {size}")
     started = time.perf_counter()
     model = FlowDensity(effort="fast", random_state=seed, progress=True).fit(train)
     fitted = time.perf_counter()
@@ -190,15 +112,14 @@ def comparison(rows: list[Row]) -> list[tuple[str, ...]]:
     ours = rows[-1].log_prob
     lines: list[tuple[str, ...]] = []
     for row in rows:
-        gain = ours - row.log_prob
-        error = gain.std(ddof=1) / np.sqrt(len(gain))
-        own = row.log_prob.std(ddof=1) / np.sqrt(len(gain))
+        gain, error = paired_gain(ours, row.log_prob)
+        own = row.log_prob.std(ddof=1) / np.sqrt(len(ours))
         lines.append(
             (
                 row.method,
                 f"{row.log_prob.mean():.3f} ± {own:.3f}",
-                "" if row is rows[-1] else f"{gain.mean():+.3f} ± {error:.3f}",
-                "" if row is rows[-1] else f"{(gain > 0).mean():.0%}",
+                "" if row is rows[-1] else f"{gain:+.3f} ± {error:.3f}",
+                "" if row is rows[-1] else f"{(ours > row.log_prob).mean():.0%}",
                 f"{row.seconds:.0f} s",
             )
         )
@@ -222,7 +143,10 @@ def calibrated(tests: pd.DataFrame) -> str:
     if not len(tests):
         return "Calibration: no rows were held out to test the fit with."
     smallest = min(float(tests["p_value"].min()) * len(tests), 1.0)
-    seen = f"of {len(tests)} tests of fit on held-out rows, “{tests['p_value'].idxmin()}” has the smallest p-value, {smallest:.3f} after correction"
+    seen = (
+        f"of {len(tests)} tests of fit on held-out rows, “{tests['p_value'].idxmin()}” has the smallest p-value, "
+        f"{smallest:.3f} after correction"
+    )
     if smallest >= 0.01:
         return f"Calibration: {seen}. No difference is seen."
     return f"Calibration: {seen}. The model is not exact: the tests see that."
@@ -235,7 +159,8 @@ def markdown(results: dict[str, list[Row]], tests: dict[str, pd.DataFrame] | Non
         lines += [f"| {name} | " + " | ".join(line) + " |" for line in comparison(rows)]
     lines += [f"\n{name}: {calibrated(calibration)}" for name, calibration in (tests or {}).items()]
     if tests:
-        lines += [
-            "\n“radius” tests how far from the origin the noise behind held-out rows lies, “energy” whether that of all columns together is right."
-        ]
+        lines.append(
+            "\n“radius” tests how far from the origin the noise behind held-out rows lies, “energy” whether that of "
+            "all columns together is right."
+        )
     return "\n".join(lines) + "\n"

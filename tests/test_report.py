@@ -409,7 +409,8 @@ def test_in_a_browser(path: Path, tmp_path: Path, width: int):
     frame = tmp_path / "frame.html"
     script = (
         "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title = [page.scrollWidth, page.querySelectorAll('svg').length, page.querySelectorAll('script').length].join(' ')"
+        "const count = (name) => page.querySelectorAll(name).length;"
+        "document.title = [page.scrollWidth, count('svg'), count('script')].join(' ')"
     )
     frame.write_text(
         f"<title>none</title><iframe src='{path.as_uri()}' style='width:{width}px;height:900px;border:0'"
