@@ -108,6 +108,8 @@ class Bench:
         return {"times": times, "parameters": self.model.parameters}
 
     def memory(self, request: dict) -> dict:
+        from common import memory
+
         self.build(request["case"], request["features"], "density")
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + request["memory"], resource.RLIM_INFINITY))
@@ -115,9 +117,7 @@ class Bench:
             self.model.rsample(512)
         except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it
             raise NotImplementedError(f"> {request['memory'] / 1e9:.0f} GB") from error
-        # Not getrusage: its peak begins with that of the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        return {"peak": 1024 * int(status.split("VmHWM:")[1].split()[0])}
+        return {"peak": memory("VmHWM")}
 
     def profile(self, request: dict) -> dict:
         from torch.profiler import ProfilerActivity, profile
