@@ -363,7 +363,7 @@ def _load(path: Path) -> Any:  # FlowDensity would import scikit-learn for the a
 
 
 def _schema_of(said: Any, kinds: dict[str, str], names: list[str]) -> Any:
-    """What a schema file and --dtype say of the columns that are fitted; None for nothing."""
+    """Combine a schema file and --dtype into the schema of the columns that are fitted; None without either."""
     if said is None:
         return {name: kind for name, kind in kinds.items() if name in names} or None
     from flowlab.tables.schema import Schema
@@ -392,7 +392,7 @@ def _in_shell(text: str) -> str:
 
 
 def _readable(error: BaseException) -> str:
-    """What an error says, in the words of a shell."""
+    """Write an error in the words of a shell."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, MemoryError):
@@ -429,7 +429,7 @@ def main() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning in one line, without the place in the code."""
+    """Print a warning in one line, without its place in the code."""
     Console(stderr=True).print(f"warning: {escape(_in_shell(str(message)))}", highlight=False, soft_wrap=True)
 
 

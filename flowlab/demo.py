@@ -108,7 +108,7 @@ def _toy(folder: Path, seed: int, console: Console) -> None:
 
 
 def comparison(rows: list[Row]) -> list[tuple[str, ...]]:
-    """Each method's mean log-likelihood, flowlab's gain over it (paired), where it is ahead, and the time, as text."""
+    """Write each method's mean log-likelihood, flowlab's paired gain over it, where flowlab is ahead, and the time."""
     ours = rows[-1].log_prob
     lines: list[tuple[str, ...]] = []
     for row in rows:
@@ -139,7 +139,7 @@ def _printed(name: str, rows: list[Row]) -> Table:
 
 
 def calibrated(tests: pd.DataFrame) -> str:
-    """What tests of fit on held-out rows find, in a sentence: the smallest p-value, times the number of tests."""
+    """Say in a sentence what tests of fit on held-out rows find: the smallest p-value, times the number of tests."""
     if not len(tests):
         return "Calibration: no rows were held out to test the fit with."
     smallest = min(float(tests["p_value"].min()) * len(tests), 1.0)
@@ -153,7 +153,7 @@ def calibrated(tests: pd.DataFrame) -> str:
 
 
 def markdown(results: dict[str, list[Row]], tests: dict[str, pd.DataFrame] | None = None) -> str:
-    """The comparison as a Markdown table, and below it what the tests of fit say of flowlab's models."""
+    """Write the comparison as a Markdown table, and below it what the tests of fit say of flowlab's models."""
     lines = ["| table | " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 1)]
     for name, rows in results.items():
         lines += [f"| {name} | " + " | ".join(line) + " |" for line in comparison(rows)]
