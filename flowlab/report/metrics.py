@@ -46,9 +46,7 @@ def real_against_real(
     repeats: int = 5,
     seed: int = 0,
 ) -> list[T]:
-    """Compute a metric's noise floor: its values on pairs of disjoint random parts of real rows.
-
-    No model can be expected to do better.
+    """Compute a metric's noise floor, which no model can be expected to beat: its values on disjoint parts of real rows.
 
     Args:
         metric: A function of two tables.
@@ -443,10 +441,7 @@ def _is_class(column: Column) -> bool:
 
 
 def _class_score(x: Array, y: Array, x_test: Array, y_test: Array, categorical: NDArray[np.bool_], seed: int) -> float:
-    """Compute the mean ROC-AUC of each class against the rest, over the classes of the test rows.
-
-    A class never seen in training counts 0.5.
-    """
+    """Average the ROC-AUC of each class of the test rows against the rest; 0.5 for a class not seen in training."""
     seen, tested = np.unique(y), np.unique(y_test)
     if len(tested) < 2:
         return float("nan")
