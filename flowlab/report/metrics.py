@@ -46,7 +46,7 @@ def real_against_real(
     repeats: int = 5,
     seed: int = 0,
 ) -> list[T]:
-    """Compute a metric's noise floor, which no model can be expected to beat: its values on disjoint parts of real rows.
+    """Compute a metric's noise floor, which no model should beat: its values on disjoint parts of real rows.
 
     Args:
         metric: A function of two tables.
