@@ -8,7 +8,9 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-matrix lint format dist bench bench-speed bench-density bench-synthesis bench-ecosystem bench-quick bench-fuzz bench-verdicts docs clean
+.PHONY: help demo test test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
+	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-posteriors bench-verdicts bench-ecosystem \
+	bench-fuzz
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -53,17 +55,6 @@ $(VENV)/.bench: $(READY)
 	$(JAX)/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=19"
 	touch $@
 
-bench: $(READY)  ## seeds of the comparison, whole fits, scaling; tables go to benchmarks/results/
-	for script in seeds fits scaling; do $(BIN)/python benchmarks/$$script.py || exit 1; done
-
-bench-speed: $(VENV)/.bench  ## speed against all other flow libraries, on one core and on two; an hour
-	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python
-	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python --cores 2
-
-bench-density: $(VENV)/.bench  ## held-out likelihood against other density estimators, and gaps to known truths; two hours, resumes
-	$(BIN)/python benchmarks/density.py
-	$(BIN)/python benchmarks/truths.py
-
 # Synthesizers to compare with, each in an environment of its own: they need older numpy and pandas than flowlab has.
 $(SDV)/.ready:
 	@echo "== setting up $(SDV)"
@@ -78,20 +69,45 @@ $(ARF)/.ready:
 	$(ARF)/bin/python -m pip install --quiet --disable-pip-version-check "arfpy==0.1.1" "numpy<2.4" "pandas<3" pyarrow
 	touch $@
 
-bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows against SDV's synthesizers and random forests; two hours, resumes
-	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python
+# A target for each benchmark: benchmarks/README.md has their questions. ARGS="--help" lists a benchmark's options.
+bench: bench-seeds bench-fits bench-scaling  ## seeds of the comparison, whole fits, scaling; twenty minutes
 
-bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; exporting all presets is long
-	$(BIN)/python benchmarks/ecosystem.py
+bench-quick: $(READY)  ## is a step slower, relative to zuko's and to its networks, than last recorded? two minutes
+	$(BIN)/python benchmarks/quick.py $(ARGS)
+
+bench-speed: $(VENV)/.bench  ## speed against all other flow libraries, on one core and on two; up to an hour each
+	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python $(ARGS)
+	$(BIN)/python benchmarks/speed.py --jax-python $(JAX)/bin/python --cores 2 $(ARGS)
+
+bench-fits: $(READY)  ## whole fits: the time to the likelihood of zuko's own recipe; ten minutes
+	$(BIN)/python benchmarks/fits.py $(ARGS)
+
+bench-scaling: $(READY)  ## how cost grows with features, layers, bins, batch and rows; four minutes
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
+
+bench-density: $(VENV)/.bench  ## held-out likelihood against other density estimators; two hours, resumes
+	$(BIN)/python benchmarks/density.py $(ARGS)
+
+bench-seeds: $(READY)  ## held-out likelihood against baselines over several seeds; six minutes
+	$(BIN)/python benchmarks/seeds.py $(ARGS)
+
+bench-truths: $(READY)  ## the gap to densities that are known; half an hour, resumes
+	$(BIN)/python benchmarks/truths.py $(ARGS)
+
+bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows against peers'; two hours, resumes
+	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python $(ARGS)
+
+bench-posteriors: $(READY)  ## fit_posterior() on posteriors with reference draws or known evidence; 15 minutes
+	$(BIN)/python benchmarks/posteriors.py $(ARGS)
 
 bench-verdicts: $(READY)  ## is a posterior's verdict ever better than the posterior? half an hour
-	$(BIN)/python benchmarks/verdicts.py
+	$(BIN)/python benchmarks/verdicts.py $(ARGS)
 
-bench-quick: $(READY)  ## two minutes: is a step slower, relative to zuko's and to its networks, than last recorded?
-	$(BIN)/python benchmarks/quick.py
+bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; half an hour
+	$(BIN)/python benchmarks/ecosystem.py $(ARGS)
 
 bench-fuzz: $(READY)  ## hostile model files: 20,000 mutated ones are loaded and used; ten minutes
-	nice -n 10 $(BIN)/python benchmarks/fuzz_files.py
+	nice -n 10 $(BIN)/python benchmarks/fuzz_files.py $(ARGS)
 
 dist: $(READY)  ## wheel and source distribution in dist/
 	$(BIN)/python -m build --no-isolation

@@ -3,33 +3,30 @@
     python benchmarks/density.py                                # resumes where it was stopped; two hours
     python benchmarks/density.py --tables quakes --methods flowlab --again
 
-Each method gets the same training rows (90 %) of the same tables: numeric columns, distinct rows in random order, tied values dequantised
-over their resolution, standardised. Log-densities of every test row are kept in benchmarks/results/density/; tables and picture are
-written to benchmarks/results/density.md and .png.
+Each method gets the same training rows (90 %) of the same tables: numeric columns, distinct rows in random order, tied
+values dequantised over their resolution, standardised. Log-densities of every test row are kept in
+benchmarks/results/density/; tables and picture are written to benchmarks/results/density.md and .png.
 """
 
 import argparse
 import json
-import os
-import platform
 import time
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import RESULTS, circumstances, table
 from density_peers import PEERS
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 import flowlab
 from flowlab import FlowDensity
-from flowlab.demo import possible
+from flowlab.report.comparison import paired_gain, possible
 from flowlab.runtime import threads
 from flowlab.tables.codec.table import Table
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 SCORES = RESULTS / "density"
 SEED = 0
 TEST = 0.1
@@ -103,20 +100,11 @@ def results(names: list[str], methods: list[str]) -> dict[str, dict[str, dict]]:
     return found
 
 
-def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    gain = ours - theirs
-    return float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain)))
-
-
 def median_gain(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Difference of the medians and its standard error: the same rows drawn again for both, 1,000 times."""
     rows = np.random.default_rng(SEED).integers(len(ours), size=(1000, len(ours)))
     again = np.median(ours[rows], axis=1) - np.median(theirs[rows], axis=1)
     return float(np.median(ours) - np.median(theirs)), float(again.std(ddof=1))
-
-
-def table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
 
 
 def gains(found: dict[str, dict[str, dict]], own: str, peers: list[str]) -> list[list[str]]:
@@ -127,7 +115,7 @@ def gains(found: dict[str, dict[str, dict]], own: str, peers: list[str]) -> list
             continue
         ours = cells[own]["log_prob"]
         best = max(theirs, key=lambda m: theirs[m]["log_prob"].mean())
-        gain, error = paired(ours, theirs[best]["log_prob"])
+        gain, error = paired_gain(ours, theirs[best]["log_prob"])
         median = max(theirs, key=lambda m: np.median(theirs[m]["log_prob"]))
         ahead, ahead_error = median_gain(ours, theirs[median]["log_prob"])
         lines.append(
@@ -143,33 +131,44 @@ def gains(found: dict[str, dict[str, dict]], own: str, peers: list[str]) -> list
     return lines
 
 
+def lines_of(found: dict[str, dict[str, dict]], methods: list[str], write: Callable[[dict], str]) -> list[list[str]]:
+    """A line for each table, with a cell for each method that was run."""
+    lines = []
+    for name, cells in found.items():
+        rows, columns = cells[next(iter(cells))]["rows"]
+        values = [cells.get(method) for method in methods]
+        lines.append([f"{name} {rows} × {columns}", *(write(cell) if cell else "" for cell in values)])
+    return lines
+
+
+def mean_with_error(cell: dict) -> str:
+    log_prob = cell["log_prob"]
+    return f"{log_prob.mean():.3f} ± {log_prob.std() / len(log_prob) ** 0.5:.3f}"
+
+
+def notes_of(found: dict[str, dict[str, dict]]) -> list[list[str]]:
+    """How fits ended, where they say so."""
+    lines = []
+    for name, cells in found.items():
+        rows, columns = cells[next(iter(cells))]["rows"]
+        lines += [[f"{name} {rows} × {columns}", m, cell["note"]] for m, cell in cells.items() if cell["note"]]
+    return lines
+
+
 def markdown(found: dict[str, dict[str, dict]], methods: list[str], cap: float) -> str:
     peers = [m for m in methods if m not in OURS]
-    means, medians, worst, times, notes = [], [], [], [], []
-    for name, cells in found.items():
-        n, d = cells[next(iter(cells))]["rows"]
-        label = f"{name} {n} × {d}"
-        values = [cells.get(m) for m in methods]
-        means.append(
-            [
-                label,
-                *(
-                    f"{c['log_prob'].mean():.3f} ± {c['log_prob'].std() / len(c['log_prob']) ** 0.5:.3f}" if c else ""
-                    for c in values
-                ),
-            ]
-        )
-        medians.append([label, *(f"{np.median(c['log_prob']):.3f}" if c else "" for c in values)])
-        worst.append([label, *(f"{c['log_prob'].min():.1f}" if c else "" for c in values)])
-        times.append([label, *(f"{c['seconds']:.0f}" if c else "" for c in values)])
-        notes += [[label, m, c["note"]] for m, c in cells.items() if c["note"]]
-    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "zuko", "nflows", "normflows", "arfpy", "scikit-learn"))
+    means = lines_of(found, methods, mean_with_error)
+    medians = lines_of(found, methods, lambda cell: f"{np.median(cell['log_prob']):.3f}")
+    worst = lines_of(found, methods, lambda cell: f"{cell['log_prob'].min():.1f}")
+    times = lines_of(found, methods, lambda cell: f"{cell['seconds']:.0f}")
+    notes = notes_of(found)
+    setting = circumstances("zuko", "nflows", "normflows", "arfpy", "scikit-learn")
     header = ["best peer", "gain, nats per row", "standard errors", "median row's gain over the best median", "fit"]
     return f"""# Held-out likelihood on real tables
 
-`python benchmarks/density.py`: flowlab {flowlab.__version__}, {packages}; Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores. \
-Mean log-likelihood of test rows in nats per row of the standardised data; seed {SEED}, fixed in advance. flowlab with defaults, on two cores; \
-peers on one, flows for at most {cap:.0f} CPU-seconds each. Paired differences with their standard errors; those of medians by bootstrap.
+`python benchmarks/density.py`, page written {setting}. Mean log-likelihood of test rows in nats per row of the \
+standardised data; seed {SEED}, fixed in advance. flowlab with defaults, on two cores; peers on one, flows for at \
+most {cap:.0f} CPU-seconds each. Paired differences with their standard errors; those of medians by bootstrap.
 
 ![Gain over each peer](density.png)
 
@@ -215,7 +214,7 @@ def picture(found: dict[str, dict[str, dict]], methods: list[str], path: Path) -
     axis = figure.subplots()
     for k, peer in enumerate(peers):
         points = [
-            (i, paired(found[name]["flowlab"]["log_prob"], found[name][peer]["log_prob"]))
+            (i, paired_gain(found[name]["flowlab"]["log_prob"], found[name][peer]["log_prob"]))
             for i, name in enumerate(names)
             if peer in found[name]
         ]

@@ -1,5 +1,7 @@
-"""The densities that `benchmarks/density.py` compares with: each a function of training and test rows that returns the test rows'
-log-densities and how the fit ended. Rows are standardised columns; a tenth of the training rows is for validation.
+"""What `benchmarks/density.py` compares with: functions of training and test rows.
+
+Each returns the test rows' log-densities and how the fit ended. Rows are standardised columns; a tenth of the training
+rows is for validation.
 
 Flows get the recipe that serves them best: Adam at 1e-3 decaying as a cosine, gradients clipped, early stopping on
 validation rows, best weights restored, and minutes of time.
@@ -28,7 +30,7 @@ ARF_ROWS = 10_000
 
 
 def flow(module: object, case: Case) -> Peer:
-    """A peer's flow, trained until validation rows gain nothing, or for `cap` CPU-seconds, the rate reaching zero by then."""
+    """Train a peer's flow until validation rows gain nothing, or for `cap` CPU-seconds, the rate falling to zero."""
 
     def fit(train: Array, test: Array, cap: float) -> tuple[Array, str]:
         torch.manual_seed(0)
@@ -87,8 +89,8 @@ def classical(function: Callable[[Array, Array], Array]) -> Peer:
 def forest(train: Array, test: Array, cap: float) -> tuple[Array, str]:
     """An adversarial random forest (Watson et al. 2023): leaves' coverage times truncated normals, averaged over trees.
 
-    arfpy has no likelihood of its own; this is the density of its `forde` parameters. A thousandth of a broad normal keeps
-    rows that fall into no leaf from costing it everything.
+    arfpy has no likelihood of its own; this is the density of its `forde` parameters. A thousandth of a broad normal
+    keeps rows that fall into no leaf from costing it everything.
     """
     import pandas as pd
 

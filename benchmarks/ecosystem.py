@@ -4,43 +4,32 @@
     python benchmarks/ecosystem.py --sections conversion  # the others keep their last result
     python benchmarks/ecosystem.py --sections             # measure nothing, write the page again
 
-Results lie in benchmarks/results/ecosystem.json, a part for each section, and benchmarks/results/ecosystem.md is written from them. A section is a
-function that measures, and one that writes its table; `SECTIONS` lists them.
+Results lie in benchmarks/results/ecosystem.json, a part for each section, and benchmarks/results/ecosystem.md is
+written from them. A section is a function that measures, and one that writes its table; `SECTIONS` lists them.
 """
 
 import argparse
 import copy
 import functools
-import importlib.metadata
-import json
 import math
-import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from speed import machine
+from common import RESULTS, circumstances, read_json, table, write_json
 from torch import Tensor, nn
 
 import flowlab
 
-HERE = Path(__file__).parent
-STORE, RESULT = HERE / "results" / "ecosystem.json", HERE / "results" / "ecosystem.md"
+STORE, RESULT = RESULTS / "ecosystem.json", RESULTS / "ecosystem.md"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def versions(*packages: str) -> str:
-    """The versions of installed packages, and the machine."""
-    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("flowlab", "torch", *packages))
-    return f"{date.today()}: {found}; {machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-
-
-# Conversion ------------------------------------------------------------------------------------------------------------
+# Conversion
+# ------------------------------------------------------------------------------------------------------------
 
 FEATURES, CONTEXT, ROWS, STEPS = 6, 2, 2000, 300
 WANTED = {"float32": 1e-5, "float64": 1e-10}
@@ -177,7 +166,10 @@ def takes_context(name: str) -> bool:
 
 @torch.no_grad()
 def errors(peer: Peer, name: str, dtype: torch.dtype) -> dict[str, float]:
-    """The largest differences of log_prob, and of samples from the same noise, over fresh rows; in single precision what `rounding` finds as well."""
+    """Measure the largest differences of log_prob, and of samples from the same noise, over fresh rows.
+
+    In single precision what `rounding` measures as well.
+    """
     with torch.enable_grad():
         model = trained_peer(peer, name, dtype)
     flow = peer.convert(model)
@@ -196,10 +188,13 @@ def errors(peer: Peer, name: str, dtype: torch.dtype) -> dict[str, float]:
 def rounding(
     peer: Peer, model: nn.Module, x: Tensor, context: Tensor | None, theirs: Tensor, ours: Tensor
 ) -> dict[str, float]:
-    """How far single precision is from the other library's model in double precision: root mean square and maximum, of theirs, of ours.
+    """Measure how far single precision is from the other library's model in double precision.
 
-    And how steep the flow is: how much the exact log_prob moves, if each number of a row moves up to the next one in single precision; and, where
-    flowlab's differs by more than is wanted, how far the other library's log_prob of all rows at once is from its own of the same rows one at a time.
+    Root mean square and maximum, of theirs and of ours.
+
+    And how steep the flow is: how much the exact log_prob moves, if each number of a row moves up to the next one in
+    single precision; and, where flowlab's differs by more than is wanted, how far the other library's log_prob of all
+    rows at once is from its own of the same rows one at a time.
     """
     double, given = copy.deepcopy(model).double(), None if context is None else context.double()
     exact = peer.log_prob(double, x.double(), given)
@@ -218,7 +213,7 @@ def rounding(
 
 
 def measure_conversion() -> dict[str, Any]:
-    found: dict[str, Any] = {"setting": versions(*PEERS), "errors": {}}
+    found: dict[str, Any] = {"setting": circumstances(*PEERS), "errors": {}}
     for library, make in PEERS.items():
         peer = make()
         for name in peer.models:
@@ -235,65 +230,67 @@ def verdict(both: dict[str, dict[str, float]]) -> str:
 
 
 def write_conversion(found: dict[str, Any]) -> str:
-    lines = [
-        f"{found['setting']}.",
-        "",
-        f"Largest differences between a flow of another library and what `convert` makes of it, after {STEPS} steps of training, over {ROWS:,} fresh rows of "
-        f"{FEATURES} columns: of `log_prob` in nats, in brackets as a share of 1 + |log_prob|, and of samples from the same noise. Wanted: {WANTED['float32']:.0e} in "
-        f'single and {WANTED["float64"]:.0e} in double precision; "as a share" says that single precision reaches it only so, "missed" that it does not; the table after this one says why.',
-        "",
-        "| flow | log_prob, float32 | samples, float32 | log_prob, float64 | samples, float64 | wanted |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
+    text = (
+        f"Largest differences between a flow of another library and what `convert` makes of it, after {STEPS} steps of "
+        f"training, over {ROWS:,} fresh rows of {FEATURES} columns: of `log_prob` in nats, in brackets as a share of "
+        f"1 + |log_prob|, and of samples from the same noise. Wanted: {WANTED['float32']:.0e} in single and "
+        f"{WANTED['float64']:.0e} in double precision; “as a share” says that single precision reaches it only so, "
+        "“missed” that it does not; the table after this one says why."
+    )
+    rows = []
     for name, both in found["errors"].items():
-        shown = [
-            text
-            for e in both.values()
-            for text in (f"{e['log_prob']:.1e} ({e['relative']:.1e})", f"{e['samples']:.1e}")
-        ]
-        lines.append(f"| {name} | " + " | ".join([*shown, verdict(both)]) + " |")
-    return "\n".join([*lines, "", *write_rounding(found["errors"])])
+        cells = []
+        for e in both.values():
+            cells += [f"{e['log_prob']:.1e} ({e['relative']:.1e})", f"{e['samples']:.1e}"]
+        rows.append([name, *cells, verdict(both)])
+    header = ["flow", *(f"{what}, {key}" for key in DTYPES for what in ("log_prob", "samples")), "wanted"]
+    errors = table(header, rows, "lrrrrl")
+    return "\n\n".join([f"{found['setting']}.", text, errors, *write_rounding(found["errors"])])
 
 
 def write_rounding(errors: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Paragraphs on what single precision loses."""
     singles = {name: both["float32"] for name, both in errors.items()}
     larger = [name for name, e in singles.items() if e["ours_rms"] > 1.1 * e["theirs_rms"]]
     smaller = [name for name, e in singles.items() if e["theirs_rms"] > 1.1 * e["ours_rms"]]
-    lines = [
-        "Where single precision differs by more, both round: the same rows and weights, against the other library's own model in double precision, root mean square and, in brackets, maximum over "
-        "the rows, in nats. The last column moves each number of a row up to the next one in single precision, and says by how much the exact `log_prob` moves.",
-        "",
-        "| flow | its float32 error | flowlab's float32 error | flowlab's / its (root mean squares) | rows moved by one rounding |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    text = (
+        "Where single precision differs by more, both round: the same rows and weights, against the other library's "
+        "own model in double precision, root mean square and, in brackets, maximum over the rows, in nats. The last "
+        "column moves each number of a row up to the next one in single precision, and says by how much the exact "
+        "`log_prob` moves."
+    )
+    rows = []
     for name, e in singles.items():
         cells = [f"{e[f'{key}_rms']:.1e} ({e[f'{key}_max']:.1e})" for key in ("theirs", "ours", "moved")]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {e['ours_rms'] / e['theirs_rms']:.2f} | {cells[2]} |")
-    told = f"flowlab's error is more than a tenth larger in {len(larger)} of {len(singles)} flows, and more than a tenth smaller in {len(smaller)}."
-    return [*lines, "", told, *write_alone(singles)]
+        rows.append([name, cells[0], cells[1], f"{e['ours_rms'] / e['theirs_rms']:.2f}", cells[2]])
+    ratio = "flowlab's / its (root mean squares)"
+    header = ["flow", "its float32 error", "flowlab's float32 error", ratio, "rows moved by one rounding"]
+    told = (
+        f"flowlab's error is more than a tenth larger in {len(larger)} of {len(singles)} flows, and more than a tenth "
+        f"smaller in {len(smaller)}."
+    )
+    return [text, table(header, rows, "lr"), told, *write_alone(singles)]
 
 
 def write_alone(singles: dict[str, dict[str, float]]) -> list[str]:
-    """Of flows where it was measured: whether the other library agrees with itself."""
+    """Paragraphs on flows where it was measured: whether the other library agrees with itself."""
     rows = [
-        f"| {name} | {e['log_prob']:.1e} ({e['relative']:.1e}) | {e['alone']:.1e} ({e['alone_relative']:.1e}) |"
+        [name, f"{e['log_prob']:.1e} ({e['relative']:.1e})", f"{e['alone']:.1e} ({e['alone_relative']:.1e})"]
         for name, e in singles.items()
         if "alone" in e
     ]
     if not rows:
         return []
-    return [
-        "",
-        "The other library against itself, in single precision, where flowlab differs by more than is wanted: the largest difference between its `log_prob` of all rows at once "
-        "and of the same rows one at a time, beside the difference of the converted flow from it.",
-        "",
-        "| flow | flowlab against it | it against itself |",
-        "|---|---:|---:|",
-        *rows,
-    ]
+    text = (
+        "The other library against itself, in single precision, where flowlab differs by more than is wanted: the "
+        "largest difference between its `log_prob` of all rows at once and of the same rows one at a time, beside the "
+        "difference of the converted flow from it."
+    )
+    return [text, table(["flow", "flowlab against it", "it against itself"], rows, "lr")]
 
 
-# ONNX ------------------------------------------------------------------------------------------------------------------
+# ONNX
+# ------------------------------------------------------------------------------------------------------------------
 
 SIZES = (1, 7, 1000)
 DIRECTIONS = ("log_prob", "sample")
@@ -328,7 +325,10 @@ def trained(name: str, context_features: int) -> flowlab.Flow:
 
 @torch.no_grad()
 def in_runtime(flow: flowlab.Flow, what: str) -> dict[str, Any]:
-    """Of a flow's file in ONNX Runtime: the largest difference to torch, also as a share of 1 + |value|, and what `inexactness` finds; or why there is none."""
+    """Measure the largest difference of a flow's file in ONNX Runtime to torch, also as a share of 1 + |value|.
+
+    And what `inexactness` measures; or say why there is no file.
+    """
     import onnxruntime
 
     from flowlab.interop.onnx import ExportError, export
@@ -369,9 +369,12 @@ def distance(flow: flowlab.Flow, what: str, one: Tensor, other: Tensor) -> Tenso
 def inexactness(
     flow: flowlab.Flow, what: str, arguments: tuple[Tensor, ...], eager: Tensor, runtime: Tensor
 ) -> dict[str, float]:
-    """In single precision, how far torch and ONNX Runtime are from the same flow in double precision: root mean square and maximum.
+    """Measure how far torch and ONNX Runtime in single precision are from the same flow in double precision.
 
-    And in both, how much torch's result in double precision moves, if each number of a row moves up to the next one in the flow's precision.
+    Root mean square and maximum.
+
+    And in both, how much torch's result in double precision moves, if each number of a row moves up to the next one in
+    the flow's precision.
     """
     double = copy.deepcopy(flow).double()
     value, *given = (part.double() for part in arguments)
@@ -400,7 +403,7 @@ def measure_preset(name: str) -> dict[str, Any]:
 
 def measure_onnx() -> dict[str, Any]:
     found: dict[str, Any] = {
-        "setting": versions("onnx", "onnxscript", "onnxruntime"),
+        "setting": circumstances("onnx", "onnxscript", "onnxruntime"),
         "presets": {},
     }
     for name in PRESETS:
@@ -411,16 +414,14 @@ def measure_onnx() -> dict[str, Any]:
 
 def write_onnx(found: dict[str, Any]) -> str:
     kinds = [(what, key) for what in DIRECTIONS for key in DTYPES]
-    lines = [
-        f"{found['setting']}.",
-        "",
-        f"`flowlab.interop.onnx.export` of every preset ({FEATURES} features, 2 layers, {STEPS} steps of training), run in ONNX Runtime with {', '.join(f'{rows:,}' for rows in SIZES)} "
-        "rows: the largest difference to torch in the same precision, in nats for `log_prob` and in units of the data for samples from the same noise, in brackets as a share of 1 + |value|.",
-        "",
-        "| preset | context | " + " | ".join(f"{what}, {key}" for what, key in kinds) + " |",
-        "|---|---|" + "---:|" * len(kinds),
-    ]
+    text = (
+        f"`flowlab.interop.onnx.export` of every preset ({FEATURES} features, 2 layers, {STEPS} steps of training), "
+        f"run in ONNX Runtime with {', '.join(f'{rows:,}' for rows in SIZES)} rows: the largest difference to torch "
+        "in the same precision, in nats for `log_prob` and in units of the data for samples from the same noise, in "
+        "brackets as a share of 1 + |value|."
+    )
     refused: list[str] = []
+    rows = []
     for name, results in found["presets"].items():
         for context_features in (0, CONTEXT):
             cells = []
@@ -431,38 +432,38 @@ def write_onnx(found: dict[str, Any]) -> str:
                     cells.append("refused")
                 else:
                     cells.append(f"{result['largest']:.1e} ({result['relative']:.1e})")
-            lines.append(f"| {name} | {'yes' if context_features else 'no'} | " + " | ".join(cells) + " |")
-    both = write_inexactness(found["presets"])
-    return "\n".join(
-        [*lines, "", "Refused: " + ("; ".join(refused) if refused else "none") + ".", *([""] if both else []), *both]
-    )
+            rows.append([name, "yes" if context_features else "no", *cells])
+    header = ["preset", "context", *(f"{what}, {key}" for what, key in kinds)]
+    told = f"Refused: {'; '.join(refused) or 'none'}."
+    parts = [f"{found['setting']}.", text, table(header, rows, "llr"), told]
+    return "\n\n".join([*parts, *write_inexactness(found["presets"])])
 
 
 def write_inexactness(presets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """Paragraphs on what both round; none where presets are refused, or were measured before there was this table."""
     rows = []
     for name, results in presets.items():
         for context_features in (0, CONTEXT):
             for what in DIRECTIONS:
                 single, double = (results[f"{context_features} {what} {key}"] for key in DTYPES)
-                if (
-                    "moved_rms" in single and "moved_rms" in double
-                ):  # neither refused, nor from before there was this table
+                if "moved_rms" in single and "moved_rms" in double:
                     pairs = [(single, "eager"), (single, "runtime"), (single, "moved"), (double, "moved")]
                     cells = [f"{of[f'{key}_rms']:.1e} ({of[f'{key}_max']:.1e})" for of, key in pairs]
-                    rows.append(f"| {name} | {'yes' if context_features else 'no'} | {what} | {' | '.join(cells)} |")
+                    rows.append([name, "yes" if context_features else "no", what, *cells])
     if not rows:
         return []
-    return [
-        f"Both round: over the {SIZES[-1]:,} rows, errors in single precision against torch in double precision with the same weights, root mean square and, in brackets, maximum. Then each number "
-        'of a row is moved up to the next one in the precision of the column ("moved"): by how much the result in double precision moves, in the same way. Where that is large, the flow is steep, and roundings inside of it count as much.',
-        "",
-        "| preset | context | direction | torch, float32 | ONNX Runtime, float32 | moved, float32 | moved, float64 |",
-        "|---|---|---|---:|---:|---:|---:|",
-        *rows,
-    ]
+    text = (
+        f"Both round: over the {SIZES[-1]:,} rows, errors in single precision against torch in double precision with "
+        "the same weights, root mean square and, in brackets, maximum. Then each number of a row is moved up to the "
+        "next one in the precision of the column (“moved”): by how much the result in double precision moves, in the "
+        "same way. Where that is large, the flow is steep, and roundings inside of it count as much."
+    )
+    measured = ["torch, float32", "ONNX Runtime, float32", "moved, float32", "moved, float64"]
+    return [text, table(["preset", "context", "direction", *measured], rows, "lllr")]
 
 
-# All sections ----------------------------------------------------------------------------------------------------------
+# All sections
+# ----------------------------------------------------------------------------------------------------------
 
 # Of each: its title, what measures it (the result is kept as JSON), and what writes it.
 SECTIONS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], str]]] = {
@@ -476,10 +477,10 @@ def main() -> None:
     parser.add_argument("--sections", nargs="*", default=list(SECTIONS), help=", ".join(SECTIONS))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*torch.(triangular_solve|qr)")
-    found: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {}
+    found: dict[str, Any] = read_json(STORE)
     for section in options.sections:
         found[section] = SECTIONS[section][1]()
-        STORE.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(STORE, found)
     parts = ["# Working together with other libraries", "`python benchmarks/ecosystem.py`."]
     parts += [f"## {title}\n\n{write(found[name])}" for name, (title, _, write) in SECTIONS.items() if name in found]
     RESULT.write_text("\n\n".join(parts) + "\n")

@@ -1,26 +1,30 @@
 """Whole fits against zuko: the time in which `flowlab.fit` reaches the best validation likelihood of zuko's own recipe.
 
-Diamonds' numeric columns, standardised for both; the same architecture; three seeds of split, dequantisation and fits, taken in
-turns on one thread. Writes benchmarks/results/fits.md and .png; five to ten minutes. To pin it to a core: taskset -c 0.
+    python benchmarks/fits.py             # five to ten minutes; to pin it to a core: taskset -c 0
+    python benchmarks/fits.py --seeds 0
+
+Diamonds' numeric columns, standardised for both; the same architecture; three seeds of split, dequantisation and fits,
+taken in turns on one thread. Writes benchmarks/results/fits.md and .png.
 """
 
+import argparse
 import copy
 import math
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import torch
+from common import RESULTS, circumstances, continuous, table
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import flowlab
-from flowlab import Flow, demo, presets
+from flowlab import Flow, presets
 from flowlab.layers import Whitening
+from flowlab.report.comparison import split
 from flowlab.runtime import threads
 
 SEEDS = (0, 1, 2)
@@ -33,12 +37,11 @@ WANTED = 0.3  # flowlab's time, as a share of zuko's
 OWN = {"flowlab": False, "flowlab, whitened": True}
 REACHED = ["seed", "zuko's best", "zuko needed", "", "needed", "of zuko's time"]
 ENDS = ["seed", "", "parameters", "best validation", "test", "epochs"]
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
 class Run:
-    """One fit: seconds and mean validation log-likelihood after each epoch, and the held-out one of the weights kept."""
+    """One fit: seconds and mean validation log-likelihood after each epoch, and the test one of the weights kept."""
 
     seconds: list[float]
     validation: list[float]
@@ -57,7 +60,7 @@ Runs = dict[int, dict[str, Run]]  # by seed, then by name
 
 def data(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Training, validation and test rows, standardised by the training rows."""
-    test, rest = (torch.tensor(part.to_numpy()) for part in demo.split(demo.continuous("diamonds", seed)))
+    test, rest = (torch.tensor(part.to_numpy()) for part in split(continuous("diamonds", seed)))
     held = round(HELD_OUT * len(rest))
     train, validation = rest[held:], rest[:held]
     mean, deviation = train.mean(0), train.std(0)
@@ -124,10 +127,6 @@ def against(seed: int, peer: Run, name: str, own: Run) -> tuple[list[str], float
     return [f"{seed}", f"{target:.3f}", when, name, own_when, f"{share:.2f}"], share
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
-
-
 def markdown(runs: Runs) -> str:
     found = {name: [against(seed, run["zuko"], name, run[name]) for seed, run in runs.items()] for name in OWN}
     verdicts = []
@@ -140,15 +139,14 @@ def markdown(runs: Runs) -> str:
         best = f"{run.validation[run.best]:.3f} at {run.seconds[run.best]:.1f} s"
         total = f"{len(run.seconds)} in {run.total:.1f} s ({run.note})"
         ends.append([f"{seed}", name, f"{run.parameters:,}", best, f"{run.test:.3f}", total])
-    packages = ", ".join(f"{p} {version(p)}" for p in ("zuko", "torch", "numpy"))
     return f"""# Whole fits: diamonds' numeric columns, NSF autoregressive
 
-`python benchmarks/fits.py`: flowlab {flowlab.__version__}, {packages}; Python {platform.python_version()}, \
-{platform.machine()}, one thread. Mean log-likelihoods in nats per row of the standardised data; both have {LAYERS} transforms \
-with {HIDDEN} hidden units, and the same training, validation and test rows. zuko as in its tutorial: Adam at {RATE:g}, batches \
-of {BATCH} from a shuffled DataLoader; until {PATIENCE} epochs brought nothing, at most {EPOCHS} epochs or {CAP:.0f} s. flowlab: \
-`fit` with its defaults, on the flow alone and with the layer that whitens the columns in front, which has nothing to train; \
-densities are of the same columns. zuko's times are without its evaluations, flowlab's with them, and with the whitening.
+`python benchmarks/fits.py`, {circumstances("zuko", "numpy")}, one thread. Mean log-likelihoods in nats per row of \
+the standardised data; both have {LAYERS} transforms with {HIDDEN} hidden units, and the same training, validation \
+and test rows. zuko as in its tutorial: Adam at {RATE:g}, batches of {BATCH} from a shuffled DataLoader; until \
+{PATIENCE} epochs brought nothing, at most {EPOCHS} epochs or {CAP:.0f} s. flowlab: `fit` with its defaults, on the \
+flow alone and with the layer that whitens the columns in front, which has nothing to train; densities are of the \
+same columns. zuko's times are without its evaluations, flowlab's with them, and with the whitening.
 
 ![Validation against time](fits.png)
 
@@ -181,9 +179,12 @@ def picture(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    options = parser.parse_args()
     runs: Runs = {}
     with threads(1):
-        for seed in SEEDS:
+        for seed in options.seeds:
             parts = data(seed)
             peer = zuko_fit(*parts, seed)
             runs[seed] = {"zuko": peer} | {name: flowlab_fit(*parts, seed, whiten) for name, whiten in OWN.items()}

@@ -3,17 +3,14 @@
     python benchmarks/posteriors.py                        # a quarter of an hour; with --peers two more
     python benchmarks/posteriors.py --targets ../shared/posteriordb --seeds 3 --peers
 
-The real ones are eleven posteriors of posteriordb (Magnusson et al. 2022) with 10,000 reference draws; a folder with `targets.py`, which
-writes them in torch, is needed, and without it that part is left out. Errors are of plain draws, in the reference's
-standard deviations. Writes benchmarks/results/posteriors.md.
+The real ones are eleven posteriors of posteriordb (Magnusson et al. 2022) with 10,000 reference draws; a folder with
+`targets.py`, which writes them in torch, is needed, and without it that part is left out. Errors are of plain draws,
+in the reference's standard deviations. Writes benchmarks/results/posteriors.md.
 """
 
 import argparse
-import datetime
 import functools
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, circumstances, load, table_of_records
 from torch import Tensor
 from torch.distributions import (
     Categorical,
@@ -37,7 +35,7 @@ from flowlab.posteriors import fit_posterior
 from flowlab.posteriors.psis import smooth
 
 HERE = Path(__file__).parent
-RESULT = HERE / "results" / "posteriors.md"
+RESULT = RESULTS / "posteriors.md"
 DRAWS = 10_000
 PEERS = ("AutoNormal", "AutoMultivariateNormal", "AutoIAFNormal")
 PARTICLES = 64
@@ -82,7 +80,7 @@ SCHOOLS = torch.tensor([[28.0, 8, -3, 7, -1, 1, 18, 12], [15, 10, 16, 11, 9, 11,
 
 
 def schools(z: Tensor) -> Tensor:
-    """Eight schools in the centred form, a funnel, over mu, log tau and theta; normalised by quadrature over log tau."""
+    """Eight schools, centred, a funnel over mu, log tau and theta; normalised by quadrature over log tau."""
     y, s = SCHOOLS
     mu, tau = z[:, :1], z[:, 1:2].exp()
     likelihood = Normal(z[:, 2:], s).log_prob(y).sum(-1)
@@ -148,13 +146,26 @@ def real(targets: Any, seeds: int) -> Iterator[dict[str, Any]]:
             x = target.constrain(posterior.sample((2 * DRAWS,), torch.Generator().manual_seed(seed + 1)))
             mean, sd = errors(x, target.reference())
             yield {
-                "target": f"{name}, {target.dim}", "seed": seed, "KL": found.divergence, "log-evidence": str(found.log_evidence),
-                "k-hat": found.khat, "ESS": found.ess, "mean error": mean, "log sd error": sd,
-                "flow": any(record["stage"] == "flow" for record in posterior.history), "evaluations": posterior.evaluations,
-                "prefit s": posterior.prefit_seconds, "CPU s": seconds, "verdict": found.verdict,
-                "met": mean < 0.1 and sd < 0.1 and found.divergence < 0.05 and (found.khat < 0.7 or found.ess > 0.98)
-                and posterior.prefit_seconds <= 3 and seconds <= 20,
-            }  # fmt: skip
+                "target": f"{name}, {target.dim}",
+                "seed": seed,
+                "KL": found.divergence,
+                "log-evidence": str(found.log_evidence),
+                "k-hat": found.khat,
+                "ESS": found.ess,
+                "mean error": mean,
+                "log sd error": sd,
+                "flow": any(record["stage"] == "flow" for record in posterior.history),
+                "evaluations": posterior.evaluations,
+                "prefit s": posterior.prefit_seconds,
+                "CPU s": seconds,
+                "verdict": found.verdict,
+                "met": mean < 0.1
+                and sd < 0.1
+                and found.divergence < 0.05
+                and (found.khat < 0.7 or found.ess > 0.98)
+                and posterior.prefit_seconds <= 3
+                and seconds <= 20,
+            }
 
 
 def constructed(seeds: int) -> Iterator[dict[str, Any]]:
@@ -168,10 +179,18 @@ def constructed(seeds: int) -> Iterator[dict[str, Any]]:
             divergence, evidence = -found.elbo.value, found.log_evidence.value
             honest = abs(evidence) < 0.05 or found.verdict == "do not trust"
             yield {
-                "target": name, "seed": seed, "KL": divergence, "log-evidence (truth 0)": str(found.log_evidence),
-                "k-hat": found.khat, "ESS": found.ess, "modes": found.modes, "evaluations": posterior.evaluations,
-                "CPU s": seconds, "verdict": found.verdict, "met": honest and not divergence > bar,
-            }  # fmt: skip
+                "target": name,
+                "seed": seed,
+                "KL": divergence,
+                "log-evidence (truth 0)": str(found.log_evidence),
+                "k-hat": found.khat,
+                "ESS": found.ess,
+                "modes": found.modes,
+                "evaluations": posterior.evaluations,
+                "CPU s": seconds,
+                "verdict": found.verdict,
+                "met": honest and not divergence > bar,
+            }
 
 
 def peers(targets: Any, evaluations: int = 320_000) -> Iterator[dict[str, Any]]:
@@ -210,41 +229,14 @@ def peers(targets: Any, evaluations: int = 320_000) -> Iterator[dict[str, Any]]:
                 weights = smooth(log_w)
                 mean, sd = errors(target.constrain(z.double()), target.reference())
                 yield record | {
-                    "ELBO": float(log_w.mean()), "k-hat": weights.khat, "ESS": weights.ess, "mean error": mean, "log sd error": sd,
-                }  # fmt: skip
+                    "ELBO": float(log_w.mean()),
+                    "k-hat": weights.khat,
+                    "ESS": weights.ess,
+                    "mean error": mean,
+                    "log sd error": sd,
+                }
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 yield record | {"ELBO": f"failed: {str(error).splitlines()[0][:60]}"}
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Records as a Markdown table."""
-    names = list(dict.fromkeys(name for record in records for name in record))
-
-    def shown(value: Any) -> str:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, float):
-            return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
-        return f"{value:,}" if isinstance(value, int) else str(value)
-
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(shown(record.get(name, "")) for name in names) + " |" for record in records]
-    return "\n".join(lines)
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def circumstances() -> str:
-    """Of a run that ends now: when, on what, with which torch, beside how much other work."""
-    load = f"load {os.getloadavg()[1]:.1f} in the last five minutes on {os.cpu_count()} processors"
-    return f"{datetime.date.today()}, one thread on {processor()}, torch {torch.__version__}, {load} (its own one included; more than one inflates times)"
 
 
 def earlier(title: str) -> str | None:
@@ -279,10 +271,11 @@ def main() -> None:
 
     text = [
         "# Variational posteriors\n",
-        "`python benchmarks/posteriors.py`. Nats; k-hat with the defensive base, ESS as a share of plain draws; KL is log-evidence less ELBO (for constructed targets the ELBO alone, the evidence being one).\n",
-        "Bars, real: errors < 0.1, KL < 0.05, k-hat < 0.7 or ESS > 0.98, prefit <= 3 and fit <= 20 CPU seconds. Constructed: log-evidence within 0.05 "
-        "or the verdict \"do not trust\"; KL < 0.05 and < 0.5 for the Gaussians.\n",
-    ]  # fmt: skip
+        "`python benchmarks/posteriors.py`. Nats; k-hat with the defensive base, ESS as a share of plain draws; KL is "
+        "log-evidence less ELBO (for constructed targets the ELBO alone, the evidence being one).\n",
+        "Bars, real: errors < 0.1, KL < 0.05, k-hat < 0.7 or ESS > 0.98, prefit <= 3 and fit <= 20 CPU seconds. "
+        'Constructed: log-evidence within 0.05 or the verdict "do not trust"; KL < 0.05 and < 0.5 for the Gaussians.\n',
+    ]
     for title, records in parts.items():
         text += [f"## {title}\n"]
         kept = []
@@ -291,7 +284,7 @@ def main() -> None:
             kept.append(record)
         if kept and "met" in kept[0]:
             text += [f"Met: {sum(record['met'] for record in kept)} of {len(kept)}.\n"]
-        text += [f"Run: {circumstances()}.\n", table(kept) + "\n"]
+        text += [f"Run: {circumstances()}, one thread, {load()}.\n", table_of_records(kept) + "\n"]
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text("\n".join([*text, *([f"## {kept_peers.strip()}\n"] if kept_peers else [])]))
 

@@ -1,26 +1,25 @@
-"""A guard against becoming slower, in under two minutes: flowlab's time relative to zuko's and to that of the MLPs alone.
+"""Is a step slower than last recorded? flowlab's time relative to zuko's and to that of the MLPs alone, in two minutes.
 
     python benchmarks/quick.py            # exit status 1 where a ratio is above 1.25 × the recorded one, twice
     python benchmarks/quick.py --record   # write what is measured now to benchmarks/results/quick.json
 
-The workers of `benchmarks/speed.py` on one core, round-robin. Without zuko only the ratios to the MLPs count. Ratios depend on
-the processor, too (matrix products are of different speed): each has its own record, made while nothing else runs. Where there is none
-yet, this run makes it.
+The workers of `benchmarks/speed.py` on one core, round-robin. Without zuko only the ratios to the MLPs count. Ratios
+depend on the processor, too (matrix products are of different speed): each has its own record, made while nothing else
+runs. Where there is none yet, this run makes it.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
 import time
 from datetime import date
-from pathlib import Path
 
+from common import RESULTS, processor, read_json, write_json
 from frameworks import CASES, FRAMEWORKS
-from speed import Worker, machine, measure, start
+from speed import Worker, measure, start
 
-RECORD = Path(__file__).parent / "results" / "quick.json"
+RECORD = RESULTS / "quick.json"
 LIMIT = 1.25
 WHOM = ("zuko", "bound")
 Cell = tuple[str, int, str]  # case, features, operation
@@ -35,7 +34,10 @@ Ratios = dict[str, dict[str, float]]  # of each cell, by whom it is compared wit
 
 
 def ratios(workers: dict[str, Worker], cells: list[Cell], recorded: Ratios, rounds: int, seconds: float) -> Ratios:
-    """The lower quartile of flowlab's times, which others on the machine disturb less than the median, over the others'."""
+    """Divide the lower quartile of flowlab's times by the others'.
+
+    Other programs on the machine disturb it less than the median.
+    """
     found: Ratios = {}
     for case, features, op in cells:
         measured = measure(workers, case, features, op, rounds, seconds)
@@ -74,11 +76,11 @@ def main() -> int:
     options = parser.parse_args()
 
     began = time.perf_counter()
-    records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    recording = options.record or machine() not in records
+    records = read_json(RECORD)
+    recording = options.record or processor() not in records
     if recording and not options.record:
-        print(f"no record of this processor, {machine()}, to compare with: this run becomes it")
-    recorded = records.get(machine(), {}).get("ratios", {})
+        print(f"no record of this processor, {processor()}, to compare with: this run becomes it")
+    recorded = records.get(processor(), {}).get("ratios", {})
     workers = start(["flowlab", *WHOM], 1, sys.executable)
     if "flowlab" not in workers:
         return 1
@@ -98,15 +100,14 @@ def main() -> int:
             worker.close()
     print(f"{time.perf_counter() - began:.0f} s")
     if recording:
-        records[machine()] = {
+        records[processor()] = {
             "date": date.today().isoformat(),
             "python": platform.python_version(),
             "cores": os.cpu_count(),
             "versions": {name: worker.hello["version"] for name, worker in workers.items()},
             "ratios": {key: {whom: round(value, 4) for whom, value in now.items()} for key, now in found.items()},
         }
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(records, indent=1) + "\n")
+        write_json(RECORD, records)
         return 0
     for text in worse.values():
         print(f"slower: {text}")

@@ -1,29 +1,28 @@
-"""How the cost of flowlab's spline flows grows: with features, layers, bins, batch and rows. One thread; on Linux for memory.
+"""How does the cost of flowlab's spline flows grow with features, layers, bins, batch and rows?
 
-Writes benchmarks/results/scaling.md and .png, in under four minutes. To pin it to a core: taskset -c 0.
+    python benchmarks/scaling.py                  # under four minutes; to pin it to a core: taskset -c 0
+    python benchmarks/scaling.py --seconds 0.01   # noisy, and a little faster
+
+One thread; on Linux, for memory. Writes benchmarks/results/scaling.md and .png.
 """
 
 import argparse
 import multiprocessing
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from itertools import pairwise
 from math import log
 from pathlib import Path
 
 import torch
+from common import RESULTS, circumstances, memory, table
 from frameworks.flowlab_ import Model
 from matplotlib.figure import Figure
-from speed import machine
 
-import flowlab
 from flowlab import Flow, presets
 from flowlab.runtime import threads
 
-RESULTS = Path(__file__).parent / "results"
 SETTING = {"features": 16, "layers": 4, "bins": 8, "hidden": (128, 128)}
 SMALL = {"features": 2, "layers": 2, "bins": 8, "hidden": (16,)}
 ROWS = {"train": 512, "log_prob": 8192, "sample": 8192}
@@ -37,7 +36,7 @@ COST = "µs per row"
 
 @dataclass
 class Panel:
-    """Cost against one dimension: `slope` is the largest exponent that is as it should be, `why` says where it comes from."""
+    """Cost against one dimension: `slope` is the largest exponent expected, `why` says where it comes from."""
 
     title: str
     axis: str
@@ -86,21 +85,19 @@ def call(kind: str, op: str, rows: int, setting: dict) -> Callable[[], object]:
     return torch.no_grad()(lambda: getattr(flow, op)(argument))
 
 
-def held(entry: str) -> int:
-    """Bytes of memory, from the system's account of this process."""
-    return 1024 * int(Path("/proc/self/status").read_text().split(entry + ":")[1].split()[0])
-
-
 def isolated(job: tuple[str, str, int, dict, float]) -> tuple[float, float]:
-    """In a process of its own, as earlier calls change how memory is had: microseconds per row, megabytes beyond input and output."""
+    """Measure microseconds per row, and megabytes beyond input and output.
+
+    In a process of its own, since earlier calls change how memory is allocated.
+    """
     kind, op, rows, setting, seconds = job
     call(kind, op, 16, setting)()  # what the first call loads and caches is not counted
     run = call(kind, op, rows, setting)
-    before = held("VmRSS")
+    before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     took = fastest(run, seconds)
     output = 4 * rows * {"sample": (SETTING | setting)["features"], "log_prob": 1}.get(op, 0)
-    return 1e6 * took / rows, max(held("VmHWM") - before - output, 1e5) / 1e6
+    return 1e6 * took / rows, max(memory("VmHWM") - before - output, 1e5) / 1e6
 
 
 def measure(seconds: float) -> list[Panel]:
@@ -127,13 +124,14 @@ def measure(seconds: float) -> list[Panel]:
     return [features, slow, slow_memory, layers, bins, batch, rows, rows_memory]
 
 
-def table(panel: Panel) -> str:
-    lines = [[panel.axis, *panel.series], ["---:"] * (1 + len(panel.series))]
+def table_of(panel: Panel) -> str:
+    """Costs, with the local exponents."""
+    lines = []
     for x in next(iter(panel.series.values())):
         found = [(values[x], panel.exponents(name).get(x)) for name, values in panel.series.items()]
         cells = [f"{value:.3g}" + ("" if exponent is None else f" ({exponent:+.2f})") for value, exponent in found]
         lines.append([f"{x:,}", *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table([panel.axis, *panel.series], lines, "r")
 
 
 def bent(panel: Panel) -> list[str]:
@@ -148,16 +146,16 @@ def bent(panel: Panel) -> list[str]:
 
 def markdown(panels: list[Panel]) -> str:
     heads = [f"## {p.title}: {p.unit}\n\nExpected exponent: at most {p.slope:g}; {p.why}." for p in panels]
-    tables = "\n\n".join(f"{head}\n\n{table(panel)}" for head, panel in zip(heads, panels))
+    tables = "\n\n".join(f"{head}\n\n{table_of(panel)}" for head, panel in zip(heads, panels))
     return f"""# Scaling
 
-`python benchmarks/scaling.py`, {date.today().isoformat()}: flowlab {flowlab.__version__}, torch {torch.__version__}; \
-{machine()}, Python {platform.python_version()}, one thread, whose own time it is. Neural spline flows of {SETTING["layers"]} layers \
-with {SETTING["hidden"]} hidden units, {SETTING["features"]} features and {SETTING["bins"]} bins where nothing else is said; training steps as in \
-`fit` on {ROWS["train"]} rows, log_prob and sampling of {ROWS["log_prob"]:,} rows without gradient, the slow direction of 1,024 rows \
-(rsample with gradient). The small flow has {SMALL["features"]} features and {SMALL["layers"]} layers with {SMALL["hidden"][0]} hidden units. Each number is \
-the fastest of some calls in a fresh process; in parentheses the local exponent, log(cost ratio) / log(ratio of the dimension). \
-Memory is the peak beyond input and output.
+`python benchmarks/scaling.py`, {circumstances()}, one thread, whose own time it is. Neural spline flows of \
+{SETTING["layers"]} layers with {SETTING["hidden"]} hidden units, {SETTING["features"]} features and \
+{SETTING["bins"]} bins where nothing else is said; training steps as in `fit` on {ROWS["train"]} rows, log_prob and \
+sampling of {ROWS["log_prob"]:,} rows without gradient, the slow direction of 1,024 rows (rsample with gradient). The \
+small flow has {SMALL["features"]} features and {SMALL["layers"]} layers with {SMALL["hidden"][0]} hidden units. Each \
+number is the fastest of some calls in a fresh process; in parentheses the local exponent, log(cost ratio) / \
+log(ratio of the dimension). Memory is the peak beyond input and output.
 
 ![Cost against each dimension](scaling.png)
 

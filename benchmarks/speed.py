@@ -4,20 +4,20 @@
     python benchmarks/speed.py --cores 2                # writes speed_2_cores.*
     python benchmarks/speed.py --cases nsf --ops train  # a part; with --merge into the results that are there
 
-Writes benchmarks/results/speed.md, .json and .png. Frameworks that are not installed are left out, with a word; FlowJAX may
-live in an environment of its own: --jax-python. What is measured how: benchmarks/frameworks.
+Writes benchmarks/results/speed.md, .json and .png. Frameworks that are not installed are left out, with a word;
+FlowJAX may live in an environment of its own: --jax-python. What is measured how: benchmarks/frameworks.
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
 
+from common import RESULTS, machine, read_json, write_json
 from frameworks import CASES, FEATURES, FRAMEWORKS, OPS, report
 
 HERE = Path(__file__).parent
@@ -113,17 +113,6 @@ def memory(frameworks: list[str], cores: int) -> dict[str, dict]:
     return peaks
 
 
-def machine() -> str:
-    """The processor's name, with family and model where Linux tells them: products of a maker share a name and differ in speed."""
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        first = []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    return name + (f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=1, choices=(1, 2))
@@ -134,7 +123,7 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", default=list(OPS), choices=list(OPS))
     parser.add_argument("--frameworks", nargs="+", default=list(FRAMEWORKS), choices=list(FRAMEWORKS))
     parser.add_argument("--jax-python", default=sys.executable, help="the interpreter that has FlowJAX")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "speed", help="results without their suffix")
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed", help="results without their suffix")
     parser.add_argument("--merge", action="store_true", help="keep what is in the results and not measured now")
     parser.add_argument("--no-memory", action="store_true", help="without the peak memory of the slow direction")
     options = parser.parse_args()
@@ -144,12 +133,12 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     stored = out.with_name(out.name + ".json")
     results: dict = {"versions": {}, "groups": {}, "memory": {}}
-    if options.merge and stored.exists():
-        results = json.loads(stored.read_text())
+    if options.merge:
+        results |= read_json(stored)
 
     workers = start(options.frameworks, options.cores, options.jax_python)
     results |= {
-        "machine": f"{machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "machine": machine(),
         "date": date.today().isoformat(),
         **{name: getattr(options, name) for name in ("cores", "rounds", "seconds")},
     }
@@ -160,7 +149,7 @@ def main() -> None:
                 for op in options.ops:
                     cells = measure(workers, case, features, op, options.rounds, options.seconds)
                     results["groups"][f"{case}/{features}/{op}"] = cells
-                    stored.write_text(json.dumps(results, indent=1) + "\n")  # an interrupted run keeps what it has
+                    write_json(stored, results)  # an interrupted run keeps what it has
                     print(f"{case} {features} {op}: {report.line(cells)}", flush=True)
         for case, features, op in PROFILED:
             if case in options.cases and op in options.ops:
@@ -168,14 +157,14 @@ def main() -> None:
                     if name in workers:
                         answer = workers[name].ask(profile=PROFILED_STEPS, case=case, features=features, op=op)
                         results.setdefault("profiles", {}).setdefault(f"{case}/{features}/{op}", {})[name] = answer
-        stored.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(stored, results)
     finally:
         for worker in workers.values():
             worker.close()
     wanted = (MEMORY_CASE in options.cases, MEMORY_FEATURES in options.features, "rsample" in options.ops)
     if all(wanted) and not options.no_memory:
         results["memory"] |= memory([name for name in MEMORY_FRAMEWORKS if name in workers], options.cores)
-        stored.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(stored, results)
     out.with_name(out.name + ".md").write_text(report.markdown(results, out.name))
     report.picture(results, out.with_name(out.name + ".png"))
 

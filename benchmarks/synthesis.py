@@ -1,13 +1,13 @@
-"""Synthetic rows of real mixed tables: flowlab's `FlowDensity()` against SDV's synthesizers and adversarial random forests.
+"""Synthetic rows of real mixed tables: `FlowDensity()` against SDV's synthesizers and adversarial random forests.
 
-    python benchmarks/synthesis.py                                # resumes where it was stopped; an hour or two, on Linux
+    python benchmarks/synthesis.py                  # resumes where it was stopped; an hour or two, on Linux
     python benchmarks/synthesis.py --tables credit --methods flowlab --again
 
-Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of its own on
-one core, draws 5,000 rows five times, and of each draw the first rows, as many as there are training rows, are scored. Rows, times and scores are kept
-in benchmarks/cache/synthesis/; scores are made anew when the rows or the metrics' source are newer. Tables and picture are
-written to benchmarks/results/synthesis.md and .png. Peers live in environments of their own (`make bench-synthesis` makes them);
-those that are not there are left out, with a word.
+Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of
+its own on one core, draws 5,000 rows five times, and of each draw the first rows, as many as there are training rows,
+are scored. Rows, times and scores are kept in benchmarks/cache/synthesis/; scores are made anew when the rows or the
+metrics' source are newer. Tables and picture are written to benchmarks/results/synthesis.md and .png. Peers live in
+environments of their own (`make bench-synthesis` makes them); those that are not there are left out, with a word.
 """
 
 import argparse
@@ -19,16 +19,17 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
+from common import RESULTS, write_json
 from synthesizers import ARF, METHODS, OURS, REAL, SDV, SNAPPED, SPREAD, report, scores
 from synthesizers.tables import TABLES, snapped, split_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-CACHE, RESULTS = HERE / "cache" / "synthesis", HERE / "results"
+CACHE = HERE / "cache" / "synthesis"
 WORKERS = HERE / "synthesizers"
 METRICS = (
     *(WORKERS / f"{name}.py" for name in ("scores", "quality", "tables")),
-    *(ROOT / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "columns")),
+    *(ROOT / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "aligned")),
 )
 DRAWN, DRAWS = 5000, 5
 LIMIT = 3600.0  # seconds for one method on one table
@@ -46,13 +47,6 @@ def draws_of(name: str, method: str) -> list[Path]:
 def fresh(path: Path, *sources: Path) -> bool:
     """It is there, and no older than what it was made from."""
     return path.exists() and all(path.stat().st_mtime >= source.stat().st_mtime for source in sources)
-
-
-def write(path: Path, value: dict) -> dict:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value, indent=1))
-    temporary.replace(path)
-    return value
 
 
 def answer(command: list[object]) -> dict:
@@ -90,10 +84,10 @@ def draw(name: str, method: str, python: Path, again: bool) -> dict:
         for path, source in zip(rows, draws_of(name, ARF)) if "error" not in found else ():
             if again or not fresh(path, source, train):
                 snapped(pd.read_parquet(source), pd.read_parquet(train)).to_parquet(path)
-        return write(facts, found)
+        return write_json(facts, found)
     if fresh(facts, train) and not again:
         return json.loads(facts.read_text())
-    return write(facts, answer([python, WORKERS / "worker.py", method, train, DRAWN, *rows]))
+    return write_json(facts, answer([python, WORKERS / "worker.py", method, train, DRAWN, *rows]))
 
 
 def quality(name: str, rows: Path, python: Path) -> dict:
@@ -113,7 +107,7 @@ def evaluate(name: str, method: str, sdv_python: Path) -> dict:
         return json.loads(path.read_text())
     train, test = split(name)
     if method == REAL:
-        return write(path, {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)})
+        return write_json(path, {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)})
     tables = [pd.read_parquet(file)[: len(train)] for file in drawn]
     target = TABLES[name].target
     found = {**scores.score(train, test, tables[0], target), **scored_quality(name, tables[0], sdv_python)}
@@ -123,7 +117,7 @@ def evaluate(name: str, method: str, sdv_python: Path) -> dict:
     ]
     found["draws"] = {key: [cell[key] for cell in (found, *further) if key in cell] for key in SPREAD}
     found |= {key: statistics.fmean(values) for key, values in found["draws"].items() if values}
-    return write(path, found)
+    return write_json(path, found)
 
 
 def scored_quality(name: str, rows: pd.DataFrame, python: Path) -> dict:

@@ -3,28 +3,23 @@
     python benchmarks/truths.py               # resumes; half an hour
     python benchmarks/truths.py --rows 1000
 
-The gap is the mean of log p(x) - log q(x) over 10,000 fresh rows: the Kullback-Leibler divergence, in nats per column. Writes
-benchmarks/results/truths.md.
+The gap is the mean of log p(x) - log q(x) over 10,000 fresh rows: the Kullback-Leibler divergence, in nats per column.
+Writes benchmarks/results/truths.md.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from common import RESULTS, circumstances, read_json, table, write_json
 from scipy import stats
 
-import flowlab
 from flowlab import FlowDensity
 
-HERE = Path(__file__).parent
-STORE, RESULT = HERE / "results" / "truths.json", HERE / "results" / "truths.md"
+STORE, RESULT = RESULTS / "truths.json", RESULTS / "truths.md"
 ROWS = (1_000, 10_000, 100_000)
 FRESH = 10_000
 WANTED, WANTED_MIXED = 0.05, 0.02  # nats per column at 100,000 rows
@@ -165,7 +160,7 @@ def network() -> Truth:
 
 
 def zero_inflated() -> Truth:
-    """An amount that is zero with a probability by group, else lognormal around the group's, and a count that follows it."""
+    """An amount that is zero with a probability by group, else lognormal, and a count that follows it."""
     zero, centre = np.array([0.8, 0.5, 0.3, 0.1]), np.array([0.0, 1.0, 2.0, 3.0])
 
     def draw(n: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -224,19 +219,16 @@ def gap(truth: Truth, rows: int) -> dict:
     return {"gap": float(lost.mean()), "error": float(lost.std() / FRESH**0.5), "seconds": seconds}
 
 
-def table(truths: dict[str, Truth], found: dict[str, dict], wanted: float) -> str:
+def table_of(truths: dict[str, Truth], found: dict[str, dict], wanted: float) -> str:
     """Gaps against rows, as Markdown."""
-    lines = [
-        "| truth | " + " | ".join(f"{rows:,} rows" for rows in ROWS) + " | |",
-        "|---|" + "---:|" * len(ROWS) + "---|",
-    ]
+    lines = []
     for name in truths:
         cells = [found.get(f"{name} @ {rows}") for rows in ROWS]
         last = cells[-1]
         verdict = "" if last is None else "reached" if last["gap"] < wanted else "missed"
         shown = [f"{c['gap']:.4f} ± {c['error']:.4f} ({c['seconds']:.0f} s)" if c else "" for c in cells]
-        lines.append(f"| {name} | " + " | ".join(shown) + f" | {verdict} |")
-    return "\n".join(lines)
+        lines.append([name, *shown, verdict])
+    return table(["truth", *(f"{rows:,} rows" for rows in ROWS), ""], lines, "l" + "r" * len(ROWS) + "l")
 
 
 def main() -> None:
@@ -245,8 +237,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is there")
     parser.add_argument("--truths", nargs="+", choices=[*TRUTHS, *MIXED], help="all when left out")
     options = parser.parse_args()
-    STORE.parent.mkdir(exist_ok=True)
-    found: dict[str, dict] = json.loads(STORE.read_text()) if STORE.exists() else {}
+    found: dict[str, dict] = read_json(STORE)
     for rows in options.rows:
         for name, truth in (TRUTHS | MIXED).items():
             if options.truths and name not in options.truths:
@@ -254,16 +245,23 @@ def main() -> None:
             key = f"{name} @ {rows}"
             if key not in found or options.again:
                 found[key] = gap(truth, rows)
-                STORE.write_text(json.dumps(found, indent=1))
+                write_json(STORE, found)
                 print(key, found[key], flush=True)
-    tables = [table(TRUTHS, found, WANTED), table(MIXED, found, WANTED_MIXED)]
-    machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
-    RESULT.write_text(
-        f"# Gap to known truths\n\n`python benchmarks/truths.py`: flowlab {flowlab.__version__}, {machine}. `FlowDensity(random_state=0)`; "
-        f"KL divergence from the truth in nats per column, over {FRESH:,} fresh rows, and the time of the fit, whatever else the machine did. Wanted at 100,000 rows: "
-        f"below {WANTED}, of mixed tables below {WANTED_MIXED}.\n\n{tables[0]}\n\n## Mixed tables\n\nProbabilities of categories, counts, missing cells and "
-        f"point masses times densities.\n\n{tables[1]}\n"
-    )
+    tables = [table_of(TRUTHS, found, WANTED), table_of(MIXED, found, WANTED_MIXED)]
+    RESULT.write_text(f"""# Gap to known truths
+
+`python benchmarks/truths.py`, page written {circumstances()}. `FlowDensity(random_state=0)`; KL divergence from the \
+truth in nats per column, over {FRESH:,} fresh rows, and the time of the fit, whatever else the machine did. Wanted \
+at 100,000 rows: below {WANTED}, of mixed tables below {WANTED_MIXED}.
+
+{tables[0]}
+
+## Mixed tables
+
+Probabilities of categories, counts, missing cells and point masses times densities.
+
+{tables[1]}
+""")
 
 
 if __name__ == "__main__":

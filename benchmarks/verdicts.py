@@ -3,9 +3,10 @@
     python benchmarks/verdicts.py                          # half an hour on one core
     python benchmarks/verdicts.py --seeds 1 --only spike
 
-Each target has exact draws, from which its means and standard deviations are known, or its quantiles where it has no moments. A verdict is wrong where it says
-"good" and a mean is off by more than a tenth of a standard deviation, or a standard deviation by more than a tenth of itself (in logarithms);
-or, without moments, the share of the posterior below a quantile of the fit by more than 0.03. Writes benchmarks/results/verdicts.md.
+Each target has exact draws, from which its means and standard deviations are known, or its quantiles where it has no
+moments. A verdict is wrong where it says "good" and a mean is off by more than a tenth of a standard deviation, or a
+standard deviation by more than a tenth of itself (in logarithms); or, without moments, the share of the posterior
+below a quantile of the fit by more than 0.03. Writes benchmarks/results/verdicts.md.
 """
 
 import argparse
@@ -14,11 +15,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from posteriors import banana, circumstances, correlated, funnel, table
+from common import RESULTS, circumstances, load, table_of_records
+from posteriors import banana, correlated, funnel
 from torch import Tensor
 from torch.distributions import (
     Beta,
@@ -45,7 +46,7 @@ from torch.nn.functional import logsigmoid
 
 from flowlab.posteriors import PosteriorError, fit_posterior
 
-RESULT = Path(__file__).parent / "results" / "verdicts.md"
+RESULT = RESULTS / "verdicts.md"
 DRAWS = 400_000
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 OFF, OFF_QUANTILE = 0.1, 0.03
@@ -197,7 +198,7 @@ def ring(radius: float = 5.0, width: float = 0.5) -> Case:
 
 
 def beta_binomial() -> Case:
-    """Successes of ten groups; the concentration has a log-normal prior, which leaves it a heavy tail. Draws by a grid."""
+    """Successes of ten groups; a log-normal prior leaves the concentration a heavy tail. Draws by a grid."""
     hits, trials = f64([3, 5, 4, 6, 2, 5, 7, 3, 4, 5]), 10.0
 
     def log_prob(p: dict[str, Tensor]) -> Tensor:
@@ -396,11 +397,13 @@ def write(records: list[dict[str, Any]]) -> None:
     good, wrong = (sum(test) for test in zip(*((r["verdict"] == "good", r["wrong"]) for r in records), strict=True))
     text = [
         "# Verdicts against known moments\n",
-        '`python benchmarks/verdicts.py`. Wrong: the verdict is "good", and of plain draws a mean is off by more than 0.1 sd, a log sd by more than 0.1, or, for targets without moments, the '
-        "posterior's share below a quantile by more than 0.03; for improper ones, whatever is not \"do not trust\". The number at a name's end is that of parameters.\n",
+        '`python benchmarks/verdicts.py`. Wrong: the verdict is "good", and of plain draws a mean is off by more than '
+        "0.1 sd, a log sd by more than 0.1, or, for targets without moments, the posterior's share below a quantile by "
+        'more than 0.03; for improper ones, whatever is not "do not trust". The number at a name\'s end is that of '
+        "parameters.\n",
         f"{len(CASES)} targets, {len(records)} fits: {good} good, {wrong} wrongly so.\n",
-        f"Run: {circumstances()}.\n",
-        table(sorted(records, key=lambda r: list(CASES).index(r["target"]))) + "\n",
+        f"Run: {circumstances()}, one thread, {load()}.\n",
+        table_of_records(sorted(records, key=lambda r: list(CASES).index(r["target"]))) + "\n",
     ]
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text("\n".join(text))

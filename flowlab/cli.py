@@ -10,6 +10,18 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flowlab.command.options import (
+    Debug,
+    Force,
+    Input,
+    Model,
+    Output,
+    Quiet,
+    ReadingOptions,
+    Seed,
+    with_reading_options,
+)
+
 app = typer.Typer(
     help="Fit the density of a table, score its rows, draw new ones.",
     no_args_is_help=True,
@@ -19,45 +31,11 @@ app = typer.Typer(
 console = Console()
 
 MOST_ROWS = 100_000_000  # that one file is asked for
-MOST_SEED = 2**32 - 1  # what numpy's generators take
-
-TABLE = "A .csv, .tsv (or .csv.gz and the like) or .parquet table; - is CSV from standard input."
-Input = Annotated[Path, typer.Argument(help=TABLE, show_default=False, allow_dash=True)]
-Model = Annotated[Path, typer.Argument(help="A model that `flowlab fit` wrote.", show_default=False)]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", min=0, max=MOST_SEED)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Force = Annotated[bool, typer.Option("--force", help="Allow an output to overwrite a file that is read.")]
-
-
-def reading_option(text: str) -> Any:
-    """An option that says how tables are read."""
-    return typer.Option(help=text, show_default=False, rich_help_panel="How tables are read")
-
-
-Sep = Annotated[str | None, reading_option("What stands between columns, if it is not found: ';', '|' or tab.")]
-Decimal = Annotated[str | None, reading_option("What stands before a number's fraction, if it is not found: . or ,")]
-Encoding = Annotated[str | None, reading_option("Encoding of the text, such as cp1252, latin-1 or utf-16.")]
-Missing = Annotated[
-    list[str] | None,
-    reading_option("Cells that mean that there is none, beside empty ones: --missing NA,-999; repeatable."),
-]
-Text = Annotated[list[str] | None, reading_option("Columns whose cells stay text: --text zip,phone; repeatable.")]
-Dtype = Annotated[
-    list[str] | None,
-    reading_option(
-        "What a column holds: COLUMN=text, number ($1,658.18, 15%), date, a format of days (%d/%m/%Y), duration, "
-        "boolean, integer, continuous, "
-        "categorical; repeatable, or separated by commas."
-    ),
-]
-Exclude = Annotated[list[str] | None, reading_option("Columns to leave out: --exclude id,name; repeatable.")]
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from flowlab import __version__
+        from flowlab.version import __version__
 
         console.print(f"flowlab {__version__}", highlight=False)
         raise typer.Exit
@@ -73,9 +51,11 @@ def flowlab(
 
 
 @app.command()
+@with_reading_options
 def fit(
     table: Input,
     output: Output,
+    options: ReadingOptions,
     columns: Annotated[
         list[str] | None,
         typer.Option(help="Columns to model, separated by commas; all when left out.", show_default=False),
@@ -101,13 +81,6 @@ def fit(
         Path | None,
         typer.Option(help="Write a report (.html) too: a fifth of the rows is held out for it.", show_default=False),
     ] = None,
-    sep: Sep = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    missing: Missing = None,
-    text: Text = None,
-    dtype: Dtype = None,
-    exclude: Exclude = None,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -120,7 +93,7 @@ def fit(
     from flowlab.tables.schema import Schema
 
     check_outputs(output, report, [table, schema], force)
-    reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
+    reading = Reading.of(options)
     said = None if schema is None else Schema.load(schema)
     frame, notes = reading.read(table, None if columns is None else names_of(columns), said)
     _print_notes(notes, quiet)
@@ -148,18 +121,13 @@ def fit(
 
 
 @app.command()
+@with_reading_options
 def schema(
     table: Input,
+    options: ReadingOptions,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write it (.json), to be edited.", show_default=False)
     ] = None,
-    sep: Sep = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    missing: Missing = None,
-    text: Text = None,
-    dtype: Dtype = None,
-    exclude: Exclude = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
@@ -170,7 +138,7 @@ def schema(
 
     if output is not None:
         check_output(output, [table], force, (".json",))
-    reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
+    reading = Reading.of(options)
     frame, notes = reading.read(table)
     found = Schema.infer(frame, reading.kinds)
     left_out = [ColumnSchema(name, "excluded", "str", "left out as asked") for name in reading.excluded]
@@ -189,23 +157,18 @@ def schema(
 
 
 @app.command()
+@with_reading_options
 def score(
     model: Model,
     table: Input,
     output: Output,
+    options: ReadingOptions,
     keep: Annotated[
         list[str] | None,
         typer.Option(
             help="Columns of the table to write beside it: --keep id,name, or --keep all.", show_default=False
         ),
     ] = None,
-    sep: Sep = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    missing: Missing = None,
-    text: Text = None,
-    dtype: Dtype = None,
-    exclude: Exclude = None,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -218,7 +181,7 @@ def score(
     suffixes(output)
     check_output(output, [model, table], force)
     fitted = _load(model)
-    frame, file = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude).read_for(fitted, table)
+    frame, file = Reading.of(options).read_for(fitted, table)
     _print_notes(file.notes, quiet)
     kept = names_of(keep or ())
     kept = file.columns if kept == ["all"] else kept
@@ -272,17 +235,12 @@ def sample(
 
 
 @app.command()
+@with_reading_options
 def impute(
     model: Model,
     table: Input,
     output: Output,
-    sep: Sep = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    missing: Missing = None,
-    text: Text = None,
-    dtype: Dtype = None,
-    exclude: Exclude = None,
+    options: ReadingOptions,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -295,7 +253,7 @@ def impute(
     suffixes(output)
     check_output(output, [model, table], force)
     fitted = _load(model)
-    frame, file = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude).read_for(fitted, table)
+    frame, file = Reading.of(options).read_for(fitted, table)
     _print_notes(file.notes, quiet)
     filled, left = write_filled(file, frame, fitted.impute(frame, random_state=seed), output)
     if not quiet:
@@ -306,20 +264,15 @@ def impute(
 
 
 @app.command()
+@with_reading_options
 def report(
     model: Model,
     table: Input,
     output: Output,
+    options: ReadingOptions,
     train: Annotated[
         Path | None, typer.Option(help="The table that the model was fitted to.", show_default=False)
     ] = None,
-    sep: Sep = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    missing: Missing = None,
-    text: Text = None,
-    dtype: Dtype = None,
-    exclude: Exclude = None,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -334,7 +287,7 @@ def report(
 
     check_output(output, [model, table, train], force, (".html",))
     fitted = _load(model)
-    reading = Reading.of(sep, decimal, encoding, missing, text, dtype, exclude)
+    reading = Reading.of(options)
     test, file = reading.read_for(fitted, table)
     _print_notes(file.notes, quiet)
     shown = None if train is None else reading.read_for(fitted, train)[0]
@@ -410,7 +363,7 @@ def _load(path: Path) -> Any:  # FlowDensity would import scikit-learn for the a
 
 
 def _schema_of(said: Any, kinds: dict[str, str], names: list[str]) -> Any:
-    """What a schema file and --dtype say of the columns that are fitted; None for nothing."""
+    """Combine a schema file and --dtype into the schema of the columns that are fitted; None without either."""
     if said is None:
         return {name: kind for name, kind in kinds.items() if name in names} or None
     from flowlab.tables.schema import Schema
@@ -439,7 +392,7 @@ def _in_shell(text: str) -> str:
 
 
 def _readable(error: BaseException) -> str:
-    """What an error says, in the words of a shell."""
+    """Write an error in the words of a shell."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, MemoryError):
@@ -476,7 +429,7 @@ def main() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning in one line, without the place in the code."""
+    """Print a warning in one line, without its place in the code."""
     Console(stderr=True).print(f"warning: {escape(_in_shell(str(message)))}", highlight=False, soft_wrap=True)
 
 

@@ -1,42 +1,24 @@
 """`flowlab demo`: the main job on real tables, start to end, in a few minutes."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from rich import table as rich
 from rich.console import Console
+from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from flowlab import datasets, presets
-from flowlab.report import baselines, figures
-from flowlab.report.likelihood import over_cells
+from flowlab.report import figures
+from flowlab.report.comparison import Row, compare, distinct_numbers, paired_gain, possible, split
 from flowlab.runtime import threads
-from flowlab.tables.codec.table import Table
 from flowlab.tables.density import FlowDensity
 from flowlab.training import fit
 
-Array = NDArray[np.float64]
-TEST = 0.2  # share of rows held out
 MOST_ROWS = 20_000  # of a table, so that the demo takes minutes
 WHOLE_ROWS = 6_000  # of the whole diamonds table
-NOT_MEASURED = ["quality"]  # the tasters' grade of a wine
-LONGEST = 30  # mm; the three diamonds that are longer are misprints
-
-
-@dataclass
-class Row:
-    """One method on one table."""
-
-    method: str
-    log_prob: Array
-    seconds: float
 
 
 def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str, list[Row]]:
@@ -52,8 +34,8 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     """
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
-    # Every method on one thread (flowlab in as many processes as there are cores), so that nothing waits for a core that another
-    # program uses.
+    # Every method on one thread (flowlab in as many processes as there are cores), so that nothing waits for a core
+    # that another program uses.
     with threads(1), threadpool_limits(1):
         found = {name: _table(name, folder, seed, console) for name in ("wine", "diamonds")}
         results = {name: rows for name, (rows, _) in found.items()}
@@ -62,8 +44,8 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
         _whole(folder, seed, console)
         _toy(folder, seed, console)
     console.print(
-        f"\nAll of it is in [bold]{folder}/[/bold]: models (.flow), synthetic rows (.csv), pictures (.png), results.md, and the "
-        "report on the whole diamonds table, whole_diamonds.html: open it in a browser."
+        f"\nAll of it is in [bold]{folder}/[/bold]: models (.flow), synthetic rows (.csv), pictures (.png), "
+        "results.md, and the report on the whole diamonds table, whole_diamonds.html: open it in a browser."
     )
     console.print(f"Next: flowlab info {folder}/wine.flow", soft_wrap=True)
     console.print(
@@ -73,74 +55,17 @@ def run(folder: Path, seed: int = 0, console: Console | None = None) -> dict[str
     return results
 
 
-def possible(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """A table without rows that no method can be judged by: diamonds of length zero, which stands for a missing one, and misprints."""
-    if name != "diamonds":
-        return frame
-    lengths = frame[["x", "y", "z"]]
-    return frame[((lengths > 0) & (lengths < LONGEST)).all(axis=1)]
-
-
 def numbers(name: str, seed: int) -> pd.DataFrame:
-    """A table's numeric columns as they are: distinct rows in random order, so that none is in training and test alike. At most `MOST_ROWS`."""
-    frame = _distinct(name)
+    """Load a table's numeric columns as they are: distinct rows in random order, at most `MOST_ROWS`."""
+    frame = distinct_numbers(name)
     return frame.iloc[np.random.default_rng(seed).permutation(len(frame))[:MOST_ROWS]].reset_index(drop=True)
-
-
-def continuous(name: str, seed: int) -> pd.DataFrame:
-    """The same as continuous data, for methods that know no grids: tied columns are spread over the cells of their resolution."""
-    frame = _distinct(name)
-    rng = np.random.default_rng(seed)
-    table, _ = Table.learn(frame, None, None)
-    x = table.dequantized(table.encode(frame), rng)
-    return pd.DataFrame(x[rng.permutation(len(x))[:MOST_ROWS]], columns=frame.columns)
-
-
-def _distinct(name: str) -> pd.DataFrame:
-    frame = possible(name, datasets.load(name).select_dtypes("number"))
-    return frame.drop(columns=NOT_MEASURED, errors="ignore").drop_duplicates()
-
-
-def compare(
-    frame: pd.DataFrame, seed: int, effort: str = "default", progress: bool = False
-) -> tuple[list[Row], FlowDensity]:
-    """Fit every method to all but the first fifth of the rows, and score that; flowlab comes last, with its model.
-
-    flowlab gets the table as it is, and its density at a value of a column on a grid stands for the value's cell. The others learn from values
-    spread over their cells, and their density is averaged over a test row's cell, which comes to the same.
-    """
-    test, train = split(frame)
-    x, y = train.to_numpy(dtype=float), test.to_numpy(dtype=float)
-    width = np.array([column.resolution for column in Table.learn(train, None, None)[0].schema])
-    model = FlowDensity(effort=effort, random_state=seed, progress=progress)
-    methods: list[tuple[str, Callable[[], Array]]] = [
-        (name, partial(over_cells, baseline, x, y, width, np.random.default_rng(seed)))
-        for name, baseline in (
-            ("Gaussian", baselines.gaussian),
-            ("KDE", baselines.kernel_density),
-            ("Gaussian mixture", baselines.mixture),
-        )
-    ]
-    rows = []
-    for method, evaluate in [*methods, ("flowlab", lambda: model.fit(train).score_samples(test, measure="density"))]:
-        started = time.perf_counter()
-        log_prob = evaluate()
-        rows.append(Row(method, log_prob, time.perf_counter() - started))
-    return rows, model
-
-
-def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test and training rows of a table in random order."""
-    held = round(TEST * len(frame))
-    return frame.iloc[:held], frame.iloc[held:]
 
 
 def _table(name: str, folder: Path, seed: int, console: Console) -> tuple[list[Row], pd.DataFrame]:
     frame = numbers(name, seed)
     test, train = split(frame)
-    console.print(
-        f"\n[bold]{name}[/bold]: {len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
-    )
+    size = f"{len(train):,} rows of {frame.shape[1]} numeric columns to learn from, {len(test):,} held out"
+    console.print(f"\n[bold]{name}[/bold]: {size}")
     rows, model = compare(frame, seed, effort="fast", progress=True)
     console.print(_printed(name, rows))
     console.print(f"  {calibrated(model.calibration_)}")
@@ -158,9 +83,8 @@ def _whole(folder: Path, seed: int, console: Console) -> None:
     frame = possible("diamonds", datasets.load("diamonds")).drop_duplicates()
     frame = frame.sample(WHOLE_ROWS, random_state=seed, ignore_index=True)
     test, train = split(frame)
-    console.print(
-        f"\n[bold]diamonds, all {frame.shape[1]} columns[/bold]: {len(train):,} rows to learn from, {len(test):,} held out"
-    )
+    size = f"{len(train):,} rows to learn from, {len(test):,} held out"
+    console.print(f"\n[bold]diamonds, all {frame.shape[1]} columns[/bold]: {size}")
     started = time.perf_counter()
     model = FlowDensity(effort="fast", random_state=seed, progress=True).fit(train)
     fitted = time.perf_counter()
@@ -184,19 +108,18 @@ def _toy(folder: Path, seed: int, console: Console) -> None:
 
 
 def comparison(rows: list[Row]) -> list[tuple[str, ...]]:
-    """Each method's mean log-likelihood, flowlab's gain over it (paired), where it is ahead, and the time, as text."""
+    """Write each method's mean log-likelihood, flowlab's paired gain over it, where flowlab is ahead, and the time."""
     ours = rows[-1].log_prob
     lines: list[tuple[str, ...]] = []
     for row in rows:
-        gain = ours - row.log_prob
-        error = gain.std(ddof=1) / np.sqrt(len(gain))
-        own = row.log_prob.std(ddof=1) / np.sqrt(len(gain))
+        gain, error = paired_gain(ours, row.log_prob)
+        own = row.log_prob.std(ddof=1) / np.sqrt(len(ours))
         lines.append(
             (
                 row.method,
                 f"{row.log_prob.mean():.3f} ± {own:.3f}",
-                "" if row is rows[-1] else f"{gain.mean():+.3f} ± {error:.3f}",
-                "" if row is rows[-1] else f"{(gain > 0).mean():.0%}",
+                "" if row is rows[-1] else f"{gain:+.3f} ± {error:.3f}",
+                "" if row is rows[-1] else f"{(ours > row.log_prob).mean():.0%}",
                 f"{row.seconds:.0f} s",
             )
         )
@@ -206,8 +129,8 @@ def comparison(rows: list[Row]) -> list[tuple[str, ...]]:
 HEADINGS = ("method", "held out", "flowlab's gain", "rows ahead", "time")
 
 
-def _printed(name: str, rows: list[Row]) -> rich.Table:
-    table = rich.Table(title=f"{name}: log-likelihood of held-out rows, nats per row ± standard error")
+def _printed(name: str, rows: list[Row]) -> Table:
+    table = Table(title=f"{name}: log-likelihood of held-out rows, nats per row ± standard error")
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i == 0 else "right")
     for line in comparison(rows):
@@ -216,24 +139,28 @@ def _printed(name: str, rows: list[Row]) -> rich.Table:
 
 
 def calibrated(tests: pd.DataFrame) -> str:
-    """What tests of fit on held-out rows find, in a sentence: the smallest p-value, times the number of tests."""
+    """Say in a sentence what tests of fit on held-out rows find: the smallest p-value, times the number of tests."""
     if not len(tests):
         return "Calibration: no rows were held out to test the fit with."
     smallest = min(float(tests["p_value"].min()) * len(tests), 1.0)
-    seen = f"of {len(tests)} tests of fit on held-out rows, “{tests['p_value'].idxmin()}” has the smallest p-value, {smallest:.3f} after correction"
+    seen = (
+        f"of {len(tests)} tests of fit on held-out rows, “{tests['p_value'].idxmin()}” has the smallest p-value, "
+        f"{smallest:.3f} after correction"
+    )
     if smallest >= 0.01:
         return f"Calibration: {seen}. No difference is seen."
     return f"Calibration: {seen}. The model is not exact: the tests see that."
 
 
 def markdown(results: dict[str, list[Row]], tests: dict[str, pd.DataFrame] | None = None) -> str:
-    """The comparison as a Markdown table, and below it what the tests of fit say of flowlab's models."""
+    """Write the comparison as a Markdown table, and below it what the tests of fit say of flowlab's models."""
     lines = ["| table | " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 1)]
     for name, rows in results.items():
         lines += [f"| {name} | " + " | ".join(line) + " |" for line in comparison(rows)]
     lines += [f"\n{name}: {calibrated(calibration)}" for name, calibration in (tests or {}).items()]
     if tests:
-        lines += [
-            "\n“radius” tests how far from the origin the noise behind held-out rows lies, “energy” whether that of all columns together is right."
-        ]
+        lines.append(
+            "\n“radius” tests how far from the origin the noise behind held-out rows lies, “energy” whether that of "
+            "all columns together is right."
+        )
     return "\n".join(lines) + "\n"

@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from flowlab import FlowDensity, Member
-from flowlab.tables.query import questions
 from flowlab.tables.ensemble.calibration import goodness_of_fit
+from flowlab.tables.query import questions
 
 CORRELATION = 0.8
 

@@ -16,9 +16,10 @@ from scipy import stats
 from threadpoolctl import threadpool_info
 
 import flowlab
-from flowlab.report import door, findings, html, likelihood, panels
-from flowlab.report.columns import align
-from flowlab.report.findings import FAIR, GOOD, POOR, Check, judge, verdict
+from flowlab.report import evidence, header, inputs, log_likelihood, metrics, panels, sections, verdict, write
+from flowlab.report.aligned import align
+from flowlab.report.sections import classifier, transfer
+from flowlab.report.verdict import FAIR, GOOD, POOR, Check, rate
 from flowlab.tables.codec.table import Table
 
 RULE = "x < 1.5"  # which some of the rows break
@@ -104,8 +105,9 @@ class Page(HTMLParser):
 def few_repeats() -> Iterator[None]:
     """Noise floors from two pairs of real tables, not five: most of a page's time goes into their classifiers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(findings, "REPEATS", 2)
-        patch.setattr(findings, "TRANSFER_REPEATS", 1)
+        patch.setattr(evidence, "REPEATS", 2)
+        patch.setattr(classifier, "REPEATS", 2)
+        patch.setattr(transfer, "REPEATS", 1)
         yield
 
 
@@ -113,7 +115,7 @@ def few_repeats() -> Iterator[None]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     train = table(300, 0)
-    return html.write_report(Bootstrap(train), train, table(120, 1), folder / "report.html")
+    return write.write_report(Bootstrap(train), train, table(120, 1), folder / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -136,22 +138,14 @@ def test_links_lead_somewhere_and_ids_are_unique(text: str):
     assert len(page.ids) == len(set(page.ids))
     anchors = {link[1:] for link in page.links if link.startswith("#")}
     assert anchors <= set(page.ids)
-    sections = [
-        "likelihood",
-        "columns",
-        "pairs",
-        "classifier",
-        "transfer",
-        "missing",
-        "validity",
-        "rules",
-        "privacy",
-        "calibration",
-        "members",
-        "training",
-        "schema",
-    ]
-    assert set(sections) <= anchors
+    assert {section.anchor for section in sections.SECTIONS} <= anchors
+
+
+def test_sections_are_listed_and_only_they_are_judged():
+    listed = [section.anchor for section in sections.SECTIONS]
+    assert len(listed) == len(set(listed))
+    judged = {section for section in sections.SECTIONS if "judge" in vars(section)}
+    assert set(sections.OVERVIEW) == judged
 
 
 def test_pictures_are_there(text: str):
@@ -191,7 +185,7 @@ def test_rules_are_listed_with_the_rows_that_break_them(text: str):
 
 def test_without_training_rows_nothing_is_said_of_copies(tmp_path: Path):
     model = Bootstrap(table(60, 0))
-    text = html.write_report(model, None, table(60, 1), tmp_path / "report.html").read_text(encoding="utf-8")
+    text = write.write_report(model, None, table(60, 1), tmp_path / "report.html").read_text(encoding="utf-8")
     assert "30 in place of those trained on, 30 held out" in text
     privacy = text[text.index('id="privacy"') :]
     assert "were not at hand" in privacy
@@ -206,9 +200,9 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(html.os, "replace", fail)
+    monkeypatch.setattr(write.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        html._write(path, "new")
+        write._write(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
@@ -235,10 +229,10 @@ def test_the_header_counts_modelled_columns_alone(text: str):
 def test_left_out_columns_are_named_and_not_counted(tmp_path: Path):
     train = table(40, 0).assign(key=[f"k{j}" for j in range(40)], note=None)
     model = Bootstrap(train, {"key": "excluded", "note": "excluded"})
-    found = dict(door.facts(model, door.as_table(model, train, "train"), train, train, 0, True))
+    found = dict(header.facts(model, inputs.as_table(model, train, "train"), train, train, 0, True))
     assert found["Columns left out"] == "'key', 'note'"
     assert found["Columns modelled"] == "3 numbers, 2 categories, 1 time"
-    assert list(door.as_table(model, train, "train")) == list(table(2, 0))
+    assert list(inputs.as_table(model, train, "train")) == list(table(2, 0))
 
 
 def test_limits_stand_beside_readings(text: str):
@@ -247,9 +241,9 @@ def test_limits_stand_beside_readings(text: str):
     assert re.fullmatch(r"to 0\.5 ± 0\.\d+, close to 0\.5 ± 0\.\d+", limits["classifier"])
     assert re.fullmatch(r"from 0\.\d+, close from 0\.\d+", limits["transfer"])
     noise = [0.03, 0.04, 0.05]
-    good, fair = findings.limits(noise, 0.1)
-    assert (judge(good, noise, 0.1), judge(good + 1e-9, noise, 0.1)) == (GOOD, FAIR)
-    assert (judge(fair, noise, 0.1), judge(fair + 1e-9, noise, 0.1)) == (FAIR, POOR)
+    good, fair = verdict.limits(noise, 0.1)
+    assert (rate(good, noise, 0.1), rate(good + 1e-9, noise, 0.1)) == (GOOD, FAIR)
+    assert (rate(fair, noise, 0.1), rate(fair + 1e-9, noise, 0.1)) == (FAIR, POOR)
 
 
 def test_tests_of_fit_are_explained_and_the_summary_is_folded(text: str):
@@ -280,11 +274,11 @@ def test_labels_that_would_collide_are_turned():
 def test_too_few_rows(tmp_path: Path):
     train = table(60, 0)
     with pytest.raises(ValueError, match="test has 5"):
-        html.write_report(Bootstrap(train), train, table(5, 1), tmp_path / "report.html")
+        write.write_report(Bootstrap(train), train, table(5, 1), tmp_path / "report.html")
     with pytest.raises(ValueError, match="train has 0"):
-        html.write_report(Bootstrap(train), train[:0], train, tmp_path / "report.html")
+        write.write_report(Bootstrap(train), train[:0], train, tmp_path / "report.html")
     with pytest.raises(ValueError, match=r"half of the test rows stand for them: .* at least 40, test has 39"):
-        html.write_report(Bootstrap(train), None, train[:39], tmp_path / "report.html")
+        write.write_report(Bootstrap(train), None, train[:39], tmp_path / "report.html")
 
 
 def test_what_is_no_table_is_refused_at_the_door(tmp_path: Path):
@@ -298,9 +292,9 @@ def test_what_is_no_table_is_refused_at_the_door(tmp_path: Path):
         (pd.concat([train, train[["x"]]], axis=1), ValueError, "test: several columns have the same name"),
     ):
         with pytest.raises(error, match=message):
-            html.write_report(model, train, rows, tmp_path / "report.html")
+            write.write_report(model, train, rows, tmp_path / "report.html")
     with pytest.raises(ValueError, match="target 'z' is no column"):
-        html.write_report(model, train, train, tmp_path / "report.html", target="z")
+        write.write_report(model, train, train, tmp_path / "report.html", target="z")
     assert not list(tmp_path.iterdir())
 
 
@@ -311,7 +305,7 @@ def of_array() -> flowlab.FlowDensity:
 
 def test_report_on_a_model_of_an_array(of_array, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train, test = (np.random.default_rng(seed).normal(size=(60, 2)) for seed in (0, 1))
-    page = html.write_report(of_array, train, test.tolist(), tmp_path / "a.html", title="<i>").read_text("utf-8")
+    page = write.write_report(of_array, train, test.tolist(), tmp_path / "a.html", title="<i>").read_text("utf-8")
     assert "<td>KS</td>" in page
     assert "x1" in page
     assert "<h1>&lt;i&gt;:" in page
@@ -324,13 +318,13 @@ def test_report_on_a_model_of_an_array(of_array, tmp_path: Path, capsys: pytest.
         (pd.DataFrame(test, columns=["p", "q"]), "has no column 'x0', 'x1'.*or give an array"),
     ):
         with pytest.raises(ValueError, match=message):
-            html.write_report(of_array, train, rows, tmp_path / "b.html")
+            write.write_report(of_array, train, rows, tmp_path / "b.html")
 
 
 def test_a_report_holds_threads_and_shows_a_bar(of_array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     counted: list[int] = []
     counts: list[set[int]] = []
-    real = html.progress_bar
+    real = write.progress_bar
 
     def bar(total: int, progress: bool, *names: str):
         assert progress
@@ -343,12 +337,12 @@ def test_a_report_holds_threads_and_shows_a_bar(of_array, tmp_path: Path, monkey
         counts.append({torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info())})
         return own(*arguments)
 
-    own = findings.metrics._trees
-    monkeypatch.setattr(html, "progress_bar", bar)
-    monkeypatch.setattr(findings.metrics, "_trees", trees)
+    own = metrics._trees
+    monkeypatch.setattr(write, "progress_bar", bar)
+    monkeypatch.setattr(metrics, "_trees", trees)
     rows = np.random.default_rng(1).normal(size=(40, 2))
     before = torch.get_num_threads(), [library["num_threads"] for library in threadpool_info()]
-    html.write_report(of_array, None, rows, tmp_path / "a.html", progress=True)
+    write.write_report(of_array, None, rows, tmp_path / "a.html", progress=True)
     assert sum(counted) == 0  # as many steps as were promised
     assert len(counts) == -counted[0]
     assert set().union(*counts) == {1}
@@ -359,25 +353,25 @@ def test_report_of_a_fitted_density(tmp_path: Path):
     rows = flowlab.datasets.load("wine").iloc[:400, [0, 7, 10]]
     train, test = rows[:300], rows[300:]
     model = flowlab.FlowDensity(members=["mixture"], random_state=0).fit(train)
-    page = html.write_report(model, train, test, tmp_path / "wine.html", n=150).read_text(encoding="utf-8")
+    page = write.write_report(model, train, test, tmp_path / "wine.html", n=150).read_text(encoding="utf-8")
     assert "Gaussian mixture" in page
     assert "150 synthetic" in page
 
 
 def test_judgement_is_never_better_than_the_numbers():
-    assert judge(0.04, [0.03, 0.04, 0.05], 0.1) == GOOD
-    assert judge(0.09, [0.03, 0.04, 0.05], 0.1) == FAIR
-    assert judge(0.2, [0.03, 0.04, 0.05], 0.1) == POOR
+    assert rate(0.04, [0.03, 0.04, 0.05], 0.1) == GOOD
+    assert rate(0.09, [0.03, 0.04, 0.05], 0.1) == FAIR
+    assert rate(0.2, [0.03, 0.04, 0.05], 0.1) == POOR
 
     def headline(*statuses: str) -> str:
         checks = [Check(f"Test {s}", "columns", "", "", "", s, "") for s in statuses]
-        return verdict(checks, 100)[0]
+        return verdict.verdict(checks, 100)[0]
 
     assert headline(GOOD, GOOD).startswith("No test here tells")
     assert headline(GOOD, FAIR).startswith("The synthetic rows are close")
     assert headline(GOOD, FAIR, POOR).startswith("The synthetic rows differ")
     remembered = Check("Copies", "privacy", "", "", "", POOR, "")
-    assert verdict([remembered], 100)[0].endswith("Training rows were remembered.")
+    assert verdict.verdict([remembered], 100)[0].endswith("Training rows were remembered.")
 
 
 def test_baselines_have_the_probabilities_of_a_grid():
@@ -387,13 +381,13 @@ def test_baselines_have_the_probabilities_of_a_grid():
     model = Bootstrap(train)
     for level, share in (("x", 0.5), ("y", 0.5)):
         test = pd.DataFrame({"a": np.arange(-30, 90), "b": level})
-        for name, found in likelihood.log_likelihoods(model, train, test).items():
+        for name, found in log_likelihood.log_likelihoods(model, train, test).items():
             if name != "model":
                 assert np.exp(found).sum() == pytest.approx(share, abs=0.06), name
 
 
 def test_comparison_is_paired_and_counts_the_impossible():
-    found = likelihood.comparison({"model": np.array([1.0, 2.0, -np.inf]), "other": np.array([0.0, 1.0, 5.0])})
+    found = log_likelihood.comparison({"model": np.array([1.0, 2.0, -np.inf]), "other": np.array([0.0, 1.0, 5.0])})
     assert found.loc["other", ["gain", "gain_error", "ahead"]].tolist() == [1.0, 0.0, 1.0]
     assert found.loc["model", "impossible"] == 1
 
@@ -415,7 +409,8 @@ def test_in_a_browser(path: Path, tmp_path: Path, width: int):
     frame = tmp_path / "frame.html"
     script = (
         "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title = [page.scrollWidth, page.querySelectorAll('svg').length, page.querySelectorAll('script').length].join(' ')"
+        "const count = (name) => page.querySelectorAll(name).length;"
+        "document.title = [page.scrollWidth, count('svg'), count('script')].join(' ')"
     )
     frame.write_text(
         f"<title>none</title><iframe src='{path.as_uri()}' style='width:{width}px;height:900px;border:0'"

@@ -1,7 +1,7 @@
 """What `benchmarks/speed.py` measures: the cases, and one module per framework that builds them.
 
-A framework's module has one function, `build(case, features, fast) -> model`, where `fast` is the direction that has to be
-cheap, "density" or "sampling"; only autoregressive flows must choose. A model has
+A framework's module has one function, `build(case, features, fast) -> model`, where `fast` is the direction that has
+to be cheap, "density" or "sampling"; only autoregressive flows must choose. A model has
 
 - `parameters`, the number of trainable scalars;
 - `array(x)`, which turns a float32 numpy array into what the model takes as data;

@@ -1,8 +1,8 @@
 """The MLPs alone: the conditioners of flowlab's case as plain torch networks, and nothing else.
 
-A training step made of torch's linear layers cannot be faster: it needs the gradients of their inputs, too. Large batches can,
-in chunks that stay in the cache. Masked networks count as dense ones, and sampling of autoregressive flows as one pass,
-though it takes more.
+A training step made of torch's linear layers cannot be faster: it needs the gradients of their inputs, too. Large
+batches can, in chunks that stay in the cache. Masked networks count as dense ones, and sampling of autoregressive
+flows as one pass, though it takes more.
 """
 
 import numpy as np

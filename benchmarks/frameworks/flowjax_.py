@@ -1,8 +1,9 @@
 """FlowJAX, jitted by equinox as in its own training loop, each call waited for.
 
-Its spline has one inner knot less than bins. By default it learns the slopes at both ends, too, where it could be kinked;
-here they are fixed like everyone's, which saves it 8 % of a step. Its couplings keep the smaller part of an odd number of
-features in every layer, and it permutes the features at random between layers, which costs next to nothing.
+Its spline has one inner knot less than bins. By default it learns the slopes at both ends, too, where it could be
+kinked; here they are fixed like everyone's, which saves it 8 % of a step. Its couplings keep the smaller part of an
+odd number of features in every layer, and it permutes the features at random between layers, which costs next to
+nothing.
 """
 
 from collections.abc import Callable

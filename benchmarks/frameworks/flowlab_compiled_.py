@@ -1,4 +1,4 @@
-"""flowlab as `fit(compile=True)` trains it; where products take most of the time, with matmul_precision="medium", too."""
+"""flowlab as `fit(compile=True)` trains it, with matmul_precision="medium" where products take most of the time."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""normflows. Its ready-made spline layers have residual networks only, so their inner transforms get plain ones here."""
+"""normflows. Its ready-made spline layers have residual networks only: their inner transforms get plain ones here."""
 
 import warnings
 

@@ -1,7 +1,7 @@
 """Pyro: transforms around a base distribution, caching what the other direction needs.
 
-Pyro's transforms go from noise to data. Autoregressive ones are cheap that way, `.inv` turns them around. Its splines are
-linear-rational by default; here they are rational-quadratic, like everyone's.
+Pyro's transforms go from noise to data. Autoregressive ones are cheap that way, `.inv` turns them around. Its splines
+are linear-rational by default; here they are rational-quadratic, like everyone's.
 """
 
 import pyro

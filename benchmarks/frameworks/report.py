@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+from common import table
+
 from . import CASES, FEATURES, FRAMEWORKS, OPS, TORCH_PEERS
 
 SPLINES, AFFINES = ("nsf", "nsf_ar"), ("real_nvp", "maf")
@@ -70,10 +72,9 @@ def group(results: dict, case: str, features: int, op: str) -> dict[str, dict]:
     return results["groups"].get(f"{case}/{features}/{op}", {})
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
+def lines_of_table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Markdown; columns of numbers, from the third on, are set right."""
-    rule = ["---" if i < 2 else "---:" for i in range(len(header))]
-    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+    return table(header, rows, "llr").split("\n")
 
 
 def operation_table(results: dict, op: str) -> list[str]:
@@ -89,7 +90,7 @@ def operation_table(results: dict, op: str) -> list[str]:
             row.append("–" if found is None else f"{found[0]:.2f}" + (f" ({found[1]})" if whom == PEER else ""))
         rows.append(row)
     header = ["case", "features", *(FRAMEWORKS[name][2] for name in shown)]
-    return table([*header, *(f"flowlab / {whom}" for whom in (PEER, JAX, BOUND))], rows) if rows else []
+    return lines_of_table([*header, *(f"flowlab / {whom}" for whom in (PEER, JAX, BOUND))], rows) if rows else []
 
 
 def parameter_table(results: dict) -> list[str]:
@@ -104,7 +105,7 @@ def parameter_table(results: dict) -> list[str]:
         [CASES[case].title, str(d), *(f"{found[name]:,}" if name in found else "–" for name in names)]
         for (case, d), found in counts.items()
     ]
-    return table(["case", "features", *(FRAMEWORKS[name][2] for name in names)], rows)
+    return lines_of_table(["case", "features", *(FRAMEWORKS[name][2] for name in names)], rows)
 
 
 def bar_table(results: dict) -> list[str]:
@@ -122,7 +123,7 @@ def bar_table(results: dict) -> list[str]:
     verdict = judge([cell.get("peak", math.inf) <= MEMORY_BAR] if cell else [], 1)
     name = "peak memory, rsample in the slow direction, NSF autoregressive"
     rows.append([name, "63", "≤ 2 GB", gigabytes(cell), "", verdict])
-    return table(["bar", "features", "wanted", "measured", "with fused Adam for all", ""], rows)
+    return lines_of_table(["bar", "features", "wanted", "measured", "with fused Adam for all", ""], rows)
 
 
 def ratios(results: dict, case: str, features: tuple, op: str, who: str, whom: str) -> dict[int, tuple[float, str]]:
@@ -158,7 +159,7 @@ def profile_table(results: dict) -> list[str]:
         case, features, op = place.split("/")
         parts = [f"{1e3 * answer['seconds'] * answer['shares'].get(kind, 0.0):.2f}" for kind in kinds]
         rows.append([op, CASES[case].title, features, FRAMEWORKS[name][2], f"{1e3 * answer['seconds']:.2f}", *parts])
-    return table(["operation", "case", "features", "framework", "call", *kinds], rows)
+    return lines_of_table(["operation", "case", "features", "framework", "call", *kinds], rows)
 
 
 def missing(results: dict) -> list[str]:
@@ -175,9 +176,10 @@ def markdown(results: dict, name: str) -> str:
     versions = ", ".join(f"{FRAMEWORKS[key][2]} {version}" for key, version in results["versions"].items())
     parts = [
         f"# Speed on {results['cores']} core{'s' if results['cores'] > 1 else ''}",
-        f"`python benchmarks/speed.py`, {results['date']}: {versions.replace('MLPs alone', 'torch')}. {results['machine']}. "
-        f"Interleaved, {results['rounds']} rounds of {results['seconds']:g} s each; milliseconds per call, median ± half the "
-        "interquartile range of all calls. FlowJAX is jitted, everything else eager unless it says so.",
+        f"`python benchmarks/speed.py`, {results['date']}: {versions.replace('MLPs alone', 'torch')}. "
+        f"{results['machine']}. Interleaved, {results['rounds']} rounds of {results['seconds']:g} s each; "
+        "milliseconds per call, median ± half the interquartile range of all calls. FlowJAX is jitted, everything "
+        "else eager unless it says so.",
         f"![Ratios of times]({name}.png)",
     ]
     lines = ["\n\n".join(parts), "", "## What was wanted", "", *bar_table(results)]
@@ -187,14 +189,15 @@ def markdown(results: dict, name: str) -> str:
             lines += ["", f"## {title}", "", *rows]
     if results.get("profiles"):
         note = (
-            "Time without the profiler, divided by its shares. What is left besides matrix products, which all have to do, is some forty small "
-            "torch operations a layer and their dispatch. log_prob is of 512 rows here. Other programs may have run beside: read the shares rather than the times."
+            "Time without the profiler, divided by its shares. What is left besides matrix products, which all have to "
+            "do, is some forty small torch operations a layer and their dispatch. log_prob is of 512 rows here. Other "
+            "programs may have run beside: read the shares rather than the times."
         )
         lines += ["", "## Profiles of what misses its bar, milliseconds", "", note, "", *profile_table(results)]
     if results["memory"]:
         peaks = [[FRAMEWORKS[key][2], "63", gigabytes(cell)] for key, cell in results["memory"].items()]
         lines += ["", "## Peak memory of rsample in the slow direction, NSF autoregressive, 512 rows", ""]
-        lines += table(["framework", "features", "process"], peaks)
+        lines += lines_of_table(["framework", "features", "process"], peaks)
     lines += ["", "## Trained parameters", "", *parameter_table(results)]
     return "\n".join([*lines, "", "## Empty cells", "", *missing(results), ""])
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 LEARNING_RATE = 1e-3
 
-# What `flowlab.fit` does for its own steps is done for all here: freeing one large block makes glibc keep freed memory, which
-# else is up to half of the time of a step. Only the flows shall differ.
+# What `flowlab.fit` does for its own steps is done for all here: freeing one large block makes glibc keep freed
+# memory, which else is up to half of the time of a step. Only the flows shall differ.
 torch.empty(31 << 20, dtype=torch.uint8)
 
 

@@ -1,9 +1,10 @@
 """Measures one framework in a process of its own: `python worker.py FRAMEWORK THREADS`.
 
-Reads one JSON request per line, {"case", "features", "op", "seconds"}, and answers each with one line: {"times": seconds of
-each call, "parameters"} or {"missing": reason}. A request {"memory": bytes, "case", "features"} runs one `rsample` in the
-slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A request {"profile": calls,
-"case", "features", "op"} answers what the time of an operation goes to: {"seconds": a call, "shares": {kind of work: share}}.
+Reads one JSON request per line, {"case", "features", "op", "seconds"}, and answers each with one line: {"times":
+seconds of each call, "parameters"} or {"missing": reason}. A request {"memory": bytes, "case", "features"} runs one
+`rsample` in the slow direction, with at most so many bytes more than the process has, and answers {"peak": bytes}. A
+request {"profile": calls, "case", "features", "op"} answers what the time of an operation goes to: {"seconds": a call,
+"shares": {kind of work: share}}.
 """
 
 import importlib
@@ -107,6 +108,8 @@ class Bench:
         return {"times": times, "parameters": self.model.parameters}
 
     def memory(self, request: dict) -> dict:
+        from common import memory
+
         self.build(request["case"], request["features"], "density")
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + request["memory"], resource.RLIM_INFINITY))
@@ -114,9 +117,7 @@ class Bench:
             self.model.rsample(512)
         except (MemoryError, RuntimeError) as error:  # torch has no class of its own for it
             raise NotImplementedError(f"> {request['memory'] / 1e9:.0f} GB") from error
-        # Not getrusage: its peak begins with that of the process that started this one.
-        status = Path("/proc/self/status").read_text()
-        return {"peak": 1024 * int(status.split("VmHWM:")[1].split()[0])}
+        return {"peak": memory("VmHWM")}
 
     def profile(self, request: dict) -> dict:
         from torch.profiler import ProfilerActivity, profile

@@ -1,7 +1,8 @@
 """What `benchmarks/synthesis.py` compares: the tables, the methods, how rows are scored and reported.
 
 - `tables`: the six tables, prepared alike for everybody, and their splits.
-- `worker.py`: one method in a process of its own, with the interpreter of its environment; it imports nothing from here.
+- `worker.py`: one method in a process of its own, with the interpreter of its environment; it imports nothing from
+   here.
 - `quality.py`: SDMetrics' report, in SDV's environment.
 - `scores`: flowlab's own metrics.
 - `report`: tables, bars and picture.

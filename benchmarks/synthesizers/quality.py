@@ -1,4 +1,7 @@
-"""SDMetrics' quality report in SDV's environment: `python quality.py REAL SYNTHETIC` answers its overall score and properties as JSON."""
+"""SDMetrics' quality report in SDV's environment.
+
+`python quality.py REAL SYNTHETIC` answers its overall score and properties as JSON.
+"""
 
 import json
 import os

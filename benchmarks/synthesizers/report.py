@@ -1,14 +1,12 @@
 """From the results of `benchmarks/synthesis.py` to tables, bars and a picture."""
 
-import os
-import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import machine, table
 from matplotlib.figure import Figure
-from speed import machine
 
 import flowlab
 
@@ -21,7 +19,7 @@ Results = dict[str, Cells]
 
 @dataclass(frozen=True)
 class Metric:
-    """A table of results: how a number is written, which way is better (+1 higher, −1 lower, 0 neither), and what it means."""
+    """A table of results: a number's format, which way is better (+1 higher, −1 lower, 0 neither), what it means."""
 
     key: str
     title: str
@@ -31,31 +29,99 @@ class Metric:
 
 
 METRICS = (
-    Metric("c2st", "C2ST", ".3f", -1, "ROC-AUC of gradient-boosted trees telling test rows from as many synthetic ones; 0.5 is perfect."),
-    Metric("quality", "SDMetrics quality", ".3f", 1, "Overall score of SDMetrics' QualityReport, as documented against training rows; 1 is perfect."),
-    Metric("pair_tv", "Pair-TV", ".3f", 1, "1 − total variation of the joint table of two columns, against test rows, mean over all pairs; 1 is perfect."),
-    Metric("tstr", "TSTR ratio", ".3f", 1, "Score on test rows of trees trained on synthetic rows, as a ratio to trees trained on the real ones."),
-    Metric("copies", "Copied rows", ".3%", -1, "Share of synthetic rows that equal a training row in all cells; under real rows: of test rows."),
-    Metric("dcr", "DCR share", ".3f", -1, "Share of synthetic rows whose nearest real row is a training row rather than one of as many test rows; 0.5 is expected of new rows."),
-    Metric("unknown_categories", "Invalid categories", ".2%", -1, "Share of cells of the worst column that hold a category which it does not have."),
-    Metric("fractions", "Fractional integers", ".2%", -1, "Share of cells of the worst column that are no whole numbers where all training values are."),
-    Metric("out_of_range", "Out of range", ".2%", -1, "Share of cells of the worst column beyond the extremes of the training rows."),
+    Metric(
+        "c2st",
+        "C2ST",
+        ".3f",
+        -1,
+        "ROC-AUC of gradient-boosted trees telling test rows from as many synthetic ones; 0.5 is perfect.",
+    ),
+    Metric(
+        "quality",
+        "SDMetrics quality",
+        ".3f",
+        1,
+        "Overall score of SDMetrics' QualityReport, as documented against training rows; 1 is perfect.",
+    ),
+    Metric(
+        "pair_tv",
+        "Pair-TV",
+        ".3f",
+        1,
+        "1 − total variation of the joint table of two columns, against test rows, mean over all pairs; 1 is perfect.",
+    ),
+    Metric(
+        "tstr",
+        "TSTR ratio",
+        ".3f",
+        1,
+        "Score on test rows of trees trained on synthetic rows, as a ratio to trees trained on the real ones.",
+    ),
+    Metric(
+        "copies",
+        "Copied rows",
+        ".3%",
+        -1,
+        "Share of synthetic rows that equal a training row in all cells; under real rows: of test rows.",
+    ),
+    Metric(
+        "dcr",
+        "DCR share",
+        ".3f",
+        -1,
+        "Share of synthetic rows whose nearest real row is a training row rather than one of as many test rows; "
+        "0.5 is expected of new rows.",
+    ),
+    Metric(
+        "unknown_categories",
+        "Invalid categories",
+        ".2%",
+        -1,
+        "Share of cells of the worst column that hold a category which it does not have.",
+    ),
+    Metric(
+        "fractions",
+        "Fractional integers",
+        ".2%",
+        -1,
+        "Share of cells of the worst column that are no whole numbers where all training values are.",
+    ),
+    Metric(
+        "out_of_range",
+        "Out of range",
+        ".2%",
+        -1,
+        "Share of cells of the worst column beyond the extremes of the training rows.",
+    ),
     Metric("dtypes", "Columns with another dtype", "d", -1, "Columns whose dtype is not that of the training rows."),
-    Metric("missing_rate", "Missing rates", ".4f", -1, "Largest difference of a column's share of missing cells from the training rows'."),
-    Metric("missing_pattern", "Missing patterns", ".4f", -1, "Total variation between the distributions of which cells of a row are missing together, against training rows."),
+    Metric(
+        "missing_rate",
+        "Missing rates",
+        ".4f",
+        -1,
+        "Largest difference of a column's share of missing cells from the training rows'.",
+    ),
+    Metric(
+        "missing_pattern",
+        "Missing patterns",
+        ".4f",
+        -1,
+        "Total variation between the distributions of which cells of a row are missing together, against "
+        "training rows.",
+    ),
     Metric("fit_cpu", "Fit, CPU-seconds", ".1f", -1, "On one core, of all threads, without imports."),
     Metric("fit_wall", "Fit, seconds of wall time", ".1f", -1, "With whatever else the machine did."),
     Metric("sample_cpu", "5,000 rows, CPU-seconds", ".2f", -1, "On one core, of all threads."),
     Metric("sample_wall", "5,000 rows, seconds of wall time", ".2f", -1, "With whatever else the machine did."),
     Metric("peak", "Peak memory, MB", ".0f", -1, "Of the whole process, imports included."),
     Metric("before", "Memory before fit, MB", ".0f", 0, "What imports take of the peak."),
-)  # fmt: skip
+)
 SHOWN = ("c2st", "pair_tv", "tstr")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What flowlab wants to reach: a limit on each table, or the best peer's value less a margin, or the tighter of both."""
+    """What flowlab should reach: a limit on each table, the best peer's value less a margin, or the tighter of both."""
 
     key: str
     title: str
@@ -138,10 +204,6 @@ def line(cell: dict) -> str:
     return ", ".join(f"{m.title} {text(cell, m.key)}" for m in METRICS if m.key in (*SHOWN, "quality", "fit_cpu"))
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
-
-
 def section(what: Metric, found: Results) -> str:
     """One metric of all methods on all tables, the best in bold."""
     lines = []
@@ -157,7 +219,7 @@ def section(what: Metric, found: Results) -> str:
 
 
 def judged(bar: Bar, name: str, cells: Cells, method: str) -> tuple[str, bool] | None:
-    """A measured value against the wanted one, and whether it is reached; None where one is not known or no bar is set."""
+    """Compare a measured value with the wanted one, and say whether it is reached; None where either is not known."""
     if "error" in cells.get(method, {}):
         return "**failed**", False
     number = value(cells.get(method), bar.key)
@@ -249,22 +311,24 @@ def markdown(found: Results) -> str:
     sections = "\n".join(section(what, found) for what in METRICS)
     return f"""# Synthetic rows of real mixed tables
 
-`python benchmarks/synthesis.py` on {machine()}, Python {platform.python_version()}, each method in a process of its own on one of \
-{os.cpu_count()} cores. {versions(found)}; scores by flowlab {flowlab.__version__}. One split, seed 0, fixed in advance.
+`python benchmarks/synthesis.py` on {machine()}, each method in a process of its own on one core. {versions(found)}; \
+scores by flowlab {flowlab.__version__}. One split, seed 0, fixed in advance.
 
-Peers are used as documented, with their defaults: SDV with its own detection of metadata, text (as objects) declared categorical and no keys; \
-CTGAN and TVAE for 300 epochs; arfpy with missing numbers as medians beside a column that says so, and once more with each number and \
-time moved to the nearest one of its column (ARF snapped; its times are ARF's). Each method draws 5,000 rows five times from one fit; of each \
-draw as many as there are training rows are scored. SDMetrics' quality and the TSTR ratio, which vary most from draw to draw, are means over the five \
-draws, whosever they are; all else is of the first one. Real rows: training rows taken for synthetic ones where test rows are the measure, and test rows \
-where training rows are.
+Peers are used as documented, with their defaults: SDV with its own detection of metadata, text (as objects) declared \
+categorical and no keys; CTGAN and TVAE for 300 epochs; arfpy with missing numbers as medians beside a column that \
+says so, and once more with each number and time moved to the nearest one of its column (ARF snapped; its times are \
+ARF's). Each method draws 5,000 rows five times from one fit; of each draw as many as there are training rows are \
+scored. SDMetrics' quality and the TSTR ratio, which vary most from draw to draw, are means over the five draws, \
+whosever they are; all else is of the first one. Real rows: training rows taken for synthetic ones where test rows \
+are the measure, and test rows where training rows are.
 
 ![Three metrics](synthesis.png)
 
 ## Bars: `FlowDensity()`
 
-Where a bar is about peers, it is the best peer's value on that table (TSTR ratio: less 0.01), or the fixed limit where that is tighter. \
-Limits of fitting times are for 5,000 rows of 11 columns, in proportion for tables of more cells.
+Where a bar is about peers, it is the best peer's value on that table (TSTR ratio: less 0.01), or the fixed limit \
+where that is tighter. Limits of fitting times are for 5,000 rows of 11 columns, in proportion for tables of more \
+cells.
 
 {bars(found, FLOWLAB)}
 
@@ -274,8 +338,9 @@ Limits of fitting times are for 5,000 rows of 11 columns, in proportion for tabl
 
 ## How much scores vary from draw to draw
 
-Mean ± standard deviation over the five draws from one fit. SDMetrics cuts the numbers of real and of synthetic rows into intervals of equal length apart, from least to greatest: where it compares \
-a number with a category, one extreme value more or less moves all of them.
+Mean ± standard deviation over the five draws from one fit. SDMetrics cuts the numbers of real and of synthetic rows \
+into intervals of equal length apart, from least to greatest: where it compares a number with a category, one extreme \
+value more or less moves all of them.
 
 {spread(found)}
 
@@ -283,7 +348,8 @@ a number with a category, one extreme value more or less moves all of them.
 
 {table(header, described)}
 
-Also left out: constant columns. Text is categorical, time_hour a date without time zone. Tables of more than 6,000 rows: 6,000 at random.
+Also left out: constant columns. Text is categorical, time_hour a date without time zone. Tables of more than 6,000 \
+rows: 6,000 at random.
 
 {sections}
 ## Failures and other dtypes

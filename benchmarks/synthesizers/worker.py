@@ -1,8 +1,9 @@
 """One synthesizer in a process of its own, on one core: `python worker.py METHOD TRAIN ROWS OUTPUT...`.
 
-Fits the method to the parquet file TRAIN, draws ROWS rows for each of the parquet files OUTPUT, and answers with one line of
-JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and of the first `sample`, the peak memory of the process until
-then and what it had taken before `fit`, in bytes, and versions. Runs with the interpreter of the method's environment.
+Fits the method to the parquet file TRAIN, draws ROWS rows for each of the parquet files OUTPUT, and answers with one
+line of JSON: CPU-seconds (of all threads and processes) and seconds of `fit` and of the first `sample`, the peak
+memory of the process until then and what it had taken before `fit`, in bytes, and versions. Runs with the interpreter
+of the method's environment.
 """
 
 import itertools
@@ -34,7 +35,9 @@ def flowlab(effort: str) -> Callable:
 
 
 def sdv(synthesizer: str, **options) -> Callable:
-    """One of SDV's, with its defaults: metadata as SDV detects it, text declared categorical, keys and personal data ruled out.
+    """One of SDV's synthesizers, with its defaults.
+
+    Metadata are as SDV detects them, with text declared categorical, keys and personal data ruled out.
 
     Whole numbers with few values stay what SDV makes of them. Text goes in as objects, as SDV wants it: given pandas'
     categories, it draws far too many missing cells wherever a few are missing.
@@ -153,7 +156,7 @@ def clock() -> tuple[float, float]:
 
 
 def memory(what: str) -> int:
-    """Bytes held now (VmRSS) or at most so far (VmHWM); not getrusage, whose peak begins with that of the parent process."""
+    """Bytes held now (VmRSS) or at most so far (VmHWM); getrusage would begin with the peak of the parent process."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{what}:")[1].split()[0])
 

@@ -1,4 +1,4 @@
-"""What `flowlab info` says of a model file."""
+"""The text of `flowlab info`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SEEN = 0.01  # p-value below which a test sees a difference
 
 
 def about(model: Any, path: Path) -> str:
-    """A few lines on a model that `flowlab.load` read from a file."""
+    """Describe a model that `flowlab.load` read from a file, in a few lines."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["flowlab"])
     version = f"written by flowlab {header.get('version')}"
@@ -54,7 +54,7 @@ def _density(model: FlowDensity) -> list[str]:
 
 
 def _calibration(model: FlowDensity) -> str:
-    """What the tests of fit on held-out rows see."""
+    """Say what the tests of fit on held-out rows see."""
     tests = model.calibration_
     if not len(tests):
         return "calibration: not tested"

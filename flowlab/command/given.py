@@ -17,14 +17,14 @@ USAGE = (
 
 
 def read_given(parts: Sequence[str], columns: Mapping[Any, ColumnSchema]) -> dict[Any, Any]:
-    """What `FlowDensity.sample(given=)` takes.
+    """Parse conditions into what `FlowDensity.sample(given=)` takes.
 
     Args:
-        parts: What stood after each --given.
+        parts: The text after each --given.
         columns: The columns of the model, by their labels.
 
     Raises:
-        ValueError: A part is no condition, or a value is none of its column's kind.
+        ValueError: A part is no condition, or a value is not of its column's kind.
     """
     labels = {str(label): label for label in columns}
     found: dict[Any, Any] = {}
@@ -42,18 +42,18 @@ def read_given(parts: Sequence[str], columns: Mapping[Any, ColumnSchema]) -> dic
         if len(choices) > 1:
             found[label] = [_value(choice, columns[label]) for choice in choices]
         else:
-            found[label] = _wish(pieces[1], columns[label])
+            found[label] = _condition(pieces[1], columns[label])
     return found
 
 
-def _wish(text: str, column: ColumnSchema) -> Any:
-    """A value, None for a missing cell, or the ends of an interval."""
+def _condition(text: str, column: ColumnSchema) -> Any:
+    """Parse one condition: a value, None for a missing cell, or the two ends of an interval."""
     try:
         return _value(text, column, strict=True)
     except ValueError as error:
         failed = error
     parts = split(text, ":")
-    for k in range(1, len(parts)):  # times hold colons, too: the one that both sides can live with
+    for k in range(1, len(parts)):  # times hold colons, too: take the one whose both sides can be parsed
         ends = ":".join(parts[:k]), ":".join(parts[k:])
         if not any(end.strip() for end in ends):
             break
@@ -68,10 +68,10 @@ def _wish(text: str, column: ColumnSchema) -> Any:
 
 
 def _value(text: str, column: ColumnSchema, strict: bool = False) -> Any:
-    """One value of a column's kind; None for an empty one, which means a missing cell.
+    """Parse one value of a column's kind; None for an empty text, which means a missing cell.
 
     Raises:
-        ValueError: It is none; with `strict` also for a level that the column does not have.
+        ValueError: The text is no such value or, with `strict`, no level of the column.
     """
     if not text.strip():
         return None

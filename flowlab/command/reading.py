@@ -1,4 +1,4 @@
-"""What the columns of a file hold: guessed, as asked, or as a fitted model's schema has them.
+"""Read the columns of a file: by what their cells look like, as asked, or by the schema of a fitted model.
 
 frame, notes = frame_of(file)                                     # guessed
 frame, notes = frame_of(file, ["zip", "day"], asked={"zip": "text", "day": "%d/%m/%Y"})
@@ -41,16 +41,16 @@ def frame_of(
     asked: Mapping[str, str] | None = None,
     known: Mapping[str, ColumnSchema] | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Columns of a file as a DataFrame, and notes on what was assumed of each.
+    """Read columns of a file into a DataFrame, and note what was assumed of each.
 
     Args:
         file: The file.
-        names: Which columns; all when None.
-        asked: What columns shall be read as: a key of `KINDS`, or the format of days such as "%d.%m.%Y".
+        names: Which columns; all if None.
+        asked: What to read columns as: a key of `KINDS`, or the format of days such as "%d.%m.%Y".
         known: Columns of which the types are known.
 
     Raises:
-        ValueError: A column cannot be read as it shall be; the message names it.
+        ValueError: A column cannot be read as asked; the message names it.
     """
     asked, known = asked or {}, known or {}
     names = file.columns if names is None else list(names)
@@ -74,12 +74,12 @@ def frame_of(
 
 
 class _Words:
-    """The cells of a column of strings that are there, and where they are.
+    """The cells of a column of strings that are not missing, and where they are.
 
     Args:
         cells_: The cells.
         missing: Cells that count as missing.
-        trim: Whether spaces around cells count for nothing.
+        trim: Whether to ignore spaces around cells.
     """
 
     def __init__(self, cells_: pa.ChunkedArray, missing: Sequence[str], trim: bool = True) -> None:
@@ -90,7 +90,7 @@ class _Words:
         self.words = words.filter(pa.array(self.there))
 
     def put(self, found: pd.Series) -> pd.Series:
-        """Values of the cells that are there as a column: nullable where a type has no missing values."""
+        """Make a column of the values of these cells, of a nullable type where a type has no missing values."""
         if self.there.all():
             return found.reset_index(drop=True)
         dtype = {"b": "boolean", "i": "Int64", "u": "UInt64"}.get(found.dtype.kind, found.dtype)
@@ -99,7 +99,7 @@ class _Words:
         return pd.Series(found.astype(dtype).array.take(place, allow_fill=True))
 
     def text(self) -> pd.Series:
-        """The cells as they are, those that count as missing without a value."""
+        """Make a column of strings, with missing cells where cells count as missing."""
         return pa.chunked_array([pc.if_else(pa.array(self.there), self.all, pa.scalar(None, pa.string()))]).to_pandas()
 
 
@@ -115,7 +115,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _typed(cells_: pa.ChunkedArray, name: str, file: File) -> pd.Series:
-    """Cells of a Parquet file that are no strings."""
+    """Read cells of a Parquet file that are not strings."""
     kind = cells_.type
     if pa.types.is_time(kind):
         raise ValueError(
@@ -131,7 +131,7 @@ def _typed(cells_: pa.ChunkedArray, name: str, file: File) -> pd.Series:
 
 
 def _without(values: pd.Series, file: File) -> pd.Series:
-    """Numbers, those missing that are said to mean it."""
+    """Make the numbers missing that --missing lists."""
     wrong = [float(text) for text in file.missing if re.fullmatch(texts.NUMBER, text)]
     if not wrong or values.dtype.kind not in "iuf" or not values.isin(wrong).any():
         return values
@@ -139,7 +139,7 @@ def _without(values: pd.Series, file: File) -> pd.Series:
 
 
 def _guessed(cells_: pa.ChunkedArray, name: str, file: File) -> tuple[pd.Series, list[str]]:
-    """A column by what its cells look like, with notes for whoever meant something else."""
+    """Read a column by what its cells look like, with notes for users who meant something else."""
     if not _is_text(cells_.type):
         return _typed(cells_, name, file), []
     empty = ("", *file.missing)
@@ -164,7 +164,7 @@ def _guessed(cells_: pa.ChunkedArray, name: str, file: File) -> tuple[pd.Series,
 
 
 def _gaps(read: _Words, name: str, empty: Sequence[str]) -> list[str]:
-    """A note on cells that are taken for missing, and are not empty."""
+    """Note cells that are not empty and count as missing."""
     gone = pc.drop_null(pc.utf8_trim_whitespace(read.all.filter(pa.array(~read.there))))
     said = gone.filter(pc.invert(pc.is_in(gone, pa.array(empty, pa.string()))))
     if not len(said):
@@ -174,7 +174,7 @@ def _gaps(read: _Words, name: str, empty: Sequence[str]) -> list[str]:
 
 
 def _text_notes(plain: _Words, name: str, empty: Sequence[str]) -> list[str]:
-    """Notes on strings that may mean something else."""
+    """Note strings that may mean something else."""
     words = plain.words
     if not len(words):
         return []
@@ -201,7 +201,7 @@ def _text_notes(plain: _Words, name: str, empty: Sequence[str]) -> list[str]:
 
 
 def _looks(words: pa.Array, name: str) -> list[str]:
-    """A note on strings that could be numbers or times."""
+    """Note strings that could be numbers or times."""
     option, example = _option(name), words[0].as_py()
     if (found := texts.looks(words)) is not None:
         what, kind = found
@@ -229,7 +229,7 @@ def _option(name: str) -> str:
 
 
 def _asked(cells_: pa.ChunkedArray, name: str, file: File, kind: str) -> pd.Series:
-    """A column as one of `KINDS`, or days of a format."""
+    """Read a column as one of `KINDS`, or as days of a format."""
     if not _is_text(cells_.type):
         cells_ = _spelled(cells_, name, kind)
         if isinstance(cells_, pd.Series):
@@ -242,10 +242,10 @@ def _asked(cells_: pa.ChunkedArray, name: str, file: File, kind: str) -> pd.Seri
 
 
 def _read(read: _Words, name: str, file: File, kind: str) -> pd.Series:
-    """The values of the cells that are there.
+    """Parse the cells that are not missing.
 
     Raises:
-        ValueError: One is no such value.
+        ValueError: A cell is no such value.
     """
     words, form = read.words, None
     if not len(words):
@@ -268,7 +268,7 @@ def _read(read: _Words, name: str, file: File, kind: str) -> pd.Series:
 
 
 def _why_not(read: _Words, kind: str, form: str | None, way: Callable[[pa.Array], pd.Series | None]) -> str:
-    """What cells should be, and the first that is none, or what they all are."""
+    """Say what cells should be, and which is the first that is not, or what they all are instead."""
     if kind == "date" and form is None and (what := texts.looks(read.words)) is not None and not what[1]:
         return f"{KINDS[kind]}: it holds {what[0]} such as {read.words[0].as_py()!r}"
     k = texts.first_unlike(read.words.to_pylist(), way)
@@ -278,7 +278,7 @@ def _why_not(read: _Words, kind: str, form: str | None, way: Callable[[pa.Array]
 
 
 def _ways(file: File) -> dict[str, Callable[[pa.Array], pd.Series | None]]:
-    """How cells are read as each kind but days."""
+    """Return the function that parses each kind but days."""
     decimal = file.decimal if file.text else "."
 
     def number(words: pa.Array) -> pd.Series | None:
@@ -293,7 +293,7 @@ def _ways(file: File) -> dict[str, Callable[[pa.Array], pd.Series | None]]:
 
 
 def _spelled(cells_: pa.ChunkedArray, name: str, kind: str) -> pa.ChunkedArray | pd.Series:
-    """Typed cells of a Parquet file as strings; or as the type itself where it is that already."""
+    """Write typed cells of a Parquet file as strings, or convert them where they are of the wanted kind already."""
     arrow = cells_.type
     try:
         if kind == "duration" and pa.types.is_time(arrow):
@@ -318,7 +318,7 @@ def _spelled(cells_: pa.ChunkedArray, name: str, kind: str) -> pa.ChunkedArray |
 
 
 def _known(cells_: pa.ChunkedArray, file: File, column: ColumnSchema, asked: str | None) -> pd.Series:
-    """A column as a schema has it: its family, unless another is asked for, and its type where that loses nothing."""
+    """Read a column by a schema: as its kind, unless asked for another, and in its type where that loses nothing."""
     name, dtype, levels = str(column.name), cells.dtype_of(column.dtype), levels_of(column)
     kind = asked or kind_of(column)
     if not _is_text(cells_.type):
@@ -351,7 +351,7 @@ def _known(cells_: pa.ChunkedArray, file: File, column: ColumnSchema, asked: str
 
 
 def _in_type(values: pd.Series, column: ColumnSchema, dtype: Any) -> pd.Series:
-    """Values in a column's type, where that changes none, with what stands for a missing cell there."""
+    """Cast values to a column's type where that changes none, with the column's own marker of missing cells."""
     if isinstance(dtype, pd.CategoricalDtype):
         return _as_category(values, column)
     values = _as_dtype(values, dtype)
@@ -359,7 +359,7 @@ def _in_type(values: pd.Series, column: ColumnSchema, dtype: Any) -> pd.Series:
 
 
 def levels_of(column: ColumnSchema) -> list[Any]:
-    """The values that a schema says of a column, by which cells are known."""
+    """List the values that a schema knows of a column."""
     return [v for v in (*column.categories, *column.declared, *column.recoding, column.value) if v is not None]
 
 
@@ -369,7 +369,7 @@ def is_empty(column: ColumnSchema) -> bool:
 
 
 def kind_of(column: ColumnSchema) -> str:
-    """What a schema's column is read as: one of `KINDS`, or "mixed" for levels of several types."""
+    """Decide what to read a schema's column as: one of `KINDS`, or "mixed" for levels of several types."""
     dtype, types = cells.dtype_of(column.dtype), {type(v) for v in levels_of(column)}
     by_kind = {"datetime": "date", "timedelta": "duration", "boolean": "boolean", **dict.fromkeys(NUMERIC, "number")}
     if isinstance(dtype, pd.CategoricalDtype):
@@ -396,7 +396,7 @@ def _zones_agree(values: pd.Series, dtype: Any) -> bool:
 
 
 def _in_zone(values: pd.Series, dtype: Any, name: str, file: File) -> pd.Series:
-    """Times in the zone of a type; a time without a zone is what its clocks showed."""
+    """Convert times to the zone of a type; a time without a zone is local time there."""
     if values.dtype.kind != "M":
         return values
     zone = cells.zone_of(dtype)
@@ -413,7 +413,7 @@ def _in_zone(values: pd.Series, dtype: Any, name: str, file: File) -> pd.Series:
 
 
 def _as_dtype(values: pd.Series, dtype: Any) -> pd.Series:
-    """Values in a type, or as they are where that would change one."""
+    """Cast values to a type, unless that would change one."""
     strings = (
         isinstance(dtype, pd.StringDtype) or dtype.kind == "U" or (cells.is_object(dtype) and values.dtype.kind in "Mm")
     )
@@ -429,7 +429,7 @@ def _as_dtype(values: pd.Series, dtype: Any) -> pd.Series:
 
 
 def _as_category(values: pd.Series, column: ColumnSchema) -> pd.Series:
-    """Values as a category with the schema's levels in their order, and after them levels that it does not have."""
+    """Make a category of the schema's levels in their order, followed by levels that the schema does not have."""
     index = pd.Index(cells.take(column.declared, np.arange(len(column.declared)), column.levels_dtype))
     if not len(values.dropna()):
         return pd.Series(pd.Categorical([None] * len(values), dtype=pd.CategoricalDtype(index, column.ordered)))

@@ -1,8 +1,8 @@
-"""Tables for the command line: as a fitted model reads them, and with what a model says put among their cells."""
+"""Tables of the command line: read them for a fitted model, and write back what the model computed."""
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from flowlab.command import texts
+from flowlab.command.options import ReadingOptions
 from flowlab.command.reading import KINDS, frame_of
 from flowlab.command.words import names_of, split, unquoted
 from flowlab.tables.frames.arrow import Kind, like
@@ -22,7 +23,7 @@ from flowlab.tables.schema.column import ColumnSchema
 from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan
 from flowlab.writing import check_writable
 
-CALLED = {  # what --dtype takes -> how the column is read, and the kind that it then has for certain
+CALLED = {  # what --dtype takes -> how the column is read, and the kind that it is then forced to
     **{kind: (kind, None) for kind in KINDS},
     **dict.fromkeys(("str", "string"), ("text", None)),
     **dict.fromkeys(("float", "numbers"), ("number", None)),
@@ -35,38 +36,34 @@ CALLED = {  # what --dtype takes -> how the column is read, and the kind that it
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
     """How tables are to be read, from the options of a command.
 
     Attributes:
-        form: How files of text are written.
-        asked: What columns are to be read as.
-        kinds: What columns then are, whatever they look like.
-        excluded: Columns that are left out.
+        form: Separator, decimal mark and encoding of text files, and which cells are missing.
+        asked: What to read columns as, by their names.
+        kinds: The kinds of columns in the schema, whatever their cells look like.
+        excluded: Columns to leave out.
     """
 
     form: Format
-    asked: dict[str, str] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    excluded: list[str] = field(default_factory=list)
+    asked: dict[str, str]
+    kinds: dict[str, str]
+    excluded: list[str]
 
     @classmethod
-    def of(
-        cls,
-        sep: str | None = None,
-        decimal: str | None = None,
-        encoding: str | None = None,
-        missing: Sequence[str] | None = None,
-        text: Sequence[str] | None = None,
-        dtype: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
-    ) -> "Reading":
-        """What the options of that name say."""
-        sep = {"\\t": "\t", "tab": "\t"}.get(sep or "", sep)
-        found = cls(Format(sep, decimal, encoding, tuple(names_of(missing or ()))), excluded=names_of(exclude or ()))
-        found.asked = dict.fromkeys(names_of(text or ()), "text")
-        for part in (part for said in dtype or () for part in split(said, ",") if part.strip()):
+    def of(cls, options: ReadingOptions | None = None) -> "Reading":
+        """Parse the options of a command.
+
+        Raises:
+            ValueError: --dtype says nothing that is known of a column.
+        """
+        options = ReadingOptions() if options is None else options
+        sep = {"\\t": "\t", "tab": "\t"}.get(options.sep or "", options.sep)
+        form = Format(sep, options.decimal, options.encoding, tuple(names_of(options.missing or ())))
+        asked, kinds = dict.fromkeys(names_of(options.text or ()), "text"), {}
+        for part in (part for said in options.dtype or () for part in split(said, ",") if part.strip()):
             name, _, what = part.rpartition("=")
             name, what = unquoted(name), unquoted(what)
             how, kind = (what, None) if "%" in what else CALLED.get(what.lower(), (None, None))
@@ -76,20 +73,20 @@ class Reading:
                     f'--dtype wants COLUMN=TYPE with {choices} or a format of days such as %d.%m.%Y, not "{part}"'
                 )
             if how is not None:
-                found.asked[name] = how
+                asked[name] = how
             if kind is not None:
-                found.kinds[name] = kind
-        return found
+                kinds[name] = kind
+        return cls(form, asked, kinds, names_of(options.exclude or ()))
 
     def read(
         self, path: Path, names: Sequence[str] | None = None, schema: Schema | None = None
     ) -> tuple[pd.DataFrame, list[str]]:
-        """A table without its excluded columns, and notes on what was assumed.
+        """Read a table without its excluded columns, and note what was assumed.
 
         Args:
             path: The file.
-            names: Which of its columns; all when None.
-            schema: What is known of them.
+            names: Which of its columns; all if None.
+            schema: What is known of its columns.
         """
         file = read_file(path, self.form)
         file.check_columns(self.excluded, "--exclude")
@@ -107,7 +104,7 @@ class Reading:
         return frame, [*file.notes, *notes]
 
     def read_for(self, model: Any, path: Path) -> tuple[pd.DataFrame, File]:
-        """The columns of a fitted model, with its labels and types, and the file that they are from."""
+        """Read the columns of a fitted model, with its labels and types; return the file as well."""
         file = read_file(path, self.form)
         if not file.table.num_rows:
             raise ValueError(f"{path} has no rows")
@@ -127,12 +124,12 @@ class Reading:
 
 
 def scores_of(model: Any, frame: pd.DataFrame) -> NDArray[np.float64]:
-    """The log-density of each row that was read for a model."""
+    """Score rows that were read for a model: the log-likelihood of each."""
     return model.score_samples(frame.to_numpy() if model.table_.array else frame)
 
 
 def columns_of(model: Any) -> dict[Any, ColumnSchema]:
-    """The columns that a user sees of a fitted model, also those that its rules compute, by their labels."""
+    """List a fitted model's columns by label, as the user sees them: with those that its rules compute."""
     schema = {column.name: column for column in model.schema_ if column.kind != "excluded"}
     for rule in model.table_.rules:
         if isinstance(rule, LessThan):
@@ -145,9 +142,16 @@ def columns_of(model: Any) -> dict[Any, ColumnSchema]:
 
 
 def check_output(output: Path, inputs: Sequence[Path | None], force: bool, endings: Sequence[str] = ()) -> None:
-    """Raises what writing a file would, before the work whose result it is to hold.
+    """Check that an output can be written, before the work whose result it is to hold.
+
+    Args:
+        output: The file.
+        inputs: Files that are read.
+        force: Whether it may overwrite one of these.
+        endings: The endings that it may have; any if empty.
 
     Raises:
+        OSError: Its folder is missing or not writable.
         ValueError: It has another ending, or is one of the files that are read.
     """
     if endings and output.suffix.lower() not in endings:
@@ -160,7 +164,7 @@ def check_output(output: Path, inputs: Sequence[Path | None], force: bool, endin
 
 
 def check_outputs(model: Path, report: Path | None, inputs: Sequence[Path | None], force: bool) -> None:
-    """The same for a model and, if there is to be one, its report."""
+    """Check the outputs of `fit`: the model and, if one is wanted, its report."""
     check_output(model, inputs, force)
     if report is not None:
         check_output(report, inputs, force, (".html",))
@@ -169,26 +173,26 @@ def check_outputs(model: Path, report: Path | None, inputs: Sequence[Path | None
 
 
 def as_pandas(model: Any, rows: Any) -> Any:
-    """What a model drew, as a table that can be written."""
+    """Turn rows that a model drew into a table that can be written."""
     if isinstance(rows, pd.DataFrame | pa.Table):
         return rows
     return pd.DataFrame(rows, columns=[str(label) for label in columns_of(model)])
 
 
 def with_arrow(model: Any) -> None:
-    """Lets a model that was fitted to a table of polars give tables of pyarrow of the same types, without polars."""
+    """Make a model that was fitted to a polars DataFrame return pyarrow tables of the same types, without polars."""
     library = model._model.library
     if library is not None:
         model._fitted = replace(model._model, library=Kind("pyarrow", library.schema, library.nan))
 
 
 def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Path) -> tuple[int, int]:
-    """Writes all columns of a file, cells as they are there but for those that a model has filled.
+    """Write all columns of a file as they are, but for the cells that a model has filled.
 
     Args:
         file: The file.
-        frame: The columns of the model as they were read.
-        filled: The same, filled.
+        frame: The model's columns as they were read.
+        filled: The same columns, imputed.
         path: Where to write.
 
     Returns:
@@ -226,7 +230,7 @@ def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Pa
 
 
 def _as_before(values: pd.Series, file: File, name: str) -> pa.ChunkedArray:
-    """Values as a column of a Parquet file, in the type that it has there if that can hold them."""
+    """Convert values to a column of a Parquet file, in the type that it has there if that can hold them."""
     if not file.text:
         schema = pa.schema([file.table.schema.field(name)])
         try:
@@ -238,7 +242,7 @@ def _as_before(values: pd.Series, file: File, name: str) -> pa.ChunkedArray:
 
 
 def _spelled(written: pd.Series, known: pd.Series, drawn: pd.Series, decimal: str) -> list[str]:
-    """Drawn values as the cells around them are written: the same value has the same text."""
+    """Write drawn values like the cells around them: the same value has the same text."""
     there = known.notna().to_numpy()
     spelling: Mapping[Any, str] = dict(zip(known[there][::-1], written[there][::-1]))
     cells = pa.array(written[there].tolist(), pa.string())
@@ -251,7 +255,7 @@ def _spelled(written: pd.Series, known: pd.Series, drawn: pd.Series, decimal: st
 
 
 def _text(value: Any, decimal: str, points: bool, days: bool) -> str:
-    """A value as text: whole numbers without a fraction where no cell has one, days without a time."""
+    """Write a value as text: whole numbers without a fraction where no cell has one, days without a time."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and not points else repr(float(value)).replace(".", decimal)
     if isinstance(value, pd.Timestamp) and days:

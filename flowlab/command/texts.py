@@ -1,7 +1,7 @@
-"""Columns of strings as numbers, times and truth values.
+"""Parse columns of strings as numbers, times and booleans.
 
-Every function takes the cells that are there, and gives None where one is of another kind. The marks
-of a language's numbers and days are told by the cells; where these leave two ways open, `Unclear` says so.
+Every function takes the cells that are not missing, and returns None where one of them is of another kind. How numbers
+and days are written is inferred from the cells; where they leave two ways open, `Unclear` is raised.
 """
 
 import re
@@ -50,7 +50,7 @@ LOOK = 200  # cells in which formats of days are tried before all are
 
 
 class Unclear(ValueError):
-    """Cells can be read by several formats, and mean other days by each.
+    """Cells can be read by several formats, and mean different days by each.
 
     Args:
         example: The first of the cells.
@@ -63,12 +63,12 @@ class Unclear(ValueError):
 
 
 def like(words: pa.Array, pattern: str) -> bool:
-    """Whether all cells are like a pattern."""
+    """Whether all cells match a pattern."""
     return bool(pc.all(pc.match_substring_regex(words, pattern)).as_py())
 
 
 def truth(words: pa.Array, more: bool = False) -> pd.Series | None:
-    """Cells that say true or false; with `more` also yes or no, 1 or 0."""
+    """Parse true and false; with `more` also yes and no, 1 and 0."""
     lower = pc.utf8_lower(words)
     yes, no = (TRUE, FALSE) if more else (TRUE[:1], FALSE[:1])
     if not pc.all(pc.is_in(lower, pa.array([*yes, *no]))).as_py():
@@ -77,7 +77,7 @@ def truth(words: pa.Array, more: bool = False) -> pd.Series | None:
 
 
 def numbers(words: pa.Array, decimal: str = ".") -> pd.Series | None:
-    """Numbers as programs write them: int64 where all are whole and it holds them, else float64."""
+    """Parse numbers as programs write them: int64 where all are whole and fit, else float64."""
     if decimal == ",":
         if pc.any(pc.match_substring(words, ".")).as_py():
             return None
@@ -95,7 +95,7 @@ def numbers(words: pa.Array, decimal: str = ".") -> pd.Series | None:
 
 
 def amounts(words: pa.Array, decimal: str | None = None) -> pd.Series | None:
-    """Numbers as people write them: "$1,658.18", "15 %", "1 234,50", "(3.00)"."""
+    """Parse numbers as people write them: "$1,658.18", "15 %", "1 234,50", "(3.00)"."""
     if not like(words, AMOUNT):
         return None
     negative = pc.match_substring_regex(words, r"^\(.*\)$|-")
@@ -105,9 +105,9 @@ def amounts(words: pa.Array, decimal: str | None = None) -> pd.Series | None:
 
 
 def _ungrouped(words: pa.Array, decimal: str | None) -> pa.Array:
-    """Digits with a decimal point at most, from such with marks between thousands.
+    """Remove the marks between thousands, and make the decimal mark a point.
 
-    A decimal mark that is not known is told by the cells.
+    A decimal mark that is not given is inferred from the cells.
     """
     if decimal is None:
         both = words.filter(pc.and_(pc.match_substring(words, "."), pc.match_substring(words, ",")))
@@ -126,7 +126,7 @@ def _ungrouped(words: pa.Array, decimal: str | None) -> pa.Array:
 
 
 def times(words: pa.Array) -> pd.Series | None:
-    """ISO days and times, of whole seconds or of the fraction that they have; those with a zone in UTC."""
+    """Parse ISO days and times, in the unit that their fractions need; times with a zone become UTC."""
     zoned = like(words, ISO + ZONE)
     if not zoned and not like(words, ISO + "$"):
         return None
@@ -139,10 +139,10 @@ def times(words: pa.Array) -> pd.Series | None:
 
 
 def days(words: pa.Array, form: str | None = None) -> pd.Series | None:
-    """Days and times as people write them, or by a format.
+    """Parse days and times as people write them, or by a format.
 
     Raises:
-        Unclear: Some are other days by another format.
+        Unclear: Another format fits as well, and gives other days.
     """
     if form is not None:
         return _by_format(words, form)
@@ -171,7 +171,7 @@ def _by_format(words: pa.Array, form: str) -> pd.Series | None:
 
 
 def spans(words: pa.Array, more: bool = False) -> pd.Series | None:
-    """Time differences as pandas and ISO 8601 write them; with `more` also times of day, since midnight."""
+    """Parse durations as pandas and ISO 8601 write them; with `more` also times of day, as time since midnight."""
     known = [pc.match_substring_regex(words, pattern) for pattern in (SPAN, ISO_SPAN, CLOCK)[: 3 if more else 2]]
     each = known[2] if more else pa.array([False] * len(words))
     for fits in known[:2]:
@@ -189,7 +189,7 @@ def spans(words: pa.Array, more: bool = False) -> pd.Series | None:
 
 
 def _unit(words: pa.Array) -> str:
-    """The unit that holds the longest fraction of a second."""
+    """Find the coarsest unit that holds the longest fraction of a second."""
     fraction = pc.extract_regex(words, r"\.(?P<digits>\d+)")
     digits = (
         0
@@ -200,7 +200,7 @@ def _unit(words: pa.Array) -> str:
 
 
 def first_unlike(words: Sequence[str], read: Callable[[pa.Array], object]) -> int:
-    """The place of the first cell that a function cannot read: halving, since it is asked of whole columns."""
+    """Find the first cell that a function cannot parse, by bisection, since the function takes whole columns."""
     low, high = 0, len(words)
     while high - low > 1:
         middle = (low + high) // 2
@@ -212,7 +212,7 @@ def first_unlike(words: Sequence[str], read: Callable[[pa.Array], object]) -> in
 
 
 def looks(words: pa.Array) -> tuple[str, str] | None:
-    """What strings are that could be read as numbers or times, and as what, for hints."""
+    """Say what strings could be parsed as, for hints: a description, and the name of a kind or an empty text."""
     if like(words, CODE.replace("0", "", 1)):  # plain digits: there is a reason why they are strings
         return None
     for pattern, what, kind in (
@@ -227,7 +227,7 @@ def looks(words: pa.Array) -> tuple[str, str] | None:
 
 
 def strange(words: pa.Array) -> tuple[int, list[str]] | None:
-    """How many cells are numbers, and the others, where these are few: they may mean that there is none."""
+    """Count the cells that are numbers, and list the others if few: they may stand for missing cells."""
     plain = pc.match_substring_regex(words, NUMBER)
     rest = pc.unique(words.filter(pc.invert(plain))).to_pylist()
     count = int(pc.sum(plain).as_py() or 0)

@@ -1,4 +1,4 @@
-"""Errors and notes in the words of a shell: the library's advice names arguments and functions of Python."""
+"""Errors and notes in the words of a shell, since the library's advice names arguments and functions of Python."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ PHRASES = (  # what the library says -> what to do in a shell; NAME is the colum
 
 
 def in_shell(message: str) -> str:
-    """A message of the library with options in place of arguments.
+    """Translate a message of the library: options in place of arguments.
 
     Example:
         >>> in_shell("column 'day' holds text: convert it with pd.to_datetime(...), or use schema={'day': 'excluded'}")
@@ -50,7 +50,7 @@ def _line(line: str) -> str:
 
 
 def _option(match: re.Match[str]) -> str:
-    """The options that say what schema={...} says."""
+    """Translate schema={...} into options."""
     try:
         given = ast.literal_eval(match[1])
     except (ValueError, SyntaxError):
@@ -64,7 +64,7 @@ def _option(match: re.Match[str]) -> str:
 
 
 def _named_before(line: str, place: int) -> str:
-    """The column that a line speaks of at a place."""
+    """Find the last column that a line names before a place."""
     named = COLUMN.findall(line[:place])
     if named:
         return name_word(ast.literal_eval(named[-1]))
@@ -73,12 +73,12 @@ def _named_before(line: str, place: int) -> str:
 
 
 def word(text: object) -> str:
-    """Text as one word of a shell."""
+    """Quote a text as one word of a shell."""
     return shlex.quote(str(text))
 
 
 def name_word(name: object) -> str:
-    """A column's name as one word of a shell, as options that take lists of names read it.
+    """Quote a column's name as one word of a shell, as options that take lists of names read it.
 
     Example:
         >>> print(name_word("zip"), name_word("unit price"), name_word("a,b"))
@@ -91,7 +91,7 @@ def name_word(name: object) -> str:
 
 
 def names_of(lists: Iterable[str]) -> list[str]:
-    """Names from lists separated by commas, as options take them; one in quotation marks may hold commas.
+    """Parse names from lists separated by commas; a name in quotation marks may hold commas.
 
     Example:
         >>> names_of(["a, b", '"c,d"'])
@@ -101,7 +101,7 @@ def names_of(lists: Iterable[str]) -> list[str]:
 
 
 def split(text: str, mark: str, limit: int = -1) -> list[str]:
-    """The parts of a text between marks that stand in no quotation marks.
+    """Split a text at the marks that stand outside quotation marks.
 
     Example:
         >>> split('city="Rome, Italy",x=1', ",")
@@ -116,13 +116,13 @@ def split(text: str, mark: str, limit: int = -1) -> list[str]:
 
 
 def _masked(text: str) -> str:
-    """A text of the same length in which parts in quotation marks, all that stands between two marks, are blank."""
+    """Blank the parts in quotation marks, where they are all that stands between two marks; the length stays."""
     quoted = r"""((?:^|[,=|:])\s*)("(?:[^"]|"")*"|'(?:[^']|'')*')(?=\s*(?:$|[,=|:]))"""
     return re.sub(quoted, lambda match: match[1] + "\0" * len(match[2]), text)
 
 
 def unquoted(text: str) -> str:
-    """A part without its quotation marks, of which two in a row stand for one."""
+    """Remove a part's quotation marks; two of them in a row inside stand for one."""
     text = text.strip()
     if is_quoted(text):
         return text[1:-1].replace(text[0] * 2, text[0])

@@ -1,1 +1,1 @@
-"""Baselines to compare with, and pictures."""
+"""The HTML report on a fitted model (write.py), its metrics, baselines and figures."""

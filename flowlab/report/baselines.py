@@ -1,7 +1,8 @@
-"""What a user would reach for instead: a Gaussian, a tuned Gaussian mixture, a kernel density estimate, all scikit-learn's.
+"""Baselines, all scikit-learn's: a Gaussian, a tuned Gaussian mixture, a tuned kernel density estimate.
 
-Each function takes training and test rows (n, columns) in the data's units and returns the test rows' log-densities in nats,
-in those units. What needs choosing is chosen on a fifth of the training rows; the winner is then fitted to all of them.
+Each function takes training and test rows (n, columns) in the data's units and returns the test rows' log-densities in
+nats, in those units. What needs choosing is chosen on a fifth of the training rows; the winner is then fitted to all
+of them.
 """
 
 from collections.abc import Callable
@@ -19,12 +20,15 @@ BANDWIDTHS = tuple(np.geomspace(0.01, 1.0, 17))
 
 
 def gaussian(train: Array, test: Array) -> Array:
-    """One Gaussian with a full covariance."""
+    """Fit one Gaussian with a full covariance."""
     return _standardised(train, test, lambda x: GaussianMixture(1, reg_covar=1e-9).fit(x))
 
 
 def mixture(train: Array, test: Array, seed: int = 0) -> Array:
-    """A full-covariance Gaussian mixture; number of components (up to 64) and regularisation chosen on validation rows."""
+    """Fit a full-covariance Gaussian mixture.
+
+    The number of components (up to 64) and the regularisation are chosen on validation rows.
+    """
 
     def model(x: Array, components: int, regularisation: float) -> GaussianMixture:
         return GaussianMixture(components, reg_covar=regularisation, max_iter=200, random_state=seed).fit(x)
@@ -39,7 +43,7 @@ def mixture(train: Array, test: Array, seed: int = 0) -> Array:
 
 
 def kernel_density(train: Array, test: Array, seed: int = 0) -> Array:
-    """A Gaussian kernel density estimate in standardised columns; bandwidth chosen on validation rows."""
+    """Fit a Gaussian kernel density estimate to standardised columns; its bandwidth is chosen on validation rows."""
 
     def model(x: Array, bandwidth: float) -> KernelDensity:
         return KernelDensity(bandwidth=bandwidth).fit(x)

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as the suffix says, and return the path; without one it becomes a .png file."""
+    """Write a figure in the format of the path's suffix, .png without one, and return the path."""
     path = Path(path)
     path = path if path.suffix else path.with_suffix(".png")
     with written_whole(path) as temporary:
@@ -31,7 +31,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 
 def training_curve(history: pd.DataFrame, title: str = "") -> Figure:
-    """Training and validation loss (nats per row) against steps, with the best step marked."""
+    """Draw training and validation loss (nats per row) against steps, with the best step marked."""
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
     axes.tick_params(labelsize=LABEL)
@@ -62,9 +62,10 @@ def training_curve(history: pd.DataFrame, title: str = "") -> Figure:
 def pairs(
     data: Array, samples: Array, names: Sequence[str], title: str = "", most: int = 4, rows: int = 1500
 ) -> Figure:
-    """Pairs of columns, data below the diagonal and samples above, with both histograms on it.
+    """Draw pairs of columns, data below the diagonal and samples above, with both histograms on it.
 
-    Axes run from the data's 0.5 % to its 99.5 % quantile. The first `most` columns are shown, `rows` points of each kind.
+    Axes run from the data's 0.5 % to its 99.5 % quantile. The first `most` columns are shown, `rows` points of each
+    kind.
     """
     count = min(most, data.shape[1])
     limits = np.quantile(data[:, :count], [0.005, 0.995], axis=0)
@@ -95,7 +96,10 @@ def pairs(
 
 
 def _label(axes: Axes, i: int, j: int, count: int, names: Sequence[str]) -> None:
-    """Ticks and names where panel (i, j) of a grid of pairs is at its edge; the first row's scale stands to the right, beside its points."""
+    """Label panel (i, j) of a grid of pairs where it is at the grid's edge.
+
+    The scale of the first row stands to the right, beside its points.
+    """
     axes.tick_params(labelsize=7)
     if i < count - 1:
         axes.set_xticklabels([])
@@ -111,9 +115,10 @@ def _label(axes: Axes, i: int, j: int, count: int, names: Sequence[str]) -> None
 
 @torch.no_grad()
 def morph(flow: Flow, data: Tensor, steps: Sequence[int] | None = None, points: int = 3000, title: str = "") -> Figure:
-    """How a 2-D flow turns noise into data layer by layer, beside its density and the data themselves.
+    """Draw how a 2-D flow turns noise into data layer by layer, beside its density and the data themselves.
 
-    Points keep the colour of their noise's angle through all panels. `steps` are the numbers of layers after which to look.
+    Points keep the colour of their noise's angle through all panels. `steps` are the numbers of layers after which to
+    look.
     """
     layers = list(flow)
     steps = (

@@ -1,8 +1,8 @@
-"""How good synthetic rows are: functions of pandas tables that say which way is better, and what real rows would score.
+"""Metrics of synthetic rows: functions of pandas tables that say which way is better, and what real rows would score.
 
-All take tables as they come: numbers (also nullable ones), booleans, categories, text, dates, durations, missing cells. `real` should be
-rows that the model has not seen. No number means much without its noise floor, what real rows score against other real rows:
-`real_against_real` computes it for any of these functions.
+All take tables as they come: numbers (also nullable ones), booleans, categories, text, dates, durations, missing
+cells. `real` should be rows that the model has not seen. No number means much without its noise floor, what real rows
+score against other real rows: `real_against_real` computes it for any of these functions.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from flowlab.report.columns import Array, Column, align, matrix, pair_counts
+from flowlab.report.aligned import Array, Column, align, matrix, pair_counts
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
@@ -46,12 +46,13 @@ def real_against_real(
     repeats: int = 5,
     seed: int = 0,
 ) -> list[T]:
-    """The noise floor of a metric: its values on pairs of disjoint random parts of real rows. No model can be expected to do better.
+    """Compute a metric's noise floor, which no model should beat: its values on disjoint parts of real rows.
 
     Args:
         metric: A function of two tables.
         rows: Real rows.
-        size: Rows in each part: as many as in the tables that are compared. Half of all, if not given or if there are not as many.
+        size: Rows in each part: as many as in the tables that are compared. Half of all, if not given or if there are
+            not as many.
         repeats: Number of pairs.
         seed: Decides the parts.
 
@@ -61,19 +62,26 @@ def real_against_real(
         >>> bool(max(f["distance"].max() for f in floor) < 0.1)
         True
     """
+    return [metric(one, other) for one, other in disjoint_parts(rows, size, repeats, seed)]
+
+
+def disjoint_parts(
+    rows: pd.DataFrame, size: int | None = None, repeats: int = 5, seed: int = 0
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Draw pairs of disjoint random parts of a table; the arguments are those of `real_against_real`."""
     half = len(rows) // 2
     size = half if size is None else min(size, half)
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(rows)) for _ in range(repeats)]
-    return [metric(rows.iloc[order[:size]], rows.iloc[order[size : 2 * size]]) for order in orders]
+    return [(rows.iloc[order[:size]], rows.iloc[order[size : 2 * size]]) for order in orders]
 
 
 def classifier_auc(real: pd.DataFrame, synthetic: pd.DataFrame, seed: int = 0) -> float:
     """Classifier two-sample test: how well gradient-boosted trees tell synthetic rows from real ones.
 
-    ROC-AUC of scikit-learn's HistGradientBoostingClassifier on as many rows of each kind, five-fold cross-validated (mean over
-    folds). Nearer to 0.5 is better; 1 means that every synthetic row gives itself away. Real against real reads 0.5 give or take
-    0.4 / √(rows of each kind).
+    ROC-AUC of scikit-learn's HistGradientBoostingClassifier on as many rows of each kind, five-fold cross-validated
+    (mean over folds). Nearer to 0.5 is better; 1 means that every synthetic row gives itself away. Real against real
+    reads 0.5 give or take 0.4 / √(rows of each kind).
 
     Args:
         real: Rows that the model has not seen.
@@ -105,14 +113,15 @@ def classifier_auc(real: pd.DataFrame, synthetic: pd.DataFrame, seed: int = 0) -
 
 
 def column_distances(real: pd.DataFrame, synthetic: pd.DataFrame) -> pd.DataFrame:
-    """How far each column's distribution is from the real one, by itself.
+    """Measure how far each column's distribution is from the real one, by itself.
 
-    Kolmogorov-Smirnov for numbers and times (largest difference of the distribution functions), total variation for categories (half
-    the sum of differences of shares), both of the cells that are not missing and both in [0, 1]; lower is better, 0 is perfect. A column
-    that is missing throughout in one table alone is 1 away.
+    Kolmogorov-Smirnov for numbers and times (largest difference of the distribution functions), total variation for
+    categories (half the sum of differences of shares), both of the cells that are not missing and both in [0, 1];
+    lower is better, 0 is perfect. A column that is missing throughout in one table alone is 1 away.
 
     Returns:
-        A row per column: kind, measure ("KS" or "TV"), distance, and the shares of missing cells missing_real and missing_synthetic.
+        A row per column: kind, measure ("KS" or "TV"), distance, and the shares of missing cells missing_real and
+        missing_synthetic.
 
     Example:
         >>> real = pd.DataFrame({"a": ["x", "x", "y", "y"], "b": [1.0, 2.0, 3.0, None]})
@@ -134,14 +143,16 @@ def column_distances(real: pd.DataFrame, synthetic: pd.DataFrame) -> pd.DataFram
 
 
 def pair_similarity(real: pd.DataFrame, synthetic: pd.DataFrame) -> tuple[float, pd.DataFrame]:
-    """How much of the joint distribution of two columns is right, for all pairs: 1 - total variation of the joint tables.
+    """Measure how much of the joint distribution of each two columns is right: 1 - total variation of the joint tables.
 
-    Each number falls in one of at most ten cells between the real table's deciles, each category of the twenty most frequent ones in a
-    cell of its own, and a missing value in another. Higher is better; 1 is perfect. Joint tables of few rows differ by chance, so that real
-    against real reads well below 1 (0.84 for two continuous columns and 1,000 rows): look at the noise floor.
+    Each number falls in one of at most ten cells between the real table's deciles, each category of the twenty most
+    frequent ones in a cell of its own, and a missing value in another. Higher is better; 1 is perfect. Joint tables of
+    few rows differ by chance, so that real against real reads well below 1 (0.84 for two continuous columns and 1,000
+    rows): look at the noise floor.
 
     Returns:
-        The mean over all pairs of columns (NaN if there is one column only), and the matrix, with the columns themselves on its diagonal.
+        The mean over all pairs of columns (NaN if there is one column only), and the matrix, with the columns
+        themselves on its diagonal.
     """
     columns = align(real, synthetic)
     (a, b), starts = pair_counts(columns)
@@ -153,15 +164,16 @@ def pair_similarity(real: pd.DataFrame, synthetic: pd.DataFrame) -> tuple[float,
 
 
 def dependence(table: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.DataFrame:
-    """How strongly each two columns of any kinds are related: Cramér's V, corrected for its bias (Bergsma 2013).
+    """Measure how strongly each two columns of any kinds are related: Cramér's V, corrected for bias (Bergsma 2013).
 
-    Computed on the cells of `pair_similarity`, so that it sees any relation, monotone or not, and those of missing values too. 0 means
-    unrelated, 1 that one column decides the other. It is lower than a correlation: a Gaussian pair with correlation 0.8 has 0.33.
+    Computed on the cells of `pair_similarity`, so that it sees any relation, monotone or not, and those of missing
+    values too. 0 means unrelated, 1 that one column decides the other. It is lower than a correlation: a Gaussian pair
+    with correlation 0.8 has 0.33.
 
     Args:
         table: The rows.
-        like: Rows whose deciles and frequent categories make the cells, such as the real ones for a synthetic table; `table` itself
-            if not given.
+        like: Rows whose deciles and frequent categories make the cells, such as the real ones for a synthetic table;
+            `table` itself if not given.
 
     Returns:
         The symmetric matrix, with ones on its diagonal.
@@ -190,7 +202,8 @@ class Transfer(NamedTuple):
         measure: "ROC-AUC" (of classes; their mean, each against the rest) or "R²" (of numbers), on real rows held out.
         real: Score of training on real rows; higher is better.
         synthetic: Score of training on synthetic rows; higher is better.
-        ratio: synthetic / real; 1 means that synthetic rows teach as much as real ones; NaN where real rows teach nothing.
+        ratio: synthetic / real; 1 means that synthetic rows teach as much as real ones; NaN where real rows teach
+            nothing.
     """
 
     target: Any
@@ -205,9 +218,9 @@ def train_on_synthetic(
 ) -> Transfer:
     """Train on synthetic rows, test on real ones (TSTR): are synthetic rows as good to learn from as the real ones?
 
-    Gradient-boosted trees with scikit-learn's defaults predict `target` from the other columns. The target is a class if it is a
-    category or boolean or has two values; rows without a target are left out. Higher is better; a ratio of 1 is what real rows reach.
-    For a fair ratio give as many synthetic rows as there are in `real_train`.
+    Gradient-boosted trees with scikit-learn's defaults predict `target` from the other columns. The target is a class
+    if it is a category or boolean or has two values; rows without a target are left out. Higher is better; a ratio of
+    1 is what real rows reach. For a fair ratio give as many synthetic rows as there are in `real_train`.
 
     Args:
         real_train: The rows that the model was fitted to.
@@ -239,11 +252,11 @@ def train_on_synthetic(
 
 
 def choose_target(table: pd.DataFrame) -> Any:
-    """A column to predict where the user names none: the one that the other columns say most about.
+    """Choose a column to predict where the user names none: the one that the other columns say most about.
 
-    Of the classes (categories, booleans and columns of two values, with at most ten levels, none of them in more than 95 % of rows) the one with
-    the largest mean `dependence` on the other columns; where there is none, of the numbers that are not constant; else the last
-    column. Columns missing in more than half of the rows are passed over.
+    Of the classes (categories, booleans and columns of two values, with at most ten levels, none of them in more than
+    95 % of rows) the one with the largest mean `dependence` on the other columns; where there is none, of the numbers
+    that are not constant; else the last column. Columns missing in more than half of the rows are passed over.
 
     Example:
         >>> x = np.arange(100) % 10
@@ -267,13 +280,15 @@ def choose_target(table: pd.DataFrame) -> Any:
 
 
 def missing_rates(real: pd.DataFrame, synthetic: pd.DataFrame) -> pd.DataFrame:
-    """Share of missing cells of each column, in both tables (columns real and synthetic): the second should be like the first."""
+    """Compute each column's share of missing cells in both tables: column synthetic should be like column real."""
     shares = [[float(np.isnan(x).mean()) if len(x) else np.nan for x in c.values] for c in align(real, synthetic)]
     return pd.DataFrame(shares, real.columns, ["real", "synthetic"])
 
 
 def missing_pattern_distance(real: pd.DataFrame, synthetic: pd.DataFrame) -> float:
-    """Total variation between the distributions of which cells of a row are missing together; lower is better, 0 is perfect.
+    """Compute the total variation between the distributions of which cells of a row are missing together.
+
+    Lower is better, 0 is perfect.
 
     Example:
         >>> real = pd.DataFrame({"a": [1, None, 3, None], "b": [1, None, 3, None]})
@@ -290,12 +305,15 @@ class Privacy(NamedTuple):
     """Whether synthetic rows are new rows. No guarantee: a measurement on these rows.
 
     Attributes:
-        copies: Share of synthetic rows that equal a training row in all cells; lower is better, down to `copies_held_out`.
-        copies_held_out: Share of held-out rows that equal a training row: what nature does by itself, the floor of `copies`.
-        nearer_to_train: Share of synthetic rows whose nearest real row is a training row rather than one of as many held-out rows (ties
-            are shared out). 0.5 is expected of new rows; more means that rows were remembered.
+        copies: Share of synthetic rows that equal a training row in all cells; lower is better, down to
+            `copies_held_out`.
+        copies_held_out: Share of held-out rows that equal a training row: what nature does by itself, the floor of
+            `copies`.
+        nearer_to_train: Share of synthetic rows whose nearest real row is a training row rather than one of as many
+            held-out rows (ties are shared out). 0.5 is expected of new rows; more means that rows were remembered.
         standard_error: Of `nearer_to_train`, if it does not matter which real rows were trained on.
-        distance: Median distance of synthetic rows to the nearest training row, 0 to 1; should be about `distance_held_out`.
+        distance: Median distance of synthetic rows to the nearest training row, 0 to 1; should be about
+            `distance_held_out`.
         distance_held_out: The same of held-out rows, to as many training rows.
     """
 
@@ -310,10 +328,10 @@ class Privacy(NamedTuple):
 def privacy(
     train: pd.DataFrame, held_out: pd.DataFrame, synthetic: pd.DataFrame, most: int = 5000, seed: int = 0
 ) -> Privacy:
-    """Copies of training rows, and distances to the closest record, each beside what held-out rows give.
+    """Measure copies of training rows and distances to the closest record, each beside what held-out rows give.
 
-    The distance of two rows is Gower's, with ranks: the mean over columns of the difference in rank among the training rows (numbers,
-    times), 0 or 1 (equal or different categories), 1 (one of two cells is missing), 0 (both are).
+    The distance of two rows is Gower's, with ranks: the mean over columns of the difference in rank among the training
+    rows (numbers, times), 0 or 1 (equal or different categories), 1 (one of two cells is missing), 0 (both are).
 
     Args:
         train: The rows that the model was fitted to.
@@ -349,13 +367,13 @@ def privacy(
 
 
 def validity(real: pd.DataFrame, synthetic: pd.DataFrame) -> pd.DataFrame:
-    """Cells that no real row has: lower is better, 0 is perfect.
+    """Count the cells that no real row has: lower is better, 0 is perfect.
 
     Returns:
-        A row per column, with shares of the synthetic cells that are not missing (NaN where the question does not apply):
-        unknown_categories (that the real table neither has nor declares), fractions (where all real values are whole),
-        out_of_range (beyond the real extremes; a few are right, as real rows are beyond those of others too: see the noise floor);
-        and dtype_real, dtype_synthetic, same_dtype.
+        A row per column, with shares of the synthetic cells that are not missing (NaN where the question does not
+        apply): unknown_categories (that the real table neither has nor declares), fractions (where all real values are
+        whole), out_of_range (beyond the real extremes; a few are right, as real rows are beyond those of others too:
+        see the noise floor); and dtype_real, dtype_synthetic, same_dtype.
 
     Example:
         >>> real = pd.DataFrame({"a": ["x", "y"], "n": [1, 5]})
@@ -396,7 +414,7 @@ def _draw(rows: Floats, size: int, seed: int) -> Floats:
 
 
 def _distance(a: Array, b: Array, column: Column) -> float:
-    """Of a column's values that are not missing: total variation of categories, Kolmogorov-Smirnov of numbers."""
+    """Measure the distance of a column's values: total variation of categories, Kolmogorov-Smirnov of numbers."""
     if not len(a) or not len(b):
         return float(len(a) != len(b))
     if column.kind == "category":
@@ -423,7 +441,7 @@ def _is_class(column: Column) -> bool:
 
 
 def _class_score(x: Array, y: Array, x_test: Array, y_test: Array, categorical: NDArray[np.bool_], seed: int) -> float:
-    """Mean ROC-AUC of each class against the rest, over the classes of the test rows; a class never seen in training counts 0.5."""
+    """Average the ROC-AUC of each class of the test rows against the rest; 0.5 for a class not seen in training."""
     seen, tested = np.unique(y), np.unique(y_test)
     if len(tested) < 2:
         return float("nan")
@@ -438,7 +456,7 @@ def _class_score(x: Array, y: Array, x_test: Array, y_test: Array, categorical: 
 
 
 def _number_score(x: Array, y: Array, x_test: Array, y_test: Array, categorical: NDArray[np.bool_], seed: int) -> float:
-    """R² on the test rows: 0 is what the mean of the test rows reaches."""
+    """Compute R² on the test rows; 0 is what their mean reaches."""
     if len(y) < 2 or len(y_test) < 2:
         return float("nan")
     trees, used = _trees(HistGradientBoostingRegressor, x, y, categorical, seed)
@@ -446,7 +464,7 @@ def _number_score(x: Array, y: Array, x_test: Array, y_test: Array, categorical:
 
 
 def _trees(kind: Any, x: Array, y: Array, categorical: NDArray[np.bool_], seed: int) -> tuple[Any, NDArray[np.bool_]]:
-    """Fitted trees, and which columns they use: scikit-learn's fail on those without any value."""
+    """Fit trees, and say which columns they use: scikit-learn's fail on those without any value."""
     used = np.asarray(~np.isnan(x).all(axis=0))
     used[0] |= not used.any()
     x = np.where(used & np.isnan(x).all(axis=0), 0.0, x)[:, used]
@@ -455,7 +473,7 @@ def _trees(kind: Any, x: Array, y: Array, categorical: NDArray[np.bool_], seed: 
 
 
 def _places(column: Column) -> Floats:
-    """All tables' values on a scale where min(1, |difference|) is the distance of two cells: ranks, or whole numbers."""
+    """Put all tables' values on a scale (ranks, or whole numbers) where two cells are min(1, |difference|) apart."""
     values = np.concatenate(column.values)
     missing = np.isnan(values)
     if column.kind == "category":
@@ -466,7 +484,7 @@ def _places(column: Column) -> Floats:
 
 
 def _distances(rows: Floats, others: Floats) -> Iterator[Floats]:
-    """Gower distances (some rows, all others), a chunk of rows at a time."""
+    """Yield Gower distances (some rows, all others), a chunk of rows at a time."""
     step = max(DISTANCES // len(others), 1)
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]

@@ -1,4 +1,4 @@
-"""What a page is made of: sections with texts, tables and pictures; and how a cell of a table is written."""
+"""The parts of the page: texts, tables and pictures of a section; and how a cell of a table is written."""
 
 import re
 from dataclasses import dataclass, field
@@ -27,11 +27,18 @@ class Picture:
 
 
 @dataclass
-class Section:
-    """A section of the page; `small` pictures stand in several columns, a `legend` says which colour is which, `code` is folded."""
+class Content:
+    """What a section shows: paragraphs, then pictures, then tables, then code.
 
-    anchor: str
-    title: str
+    Attributes:
+        text: Paragraphs.
+        tables: Tables.
+        pictures: Pictures.
+        small: Whether pictures stand in several columns.
+        legend: Whether to say which colour is which.
+        code: A text as it is, folded.
+    """
+
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -40,12 +47,16 @@ class Section:
     code: str = ""
 
 
-def shown(cell: Any) -> str:
-    """A cell of a table as text: numbers with three digits after the point, or four significant ones where that says too little.
+def format_cell(cell: Any) -> str:
+    """Write a cell of a table as text.
+
+    Numbers have three digits after the point, or four significant ones where that says too little.
 
     Example:
-        >>> shown(0.12345), shown(12345.678), shown(1e-5), shown(float("nan")), shown(7), shown(None)
-        ('0.123', '12,345.678', '1e-05', '–', '7', '–')
+        >>> format_cell(0.12345), format_cell(12345.678), format_cell(1e-5), format_cell(float("nan"))
+        ('0.123', '12,345.678', '1e-05', '–')
+        >>> format_cell(7), format_cell(None)
+        ('7', '–')
     """
     if cell is None or cell is pd.NaT or (isinstance(cell, float | np.floating) and np.isnan(cell)):
         return "–"
@@ -57,6 +68,16 @@ def shown(cell: Any) -> str:
     return str(cell)
 
 
-def is_figure(cell: Any) -> bool:
-    """Whether a cell is a number, or a text of numbers, and so stands to the right."""
+def format_share(value: float) -> str:
+    """Write a share as per cent; a dash for NaN.
+
+    Example:
+        >>> format_share(0.0123), format_share(float("nan"))
+        ('1.23%', '–')
+    """
+    return "–" if np.isnan(value) else f"{value:.2%}"
+
+
+def is_numeric(cell: Any) -> bool:
+    """Whether a cell is a number, or a text of numbers, and so is aligned to the right."""
     return not isinstance(cell, str) or bool(re.fullmatch(r"–|[-+−]?[\d.,]+(e[-+]\d+)?( ?[%–±] ?[\d.,]*%?)?", cell))

@@ -1,4 +1,4 @@
-"""Pictures of the report: columns real against synthetic, heat maps, and figures as SVG that takes on the page's colours."""
+"""Pictures of the report: columns real against synthetic, heat maps, and SVG in the colours of the page."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from flowlab.report.columns import Array, Column
+from flowlab.report.aligned import Array, Column
 from flowlab.report.figures import DATA, MODEL
 
 BARS = 8  # most frequent categories that get bars of their own
@@ -26,7 +26,7 @@ LINE = 31  # characters of that size below a panel
 
 
 def svg(figure: Figure, name: str, title: str) -> Markup:
-    """A figure as SVG to stand in a page: black becomes the page's text colour, nothing refers to the outside.
+    """Write a figure as SVG for a page: black becomes the page's text colour, nothing refers to the outside.
 
     Args:
         figure: The figure.
@@ -48,7 +48,7 @@ def svg(figure: Figure, name: str, title: str) -> Markup:
 
 
 def plain(text: Any, most: int = 24) -> str:
-    """A text from data as matplotlib should write it: in one line, not too long, without mathematics.
+    """Make a text from data safe for matplotlib: one line, not too long, without mathematics.
 
     Example:
         >>> plain("a\\nvery, very, very long name", most=12)
@@ -60,9 +60,10 @@ def plain(text: Any, most: int = 24) -> str:
 
 
 def column_panel(column: Column) -> Figure:
-    """One column, real (filled) against synthetic (outlined): a histogram of numbers and times, bars of few values or categories.
+    """Draw one column, real (filled) against synthetic (outlined).
 
-    Histograms span 99 % of the real values; shares are of the cells that are not missing, in bars of categories of all rows.
+    Numbers and times get a histogram, few values and categories get bars. Histograms span 99 % of the real values;
+    shares are of the cells that are not missing, in bars of categories of all rows.
     """
     figure = Figure(figsize=(2.7, 1.8), layout="constrained")
     axes = figure.subplots()
@@ -87,7 +88,7 @@ def column_panel(column: Column) -> Figure:
 
 
 def heat_map(values: pd.DataFrame, title: str, low: float = 0.0, high: float = 1.0, colors: str = "viridis") -> Figure:
-    """A matrix of columns against columns."""
+    """Draw a matrix of columns against columns."""
     count = len(values)
     figure = Figure(figsize=(3.6, 3.4), layout="constrained")  # maps of the same columns come out alike, and in line
     axes = figure.subplots()
@@ -108,7 +109,10 @@ def heat_map(values: pd.DataFrame, title: str, low: float = 0.0, high: float = 1
 
 
 def _own(tag: str, name: str) -> str:
-    """A tag with ids of its own, the page's text colour for black, the page's width, and without name spaces, which HTML implies."""
+    """Rewrite a tag of an SVG for the page.
+
+    Ids become its own, colours the page's and the width that of its place; name spaces go, since HTML implies them.
+    """
     if tag.startswith("<svg"):
         tag = re.sub(r'\s(width|height|version)="[^"]*"', "", tag)
     tag = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", tag).replace("#000000", "currentColor")
@@ -167,7 +171,10 @@ def _bars(axes: Any, labels: list[str], shares: list[list[float]], upright: bool
 
 
 def _category_shares(column: Column) -> tuple[list[str], list[list[float]]]:
-    """Labels and both tables' shares: the most frequent real categories, then all others together, then missing cells."""
+    """Compute labels and both tables' shares of rows.
+
+    The most frequent real categories come first, then all others together, then missing cells.
+    """
     counts = []
     for values in column.values:
         present = values[~np.isnan(values)].astype(int)

@@ -557,7 +557,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         Raises:
             TypeError, ValueError: A table is none, lacks a column, or has too few rows.
         """
-        from flowlab.report.html import write_report
+        from flowlab.report.write import write_report
 
         plain = copy.copy(self)
         plain._fitted = replace(self._model, library=None)  # the report knows pandas alone

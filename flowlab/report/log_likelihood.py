@@ -1,7 +1,8 @@
-"""Log-likelihood of held-out rows, of a model and of simple baselines on the same footing: nats per row.
+"""Log-likelihood of held-out rows, of a model and of simple baselines under the same reference measure: nats per row.
 
-Footing means reference measure: a category, a missing cell and a value of a column on a grid have probabilities, other numbers have
-densities in the data's units. Where a model gives densities for columns on a grid too, so do the baselines.
+The measure: a category, a missing cell and a value of a column on a grid have probabilities, other
+numbers have densities in the data's units. Where a model gives densities for columns on a grid too, so do the
+baselines.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import pandas as pd
 import torch
 
 from flowlab.report import baselines
-from flowlab.report.columns import Array
-from flowlab.report.door import scores
+from flowlab.report.aligned import Array
+from flowlab.report.inputs import scores
 from flowlab.tables.mixed.marginal_cdf import learn_ranks
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged
@@ -31,7 +32,6 @@ class Variable:
         nullable: Whether a missing cell is an outcome, with a probability; otherwise it is unknown, and does not count.
         resolution: Width of the cells of a number on a grid, 0 for none.
         atoms: Repeated values of a number on no grid, which have a probability.
-        width: What the probability of a cell or an atom is divided by where the model gives densities of those, too; else 1.
         lower: Lower end of the support.
         upper: Upper end of the support.
     """
@@ -55,7 +55,7 @@ class Variable:
 
 
 def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Variable]:
-    """The variables that the model gives the density of, with their values in both tables."""
+    """List the variables that the model gives the density of, with their values in both tables."""
     table = model.table_
     x, y = table.encode(train[table.unbroken(train)]), table.encode_all(test)[0]
     found, column = [], -1
@@ -69,11 +69,12 @@ def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Varia
 
 
 def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: int = 0) -> dict[str, Array]:
-    """Log-likelihood (test rows,) of every method that applies, in nats: the model first, then the baselines.
+    """Compute the log-likelihood (test rows,) of every method that applies, in nats: the model's, then the baselines'.
 
-    "independent columns": smoothed marginal distributions, learnt as the model learns its own. "Gaussian" and "Gaussian mixture": of all columns that
-    are numbers without missing cells and spread over more than a cell of their grid; the other columns are independent. They
-    learn from values spread uniformly over cells; the mean density over 16 points of a cell gives its probability.
+    "independent columns": smoothed marginal distributions, learnt as the model learns its own. "Gaussian" and
+    "Gaussian mixture": of all columns that are numbers without missing cells and spread over more than a cell of their
+    grid; the other columns are independent. They learn from values spread uniformly over cells; the mean density over
+    16 points of a cell gives its probability.
 
     Args:
         model: A fitted `FlowDensity`.
@@ -98,12 +99,12 @@ def log_likelihoods(model: Any, train: pd.DataFrame, test: pd.DataFrame, seed: i
 
 
 def comparison(found: dict[str, Array]) -> pd.DataFrame:
-    """Means with standard errors, and the first method's gain over each other one, paired by rows; higher is better.
+    """Compute means and standard errors, and the first method's gain over each other one, paired by rows.
 
     Returns:
-        A row per method: mean and its standard_error (nats per row), gain (the first method's mean minus this one's) and
-        gain_error, ahead (share of rows where the first method is ahead), and impossible (rows of probability zero, which are left out
-        of the other columns: with any of them the true mean is -inf).
+        A row per method: mean and its standard_error (nats per row), gain (the first method's mean minus this one's)
+        and gain_error, ahead (share of rows where the first method is ahead), and impossible (rows of probability
+        zero, which are left out of the other columns: with any of them the true mean is -inf).
     """
     ours = next(iter(found.values()))
     rows = []
@@ -126,13 +127,13 @@ def _mean(values: Array) -> tuple[float, float]:
 def over_cells(
     baseline: Callable[[Array, Array], Array], x: Array, y: Array, width: Array, rng: np.random.Generator
 ) -> Array:
-    """Log of a baseline's density of rows y (n, columns), averaged over the cells of the columns that have them.
+    """Average a baseline's density over the cell that each test row stands for, and take the log.
 
     Args:
-        baseline: Takes training and test rows, and gives the latter's log-densities.
-        x: Training rows; it learns from values spread over their cells.
-        y: Test rows.
-        width: Of each column's cells, 0 for none.
+        baseline: Takes training and test rows, and returns the log-densities of the latter.
+        x: Training rows (n, columns); the baseline learns from values spread over their cells.
+        y: Test rows (m, columns).
+        width: Width of each column's cells, 0 for a column without a grid.
         rng: Draws the points.
     """
     draws = DRAWS if width.any() else 1
@@ -143,7 +144,7 @@ def over_cells(
 
 
 def marginal(part: Variable) -> Array:
-    """Log-probability, or log-density, of the test values under the smoothed distribution of the training values."""
+    """Compute the test values' log-probability or log-density under the smoothed distribution of training values."""
     absent, absent_test = np.isnan(part.train), np.isnan(part.test)
     known = part.train[~absent]
     if part.classes:

@@ -1,4 +1,4 @@
-"""Tables made comparable: every column as numbers, the same way in each table, whatever its type and however odd its values."""
+"""Tables made comparable: every column becomes numbers, the same way in each table, whatever its type and values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Column:
 
     Attributes:
         name: The column's name.
-        kind: "number"; "time" (seconds since 1970 UTC); "duration" (seconds); "category" (positions in `levels`). The first
-            table decides.
+        kind: "number"; "time" (seconds since 1970 UTC); "duration" (seconds); "category" (positions in `levels`). The
+            first table decides.
         values: Of each table, missing cells as NaN.
         levels: Of a category, as text: in their order if the first table has one, else sorted.
         known: Which levels the first table has, or declares.
@@ -46,8 +46,8 @@ class Column:
     def cells(self) -> tuple[list[Cells], int]:
         """Each table's values in at most 22 shared cells: cell 0 is a missing value. Also how many cells there are.
 
-        Numbers fall in ten cells between the first table's deciles (into a cell each, if there are no more than ten values);
-        categories that are not among its twenty most frequent ones share the last cell.
+        Numbers fall in ten cells between the first table's deciles (into a cell each, if there are no more than ten
+        values); categories that are not among its twenty most frequent ones share the last cell.
         """
         first = self.values[0][~np.isnan(self.values[0])]
         if self.kind == "category":
@@ -102,13 +102,17 @@ def kind(column: pd.Series) -> str:
 
 
 def matrix(columns: Sequence[Column], table: int) -> tuple[Array, NDArray[np.bool_]]:
-    """One table's values (rows, columns; at most ±1e300), and which columns a histogram tree should split as categories."""
+    """Stack one table's values (rows, columns), clipped to ±1e300, and mark the columns to split as categories."""
     categorical = [column.kind == "category" and len(column.levels) <= ORDINAL for column in columns]
     return np.column_stack([column.values[table] for column in columns]).clip(-LARGEST, LARGEST), np.array(categorical)
 
 
 def pair_counts(columns: Sequence[Column]) -> tuple[list[Array], Cells]:
-    """For each table the counts of all pairs of cells of all columns, (cells, cells); and where each column's cells start."""
+    """Count the pairs of cells of all columns in each table.
+
+    Returns:
+        A matrix (cells, cells) for each table; and where each column's cells start.
+    """
     cells, sizes = zip(*(column.cells() for column in columns))
     starts = np.cumsum([0, *sizes[:-1]])
     tables = [np.column_stack(table) + starts for table in zip(*cells)]
