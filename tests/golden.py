@@ -241,7 +241,7 @@ def main() -> None:
             print(f"recorded {name}", flush=True)
             continue
         known = np.load(path)
-        off = [k for k, v in found.items() if not np.array_equal(v, known[k], equal_nan=v.dtype.kind == "f")]
+        off = [k for k, v in found.items() if k in known and not np.array_equal(v, known[k], equal_nan=v.dtype.kind == "f")]
         print(f"{name}: {'differs in ' + ', '.join(off) if off else 'the same'}", flush=True)
         wrong += [name] * bool(off)
     sys.exit(f"{len(wrong)} models differ: {'; '.join(wrong)}" if wrong else 0)
