@@ -124,7 +124,7 @@ def fit_matrix(
             members,
             rng,
             device=device,
-            units=table.units if conditional else None,
+            units=table.units,
             log_width=None if conditional else log_width,
             **options,
         )
@@ -172,7 +172,7 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     if not isinstance(mixture, FlowMixture | None) or len(table.units) != (0 if mixture is None else mixture.features):
         raise files.FileError("the columns do not fit the flow")
     if mixture is not None:
-        check_flow(table.units if is_conditional(mixture) else None, mixture)
+        check_flow(table.units, mixture)
         if not is_conditional(mixture) and not table.complete:
             raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
     known = {"log_mass": own.get("log_mass", 0.0), "reach": own.get("reach", 0.0)}

@@ -17,11 +17,15 @@ from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import threads
 from flowlab.tables.codec.columns import Unit
-from flowlab.tables.ensemble.member import RACE, RACE_STEPS, Fold, Member, Preprocessing, TableRanks, fit_member
+from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
+from flowlab.tables.ensemble.member import Member
+from flowlab.tables.ensemble.preprocessing import Prepared, Preprocessing, TableRanks
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training.fitting import History, progress_bar
 
+RACE = ("marginal", "marginal-whitening", "whitening-marginal")
+RACE_STEPS = (50, 150)  # at least and at most; else a fifth of a member's own
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
 CLOSE = 0.3  # nats per row that a preprocessing may be behind in the race to be worth a member of its own
 NEGLIGIBLE = 0.003  # members of less weight are dropped
@@ -79,20 +83,6 @@ class Ensemble:
 
 
 @dataclass
-class _Task:
-    """One member to fit on one fold."""
-
-    member: Member
-    fold: Fold
-    layers: list[Any]
-    seed: int
-    device: str
-    seconds: float | None
-    progress: bool
-    units: Sequence[Unit] | None
-
-
-@dataclass
 class _Result:
     flow: Flow | MixedFlow
     history: History | None
@@ -112,7 +102,7 @@ def fit_ensemble(
     n_jobs: int | None = None,
     device: str = "cpu",
     progress: bool = False,
-    units: Sequence[Unit] | None = None,
+    units: Sequence[Unit],
     log_width: Callable[[Tensor], Tensor] | None = None,
 ) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
@@ -132,7 +122,7 @@ def fit_ensemble(
         n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
         device: Where networks train.
         progress: Show a bar.
-        units: What the columns are, of a whole table with classes and missing cells; all of them complete numbers when None.
+        units: What the features are.
         log_width: What to add to the log-densities of held-out rows (n, features), to report them in the table's measure.
     """
     started = time.perf_counter()
@@ -144,19 +134,20 @@ def fit_ensemble(
         joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
     )
     starting = _start(jobs)
-    prepared: list[Any]
-    if units is None:
-        prepared = [Preprocessing(parts[0].shown(50 * CHUNK, seed))]
-        prepared += [Preprocessing(fold.shown(50 * CHUNK, seed), prepared[0]) for fold in parts[1:]]
+    prepared: list[Prepared]
+    if all(member.kind != "mixed" for member in members):
+        first = Preprocessing(parts[0].subsample(50 * CHUNK, seed))
+        prepared = [first, *(Preprocessing(fold.subsample(50 * CHUNK, seed), first) for fold in parts[1:])]
     else:
         prepared = [TableRanks(fold.train, fold.weight, units, rows) for fold in parts]
     members = [member.sized(len(parts[0].train), features) for member in members]
     ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
 
-    def task(member: Member, k: int, place: int, seconds: float | None = None) -> _Task:
+    def task(member: Member, k: int, place: int, seconds: float | None = None) -> Task:
         own = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
-        return _Task(member, parts[k], prepared[k].layers(member.preprocessing), own, device, seconds, shown, units)
+        sizes, layers = member.sizes(len(parts[0].train), features), prepared[k].layers(member.preprocessing)
+        return Task(member, sizes, parts[k], layers, units, own, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
@@ -274,27 +265,25 @@ def _fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold
     return Fold(rows[train], weight[train], rows[held_out], weight[held_out])
 
 
-def _short(task: _Task) -> _Task:
+def _short(task: Task) -> Task:
     """The short form of a task, for the race: a fifth of its steps, on rows that it sees about once."""
-    member, fold = task.member, task.fold
+    sizes, fold = task.sizes, task.fold
     least, most = RACE_STEPS
-    steps = min(max((member.steps or 0) // 5, least), most, member.steps or 1)
-    shown = steps * (member.batch_size or 1)
-    fold = replace(fold, train=fold.train[:shown], weight=fold.weight[:shown])
-    return replace(task, member=replace(member, steps=steps), fold=fold)
+    steps = min(max(sizes.steps // 5, least), most, sizes.steps)
+    seen = steps * sizes.batch_size
+    fold = replace(fold, train=fold.train[:seen], weight=fold.weight[:seen])
+    return replace(task, sizes=replace(sizes, steps=steps), fold=fold)
 
 
 def _mean(log_prob: Tensor, weight: Tensor) -> float:
     return float((log_prob * weight).sum() / weight.sum()) if len(weight) else float("nan")
 
 
-def _run(task: _Task) -> _Result:
+def _run(task: Task) -> _Result:
     """Fits one member on one thread, and scores the fold's held-out rows."""
     started = time.perf_counter()
     with threads(1), threadpool_limits(1):
-        flow, history = fit_member(
-            task.member, task.fold, task.layers, task.seed, task.device, task.seconds, task.progress, task.units
-        )
+        flow, history = FAMILIES[task.member.kind].fit(task)
         with torch.no_grad():
             log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])
     return _Result(flow, history, log_prob, time.perf_counter() - started)
@@ -311,7 +300,7 @@ def _imported() -> None:
     """What a process can do once it has imported this module."""
 
 
-def _run_all(tasks: list[_Task], jobs: int, progress: bool) -> list[_Result]:
+def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
     """The results in the order of the tasks, run in processes where there are several jobs."""
     if jobs == 1:
         return [_run(task) for task in tasks]
@@ -328,11 +317,12 @@ def _run_all(tasks: list[_Task], jobs: int, progress: bool) -> list[_Result]:
     return [found[i] for i in range(len(tasks))]
 
 
-def check_flow(units: Sequence[Unit] | None, flow: Any) -> None:
-    """Raises a ValueError unless a mixture's members have a table's units, or, where these are None, are flows."""
-    wanted = None if units is None else [(unit.column, unit.classes, unit.nullable) for unit in units]
+def check_flow(units: Sequence[Unit], flow: FlowMixture) -> None:
+    """Raises a ValueError unless a mixture's members, all flows of numbers or all mixed flows, have a table's units."""
+    wanted = [(unit.column, unit.classes, unit.nullable) for unit in units]
+    kind = MixedFlow if isinstance(flow.flows[0], MixedFlow) else Flow
     for member in flow:
-        if not isinstance(member, Flow if units is None else MixedFlow) or member.context_features:
+        if not isinstance(member, kind) or member.context_features:
             raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
         if isinstance(member, MixedFlow):
             columns, classes, nullable = member.columns, member.classes, member.nullable

@@ -1,0 +1,288 @@
+"""How a member of each kind is fitted to one fold of a table's rows: a class per family.
+
+A Gaussian mixture is a flow with a mixture as its base, a copula one with a whitening and marginal layers: there is one
+kind of model. All layers on the data side are preprocessing that is fitted to training rows and part of the density.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture as SklearnMixture
+from torch import Tensor
+
+from flowlab import bases
+from flowlab.flow import CHUNK, Flow
+from flowlab.layers import ActNorm, Autoregressive, Layer, MixtureCDF, RationalQuadraticSpline
+from flowlab.layers.scalar import ScalarMap
+from flowlab.tables.codec.columns import Unit
+from flowlab.tables.ensemble.member import Member, Sizes
+from flowlab.tables.mixed.heads import HistogramAndLogistics
+from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.training import History, fit
+from flowlab.training.fitting import representative
+
+COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
+REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the first is used to choose the components
+BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
+BROAD_DF = 3.0
+BINS = 48  # of the histograms in mixed flows' heads
+
+M = TypeVar("M", Flow, MixedFlow)
+Fit = tuple[Flow | MixedFlow, History | None]
+
+
+@dataclass
+class Fold:
+    """Rows to train on and rows held out, with their weights, which average one; all in double precision."""
+
+    train: Tensor
+    weight: Tensor
+    held_out: Tensor
+    held_weight: Tensor
+
+    def subsample(self, most: int, seed: int) -> Tensor:
+        """Training rows for what cannot weigh them: a row comes as often as its weight says."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = representative(self.train, self.weight, generator)
+        if len(rows) <= most:
+            return rows
+        return rows[torch.randperm(len(rows), generator=generator)[:most]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One member to fit on one fold.
+
+    Attributes:
+        member: What to fit, its preprocessing decided.
+        sizes: Its sizes.
+        fold: The rows.
+        layers: The fitted preprocessing, in sampling order; of "mixed" the marginal distributions of the numbers.
+        units: The variables of the table.
+        seed: Decides everything that is random.
+        device: Where networks train.
+        seconds: Time that training may take; None for as long as its steps take.
+        progress: Show a bar.
+    """
+
+    member: Member
+    sizes: Sizes
+    fold: Fold
+    layers: list[Any]
+    units: Sequence[Unit]
+    seed: int
+    device: str = "cpu"
+    seconds: float | None = None
+    progress: bool = False
+
+
+class Family(Protocol):
+    """A kind of member."""
+
+    def fit(self, task: Task) -> Fit:
+        """The fitted flow, in double precision on the CPU, and how training went if there was any."""
+
+
+class Networks:
+    """Autoregressive flows of numbers."""
+
+    def __init__(self, scalar: type[MixtureCDF] | type[RationalQuadraticSpline]) -> None:
+        self.scalar = scalar
+
+    def fit(self, task: Task) -> Fit:
+        """Train a flow whose orders of the columns are random."""
+        generator = torch.Generator().manual_seed(task.seed)
+        sizes, features = task.sizes, task.fold.train.shape[1]
+        scalar: ScalarMap = self.scalar(sizes.components)
+        core = [
+            Autoregressive(
+                features,
+                scalar,
+                torch.randperm(features, generator=generator).tolist(),
+                hidden=sizes.hidden,
+                dropout=sizes.dropout,
+                generator=generator,
+            )
+            for _ in range(sizes.layers)
+        ]
+        layers: list[Layer] = task.layers
+        if not layers:  # networks need columns of one scale, and their own single precision is not for raw ones
+            scaling = ActNorm(features).double().requires_grad_(False)
+            scaling.initialise(task.fold.train)
+            layers = [scaling]
+        flow = Flow(bases.Gaussian(features), [*core, *layers]).to(task.device)
+        return trained(flow, flow, task.fold.train, task.fold.held_out, task, generator)
+
+
+class Mixed:
+    """Mixed flows, with every conditional density."""
+
+    def fit(self, task: Task) -> Fit:
+        """Train a `MixedFlow`, in the columns' own order or a random one."""
+        generator = torch.Generator().manual_seed(task.seed)
+        sizes, columns = task.sizes, [unit.column for unit in task.units]
+        flow = MixedFlow(
+            task.layers,
+            columns,
+            [unit.classes for unit in task.units],
+            [unit.nullable for unit in task.units],
+            HistogramAndLogistics(BINS, sizes.components),
+            hidden=sizes.hidden[0],
+            blocks=sizes.layers or 1,
+            dropout=sizes.dropout,
+            order=torch.randperm(max(columns) + 1, generator=generator).tolist() if task.member.rank else None,
+            generator=generator,
+        )
+        # The network's inputs stay the same in training: they are computed once. A held-out row that cannot be (a level
+        # that this fold does not have) would make every loss infinite.
+        inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
+        held_out = held_out[torch.isfinite(held_out).all(1)]
+        flow.to(task.device)
+        return trained(flow, flow.network, inputs, held_out, task, generator)
+
+
+class Copula:
+    """A Gaussian behind the preprocessing."""
+
+    def fit(self, task: Task) -> Fit:
+        """Nothing is left to fit."""
+        return behind(bases.Gaussian(task.fold.train.shape[1]).double(), task.layers), None
+
+
+class Broad:
+    """A Student-t behind the preprocessing."""
+
+    def fit(self, task: Task) -> Fit:
+        """Nothing is left to fit."""
+        return behind(bases.StudentT(task.fold.train.shape[1], df=BROAD_DF).double(), task.layers), None
+
+
+class Mixture:
+    """A Gaussian mixture behind the preprocessing."""
+
+    def fit(self, task: Task) -> Fit:
+        """Choose components and regularisation on held-out rows."""
+        train, held_out, weight = noise_of(task)
+        base = choose_mixture(train, held_out, weight, task.sizes.components, task.seed)
+        return behind(base, task.layers), None
+
+
+class Kernel:
+    """A kernel density estimate behind the preprocessing."""
+
+    def fit(self, task: Task) -> Fit:
+        """Choose the bandwidth on held-out rows."""
+        return behind(choose_bandwidth(*noise_of(task)), task.layers), None
+
+
+FAMILIES: dict[str, Family] = {
+    "autoregressive": Networks(MixtureCDF),
+    "spline": Networks(RationalQuadraticSpline),
+    "mixture": Mixture(),
+    "kernel": Kernel(),
+    "copula": Copula(),
+    "broad": Broad(),
+    "mixed": Mixed(),
+}
+
+
+def behind(base: bases.Base, layers: list[Layer]) -> Flow:
+    """A base without parameters to train behind preprocessing layers."""
+    return Flow(base.requires_grad_(False), layers)
+
+
+@torch.no_grad()
+def noise_of(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows to train on and held-out rows as the preprocessing leaves them, and the latter's weights."""
+    chain = Flow(bases.Gaussian(task.fold.train.shape[1]).double(), task.layers)
+    rows = task.fold.subsample(task.member.rows, task.seed), task.fold.held_out
+    train, held_out = (torch.cat([chain.to_noise(chunk) for chunk in part.split(CHUNK)]) for part in rows)
+    return train.numpy(), held_out.numpy(), task.fold.held_weight.numpy()
+
+
+def trained(
+    flow: M, part: Any, rows: Tensor, held_out: Tensor, task: Task, generator: torch.Generator
+) -> tuple[M, History]:
+    """Train a part of a flow, or all of it, on rows; the flow comes back in double precision on the CPU."""
+    sizes = task.sizes
+    per_epoch = max(math.ceil(len(rows) / sizes.batch_size), 1)
+    history = fit(
+        part,
+        rows,
+        validation=held_out if len(held_out) else 0.0,
+        sample_weight=task.fold.weight,
+        epochs=max(round(sizes.steps / per_epoch), 1),
+        batch_size=sizes.batch_size,
+        learning_rate=sizes.learning_rate,
+        schedule="cosine" if task.seconds is None else "restarts",  # a schedule that may be cut short
+        time_limit=task.seconds,
+        patience=30,
+        generator=generator,
+        progress=task.progress,
+    )
+    return flow.double().cpu(), history
+
+
+def choose_mixture(
+    train: np.ndarray, held_out: np.ndarray, weight: np.ndarray, most: int, seed: int
+) -> bases.GaussianMixture:
+    """A Gaussian mixture, its components and then its regularisation chosen on held-out rows."""
+    mean, scale = train.mean(0), train.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    x, validation = (train - mean) / scale, (held_out - mean) / scale
+    best, best_score, worse = None, -math.inf, 0
+
+    def attempt(components: int, regularisation: float) -> bool:
+        nonlocal best, best_score
+        model = SklearnMixture(components, reg_covar=regularisation, max_iter=100, tol=1e-3, random_state=seed % 2**32)
+        with np.errstate(all="ignore"):
+            model.fit(x)
+        score = float(np.average(model.score_samples(validation), weights=weight)) if len(validation) else 0.0
+        if best is None or score > best_score:
+            best, best_score = model, score
+            return True
+        return False
+
+    for components in COMPONENTS:
+        if components > most or (components > 1 and components * (1 + x.shape[1]) > len(x)) or worse == 2:
+            break
+        worse = 0 if attempt(components, REGULARISATION[0]) else worse + 1
+        if not len(validation):
+            break
+    assert best is not None
+    chosen = best.n_components
+    for regularisation in REGULARISATION[1:] if len(validation) else ():
+        attempt(chosen, regularisation)
+    base = bases.GaussianMixture.from_sklearn(best)
+    return rescaled(base, torch.from_numpy(mean), torch.from_numpy(scale))
+
+
+@torch.no_grad()
+def rescaled(base: bases.GaussianMixture, mean: Tensor, scale: Tensor) -> bases.GaussianMixture:
+    """The mixture of mean + scale · z for z from `base`."""
+    scale_tril = scale[:, None] * base.scale_tril()
+    diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
+    base.means.copy_(mean + scale * base.means)
+    base.lower.copy_(scale_tril)
+    base.diagonal.copy_(diagonal + torch.log(-torch.expm1(-diagonal)))  # softplus's inverse
+    return base
+
+
+def choose_bandwidth(train: np.ndarray, held_out: np.ndarray, weight: np.ndarray) -> bases.Kernels:
+    """A kernel density estimate: a Gaussian around every row, all of one bandwidth, chosen on held-out rows."""
+    from sklearn.neighbors import KernelDensity
+
+    scores = [
+        np.average(KernelDensity(bandwidth=h).fit(train).score_samples(held_out), weights=weight)
+        if len(held_out)
+        else -h
+        for h in BANDWIDTHS
+    ]
+    base = bases.Kernels(train.shape[1], len(train)).double()
+    base.centres.copy_(torch.from_numpy(train))
+    base.log_bandwidth.fill_(math.log(BANDWIDTHS[int(np.argmax(scores))]))
+    return base

@@ -1,0 +1,90 @@
+"""What comes between a table's numbers and a member's network, fitted to training rows and part of the density."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowlab.flow import CHUNK
+from flowlab.layers import Layer, Marginal, Whitening
+from flowlab.tables.codec.columns import Unit
+from flowlab.tables.mixed.marginal_cdf import Ranks, learn_ranks
+
+# Layers on the data side, in sampling order.
+LAYERS: dict[str, tuple[type[Layer], ...]] = {
+    "none": (),
+    "marginal": (Marginal,),
+    "marginal-whitening": (Whitening, Marginal),
+    "whitening-marginal": (Marginal, Whitening),
+}
+
+
+class Prepared(Protocol):
+    """What is fitted to the rows of one fold, once for all members."""
+
+    def layers(self, name: str) -> list[Any]:
+        """A copy for one member, by the name of its preprocessing."""
+
+
+class Preprocessing:
+    """Preprocessing layers in double precision, fitted to rows once however many members share them.
+
+    Args:
+        rows: Training rows.
+        like: Another fold's, whose numbers of bins are taken over: choosing them takes most of the time.
+    """
+
+    def __init__(self, rows: Tensor, like: "Preprocessing | None" = None) -> None:
+        self.like = like
+        self.fitted: dict[tuple[type[Layer], ...], tuple[list[Layer], Tensor]] = {(): ([], rows)}
+
+    def layers(self, name: str) -> list[Layer]:
+        """The layers of that name, in sampling order."""
+        return copy.deepcopy(self._fit(LAYERS[name])[0])
+
+    @torch.no_grad()
+    def _fit(self, kinds: tuple[type[Layer], ...]) -> tuple[list[Layer], Tensor]:
+        if kinds not in self.fitted:
+            outer, rows = self._fit(kinds[1:])  # what lies nearer to the data comes first
+            features, other = rows.shape[1], None if self.like is None else self.like._fit(kinds)[0][0]
+            known = isinstance(other, Marginal) and other.chosen
+            layer = (Marginal(features, bins=known) if known else kinds[0](features)).double()
+            layer.initialise(rows)
+            self.fitted[kinds] = [layer, *outer], torch.cat([layer.inverse(chunk)[0] for chunk in rows.split(CHUNK)])
+        return self.fitted[kinds]
+
+
+class TableRanks:
+    """The `Ranks` of a whole table's numbers, fitted to rows once however many members share them.
+
+    Args:
+        rows: Training rows (n, units).
+        weight: Their weights.
+        units: The variables.
+        spanning: Rows (m, units) whose range is that of samples: also held-out ones, from which nothing else is learnt.
+    """
+
+    def __init__(self, rows: Tensor, weight: Tensor, units: Sequence[Unit], spanning: Tensor) -> None:
+        self.ranks = []
+        for unit, x, whole in zip(units, rows.T, spanning.T, strict=True):
+            if not unit.classes:
+                there = ~torch.isnan(x)
+                lower, upper = (end if math.isfinite(end) else None for end in (unit.lower, unit.upper))
+                self.ranks.append(
+                    learn_ranks(
+                        x[there],
+                        resolution=unit.resolution,
+                        atoms=unit.atoms,
+                        lower=lower,
+                        upper=upper,
+                        weight=weight[there],
+                        spanning=whole[~torch.isnan(whole)],
+                    )
+                )
+
+    def layers(self, name: str) -> list[Ranks]:
+        """A copy for one member; there is one kind of preprocessing, whatever the name."""
+        return copy.deepcopy(self.ranks)
