@@ -24,10 +24,10 @@ from torch.distributions import (
 
 import flowlab
 from flowlab.posteriors import FlowPosterior, PosteriorError, fit_posterior, pathfinder
-from flowlab.posteriors.diagnostics import missed
+from flowlab.posteriors.diagnostics import missed_modes
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space
-from flowlab.posteriors.survey import Defensive, survey
+from flowlab.posteriors.survey import Defensive, draw_survey
 from flowlab.posteriors.target import Target
 
 QUIET = {"progress": False}
@@ -418,6 +418,6 @@ def test_pathfinder_finds_an_exact_gaussian_and_the_search_its_missing_twin(gene
     both = modes([[0.0, 0.0], [20.0, 0.0]], [0.9, 0.1])
     flow = flowlab.Flow(flowlab.bases.Gaussian(2).double(), [])
     target = Target(both.log_prob, Space(2))
-    ((mode, mass),) = missed(flow, target, math.log(0.9), survey(flow, target, 3000, generator), generator)
+    ((mode, mass),) = missed_modes(flow, target, math.log(0.9), draw_survey(flow, target, 3000, generator), generator)
     assert torch.allclose(mode.mode, torch.tensor([20.0, 0.0], dtype=torch.float64), atol=0.01)
     assert mass == pytest.approx(0.1 / 0.9, rel=0.1)

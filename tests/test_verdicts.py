@@ -14,7 +14,7 @@ from flowlab.posteriors import FlowPosterior, fit_posterior
 from flowlab.posteriors.diagnostics import diagnose
 from flowlab.posteriors.space import Space
 from flowlab.posteriors.sparing import sparing
-from flowlab.posteriors.survey import survey
+from flowlab.posteriors.survey import draw_survey
 from flowlab.posteriors.target import Target
 
 QUIET = {"progress": False}
@@ -96,7 +96,7 @@ def test_mass_without_end_is_told_from_wide_fits(log_prob):
         found = diagnose(fit, Target(log_prob, Space(features)), 10_000, torch.Generator().manual_seed(0))
         assert found.verdict == "do not trust"
         assert "improper prior" in found.reasons[0]
-        wide = survey(fit, Target(log_prob, Space(features)), 3000, torch.Generator().manual_seed(1))
+        wide = draw_survey(fit, Target(log_prob, Space(features)), 3000, torch.Generator().manual_seed(1))
         assert wide.far > 0.1
 
 

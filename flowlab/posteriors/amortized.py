@@ -17,16 +17,18 @@ from flowlab.layers.coupling import alternating_mask
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
 from flowlab.posteriors.diagnostics import Diagnostics
+from flowlab.posteriors.gaussians import CHECK_DRAWS
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.space import Space, Supports, Value
-from flowlab.posteriors.target import WORST_SHARE, PosteriorError
+from flowlab.posteriors.stages import FlowTraining
+from flowlab.posteriors.survey import whitening_from
+from flowlab.posteriors.target import PosteriorError, check_finite
 from flowlab.training import History, fit
 from flowlab.training.objectives import StickingTheLanding
 
 SCOUTS = 16  # contexts whose posteriors are looked for beforehand
-STARTS, SPREAD = 4, 1.0  # for each of them, uniform on ± SPREAD
+STARTS = 4  # for each of them
 TOGETHER = 64  # contexts in a step
-LOOK = 3_000  # draws by which a fit is checked
 
 
 class AmortizedPosterior(nn.Module):
@@ -282,29 +284,18 @@ def fit_amortized(
     supports: Supports | None,
     flow: Flow | None,
     encoder: nn.Module | None,
+    training: FlowTraining,
     *,
-    steps: int,
-    draws: int,
-    learning_rate: float,
     dtype: torch.dtype,
-    random_state: int,
+    generator: torch.Generator,
     progress: bool,
 ) -> AmortizedPosterior:
-    """What `fit_posterior` does where it is given contexts (n, width)."""
-    if not isinstance(context, Tensor):
-        raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
-    if context.ndim != 2 or len(context) < 2:
-        raise ValueError(
-            f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
-        )
-    context = context.detach().to(dtype)
-    if not bool(torch.isfinite(context).all()):
-        row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
-        raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
-    generator = torch.Generator().manual_seed(random_state)
+    """`fit_posterior` with contexts (n, width): look for the posteriors of some, then train one flow for all."""
+    context = _checked_contexts(context, dtype)
     target = ContextTarget(log_prob, space, dtype)
     some = context[torch.randperm(len(context), generator=generator)[:SCOUTS]]
-    trial = torch.empty(3, 2, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator)
+    spread = pathfinder.SPREAD
+    trial = torch.empty(3, 2, space.features, dtype=torch.float64).uniform_(-spread, spread, generator=generator)
     target.check(trial, some[:2])
 
     encoder = Standardise(context) if encoder is None else encoder.to(dtype)
@@ -315,21 +306,38 @@ def fit_amortized(
             f"flow must have {space.features} features and context_features={width}, as the encoder returns, not "
             f"{flow.features} and {flow.context_features}"
         )
-    whitening, scale = _pooled(target, some, generator)
-    layers = _layers(space.features, width, scale, generator) if flow is None else list(flow)
+    whitening, sd = _pooled_whitening(target, some, generator)
+    layers = _layers(space.features, width, sd, generator) if flow is None else list(flow)
     base = Gaussian(space.features) if flow is None else flow.base
-    posterior = AmortizedPosterior(
-        encoder, Flow(base, [*layers, whitening]).to(dtype), supports=supports, target=target
-    )
-
-    options = {"steps": steps, "draws": draws, "learning_rate": learning_rate}
-    posterior.fit(target, context, generator=generator, progress=progress, **options)  # type: ignore[arg-type]
-    _check_finite(posterior, target, some, generator)
+    whole_flow = Flow(base, [*layers, whitening]).to(dtype)
+    posterior = AmortizedPosterior(encoder, whole_flow, supports=supports, target=target)
+    posterior.fit(target, context, generator=generator, progress=progress, **training._asdict())
+    _check_draws(posterior, target, some, generator)
     return posterior.train(False)
 
 
-def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator) -> tuple[Whitening, Tensor]:
-    """Where the posteriors of some contexts lie together, as a whitening, and the typical sd of one of them in whitened coordinates.
+def _checked_contexts(context: Tensor, dtype: torch.dtype) -> Tensor:
+    """The contexts (n, width) in a floating-point type, without their gradient.
+
+    Raises:
+        TypeError: They are not a tensor.
+        ValueError: They have another shape, or values that are not finite.
+    """
+    if not isinstance(context, Tensor):
+        raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+    if context.ndim != 2 or len(context) < 2:
+        raise ValueError(
+            f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
+        )
+    context = context.detach().to(dtype)
+    if not bool(torch.isfinite(context).all()):
+        row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
+        raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
+    return context
+
+
+def _pooled_whitening(target: ContextTarget, contexts: Tensor, generator: torch.Generator) -> tuple[Whitening, Tensor]:
+    """A whitening of the pooled posteriors of some contexts, and the typical sd (features,) of one in its coordinates.
 
     Raises:
         PosteriorError: None of them was found.
@@ -339,20 +347,18 @@ def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator)
     for context in contexts:
         one = target.at(context)
         try:
-            found += pathfinder.find(one, pathfinder.finite_starts(one, STARTS, SPREAD, generator), generator)[:1]
+            starts = pathfinder.finite_starts(one, STARTS, pathfinder.SPREAD, generator)
+            found += pathfinder.find(one, starts, generator)[:1]
         except PosteriorError as error:
             failure = str(error)
         target.evaluations += one.evaluations
     if not found:
         raise PosteriorError(f"no posterior was found for any of {len(contexts)} contexts; of the last: {failure}")
     means = torch.stack([g.mean for g in found])
-    own = torch.stack([g.scale_tril @ g.scale_tril.T for g in found]).mean(0)
+    within = torch.stack([g.scale_tril @ g.scale_tril.T for g in found]).mean(0)
     between = (means - means.mean(0)).T @ (means - means.mean(0)) / len(found)
-    whitening = Whitening(len(own)).double()
-    whitening.mean.copy_(means.mean(0))
-    whitening.scale_tril.copy_(torch.linalg.cholesky(own + between))
-    whitening.initialised.fill_(True)
-    half = torch.linalg.solve_triangular(whitening.scale_tril, torch.linalg.cholesky(own), upper=False)
+    whitening = whitening_from(means.mean(0), torch.linalg.cholesky(within + between))
+    half = torch.linalg.solve_triangular(whitening.scale_tril, torch.linalg.cholesky(within), upper=False)
     return whitening, half.square().sum(-1).sqrt()
 
 
@@ -377,13 +383,9 @@ def _layers(features: int, context_features: int, scale: Tensor, generator: torc
 
 
 @torch.no_grad()
-def _check_finite(
+def _check_draws(
     posterior: AmortizedPosterior, target: ContextTarget, contexts: Tensor, generator: torch.Generator
 ) -> None:
-    z = posterior.flow.rsample((LOOK // len(contexts),), posterior.encode(contexts), generator)
-    share = float((~torch.isfinite(target(z, contexts))).double().mean())
-    if share > WORST_SHARE:
-        raise PosteriorError(
-            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}. Where a parameter is bounded, say "
-            "so in supports=…; where a computation overflows, rewrite it in logarithms"
-        )
+    """Check that the log-density is finite at draws given some of the contexts."""
+    z = posterior.flow.rsample((CHECK_DRAWS // len(contexts),), posterior.encode(contexts), generator)
+    check_finite(target(z, contexts))

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.posteriors.target import PosteriorError, Target
 
+SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
 NEWTON = 100  # parameters up to which every step of the path takes curvature
 FLAT = 1e-4  # smallest eigenvalue of a scaled precision matrix
 MEMORY = 10  # pairs that L-BFGS keeps
@@ -28,7 +29,6 @@ class Gaussian:
     scale_tril: Tensor
     elbo: float
     mode: Tensor
-    height: float
 
 
 class Whitened:
@@ -68,7 +68,7 @@ def finite_starts(target: Target, count: int, spread: float, generator: torch.Ge
         return torch.stack(found)
     raise PosteriorError(
         f"log_prob, or its gradient, is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: "
-        f"{target.shown(tries[:1])}. Check the model there, declare supports=…, or shift and scale the parameters"
+        f"{target.describe(tries[:1])}. Check the model there, declare supports=…, or shift and scale the parameters"
     )
 
 
@@ -160,7 +160,7 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: boo
     n, d = x.shape
     value, gradient = target.value_and_gradient(x)
     width = torch.full_like(x, 1.0 if wide else 1e-4)
-    best: list[Gaussian | None] = [None] * n
+    best: list[tuple[float, Tensor, Tensor] | None] = [None] * n  # bound, mean, Cholesky factor
     rates = torch.tensor([0.5, 0.2, 0.05, 0.01, 1e-3, 1e-5], dtype=x.dtype)
     alive = torch.isfinite(value).nonzero().squeeze(1)
     for _ in range(steps):
@@ -172,9 +172,9 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: boo
         settling = torch.zeros(len(alive), dtype=torch.bool)
         for j, i in enumerate(alive.tolist()):
             known = best[i]
-            if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known.elbo):
+            if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known[0]):
                 settling[j] = wide  # widths need some steps, also at the right place
-                best[i] = Gaussian(here[j].clone(), scale_tril[j].clone(), float(bounds[j]), here[j], 0.0)
+                best[i] = float(bounds[j]), here[j].clone(), scale_tril[j].clone()
         step = (scale_tril @ (scale_tril.mT @ slope.unsqueeze(-1))).squeeze(-1)
         new, new_value, new_gradient = _step(target, here, value[alive], slope, step, rates)
         gain = new_value - value[alive]
@@ -185,12 +185,13 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: boo
         alive = alive[(gain > 1e-3) | settling]
         if len(alive) == 0:
             break
-    kept = []
-    for i, gaussian in enumerate(best):
-        if gaussian is not None:
-            gaussian.mode, gaussian.height = x[i], float(value[i])
-            kept.append(gaussian)
-    return sorted(kept, key=lambda g: -g.elbo)
+    found = [
+        Gaussian(mean, scale_tril, elbo, mode=x[i])
+        for i, entry in enumerate(best)
+        if entry is not None
+        for elbo, mean, scale_tril in [entry]
+    ]
+    return sorted(found, key=lambda g: -g.elbo)
 
 
 def _curvature(target: Target, x: Tensor, width: Tensor, wide: bool) -> tuple[Tensor, Tensor]:

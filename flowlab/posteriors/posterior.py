@@ -16,7 +16,7 @@ from flowlab.posteriors.diagnostics import Diagnostics, diagnose
 from flowlab.posteriors.psis import KHAT
 from flowlab.posteriors.space import Space, Value
 from flowlab.posteriors.sparing import sparing
-from flowlab.posteriors.survey import QUANTILES, survey, weigh
+from flowlab.posteriors.survey import QUANTILES, draw_survey, weigh
 from flowlab.posteriors.target import PosteriorError, Target
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class FlowPosterior(nn.Module):
         """
         generator = self._generator(random_state)
         with sparing(self._target(), generator.device):
-            wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
+            wide = draw_survey(self.flow, self._target(), max(10 * n, 10_000), generator)
         z, smoothed = wide.z, wide.weights
         if not smoothed.reliable:
             raise PosteriorError(
