@@ -1,4 +1,7 @@
-""" "good" is never said of a wrong posterior: fits narrower than it, spikes, twins, tails and mass without end. benchmarks/verdicts.py has many more."""
+""" "Good" is never said of a wrong fit: too narrow ones, spikes, twin modes, tails, improper densities.
+
+benchmarks/verdicts.py has many more.
+"""
 
 import math
 import warnings
@@ -120,7 +123,7 @@ def test_an_exact_fit_stays_good_at_every_size():
 
 
 def test_rounding_errors_far_out_are_no_mass():
-    """Differences of lgamma are right near the fit, and noise of any size where its arguments have more digits than a number holds."""
+    """Differences of lgamma are exact near the fit, and rounding noise of any size where its arguments are huge."""
 
     def log_prob(z: Tensor) -> Tensor:
         size = (z + 10).exp()
@@ -185,7 +188,7 @@ def test_a_separable_regression_is_as_wide_as_its_prior(prior):
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", [Gamma(0.05, 1.0), HalfCauchy(1.0)])
 def test_verdicts_on_positive_parameters_bear_out(prior):
-    """Mass at the bound, and a tail without moments: what is called good has the right quantiles, and what is to be resampled, then has."""
+    """Mass at the bound, and a tail without moments: quantiles are right if good, or once resampled if so advised."""
     posterior = fit_posterior(lambda p: prior.log_prob(p["x"]), supports={"x": ((), constraints.positive)}, **QUIET)
     found = posterior.diagnostics()
     assert found.verdict != "do not trust"

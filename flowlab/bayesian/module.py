@@ -25,37 +25,38 @@ from flowlab.training import History, fit
 class BayesianModule(nn.Module):
     """A network with a variational posterior over its weights, trained by the evidence lower bound.
 
-    The weights are one vector: the network's trainable parameters, name after name. A flow, whose last layer gives every
-    weight its own scale and shift, approximates their posterior. At first it is a narrow Gaussian around the network's
-    present weights, which may well come from an ordinary training run. The network itself is kept as a skeleton without
-    memory, in evaluation mode, and is called through `torch.func.functional_call`. `state_dict` holds the posterior, the
-    prior's scales and the network's buffers; to load one, build the same `BayesianModule` first.
+    The weights are one vector: the network's trainable parameters, name after name. A flow, whose last layer gives
+    every weight its own scale and shift, approximates their posterior. At first it is a narrow Gaussian around the
+    network's present weights, which may well come from an ordinary training run. The network itself is kept as a
+    skeleton without memory, in evaluation mode, and is called through `torch.func.functional_call`. `state_dict` holds
+    the posterior, the prior's scales and the network's buffers; to load one, build the same `BayesianModule` first.
 
-    The bound is equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing flows"; "mean-field", and
-    the bound for mini-batches (equation 8), are those of Blundell et al. 2015, "Weight uncertainty in neural networks".
+    The bound is equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing flows"; "mean-field",
+    and the bound for mini-batches (equation 8), are those of Blundell et al. 2015, "Weight uncertainty in neural
+    networks".
 
     Args:
         module: The network. It is copied; parameters that require no gradient, and buffers, stay constants.
         prior: Standard deviation of the weights' normal prior around zero: one for all; by patterns of names such as
-            `{"0.*": 1.0, "*": 0.3}`, of which the first that matches counts; or a function of a parameter's name and value.
-            When None, 1/√fan_in for matrices and kernels and 1 for the rest (Neal 1996, "Bayesian learning for neural
-            networks", section 2.1: each unit then varies as much as its inputs, however wide the layer).
-        posterior: "flow": affine couplings, then as "full"; "full": a Gaussian with any covariance; "mean-field": a Gaussian
-            with independent weights; or a function of a width that returns a `Flow` of as many features, whose layers take
-            the couplings' place.
-        over: The weights that the posterior covers jointly: "all", "last" for those of the last layer that has any, or a
-            pattern of names; the rest is mean-field.
+            `{"0.*": 1.0, "*": 0.3}`, of which the first that matches counts; or a function of a parameter's name and
+            value. When None, 1/√fan_in for matrices and kernels and 1 for the rest (Neal 1996, "Bayesian learning for
+            neural networks", section 2.1: each unit then varies as much as its inputs, however wide the layer).
+        posterior: "flow": affine couplings, then as "full"; "full": a Gaussian with any covariance; "mean-field": a
+            Gaussian with independent weights; or a function of a width that returns a `Flow` of as many features,
+            whose layers take the couplings' place.
+        over: The weights that the posterior covers jointly: "all", "last" for those of the last layer that has any, or
+            a pattern of names; the rest is mean-field.
         rank: For many weights: flow and full covariance act in a learnt subspace of so many directions, and leave the
             others mean-field.
-        likelihood: "gaussian" (outputs and y of the same shape), "categorical" (outputs are logits (*, classes), y whole
-            numbers), or a function of outputs (draws, n, …) and y (n, …) that returns each row's log-likelihood (draws, n)
-            in nats.
-        noise: Standard deviation of the Gaussian likelihood, in units of y: a fixed number, "learnt" for a point estimate
-            that maximises the bound, or "posterior" for one more weight, its logarithm, named "log_noise".
+        likelihood: "gaussian" (outputs and y of the same shape), "categorical" (outputs are logits (*, classes), y
+            whole numbers), or a function of outputs (draws, n, …) and y (n, …) that returns each row's log-likelihood
+            (draws, n) in nats.
+        noise: Standard deviation of the Gaussian likelihood, in units of y: a fixed number, "learnt" for a point
+            estimate that maximises the bound, or "posterior" for one more weight, its logarithm, named "log_noise".
         start_scale: First standard deviation of every weight, in units of its prior's.
-        start_noise: First standard deviation of the noise where it is not fixed, in units of y. From trained weights, start
-            at the standard deviation of their residuals: with more noise than that, training first forgets what they have
-            learnt.
+        start_noise: First standard deviation of the noise where it is not fixed, in units of y. From trained weights,
+            start at the standard deviation of their residuals: with more noise than that, training first forgets what
+            they have learnt.
         generator: Source of the couplings' initial weights.
 
     Attributes:
@@ -186,7 +187,7 @@ class BayesianModule(nn.Module):
     # ---- outputs ------------------------------------------------------------------------------------------------
 
     def outputs(self, w: Tensor, x: Tensor, chunk_size: int | None = None) -> Tensor:
-        """The network's outputs (draws, *batch, …) for inputs x (*batch, …) under each of the weights w (draws, features)."""
+        """The network's outputs (draws, *batch, …) for inputs x (*batch, …) under weights w (draws, features)."""
         dtype = self.prior_scale.dtype
         if not isinstance(x, Tensor) or x.is_floating_point():  # whole numbers are what embeddings take
             floating("x", x, dtype, "module")
@@ -208,7 +209,7 @@ class BayesianModule(nn.Module):
             raise
 
     def log_likelihood(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Log-likelihood (draws, n) in nats of targets y (n, …), given inputs x (n, …), under weights w (draws, features)."""
+        """Log-likelihood (draws, n) in nats of y (n, …), given x (n, …), under weights w (draws, features)."""
         return self._log_likelihood(w, self.outputs(w, x), y)
 
     def forward(self, x: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -219,7 +220,7 @@ class BayesianModule(nn.Module):
     def predict(
         self, x: Tensor, n: int = 100, *, chunk_size: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Outputs (n, *batch, …) under n draws of the weights: in one call, or `chunk_size` draws at a time to save memory."""
+        """Outputs (n, *batch, …) under n draws of the weights, `chunk_size` at a time where memory is short."""
         return self.outputs(self.rsample_and_log_prob((n,), generator)[0], x, chunk_size)
 
     @torch.no_grad()
@@ -240,7 +241,7 @@ class BayesianModule(nn.Module):
     def predictive_sample(
         self, x: Tensor, n: int = 1000, *, chunk_size: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws of y (n, *rows, …) from the posterior predictive, noise included, each with its own draw of the weights.
+        """Draws of y (n, *rows, …) from the posterior predictive, with noise, each with its own draw of the weights.
 
         Raises:
             ValueError: The likelihood is a function, which cannot be drawn from.
@@ -261,7 +262,7 @@ class BayesianModule(nn.Module):
         path: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The evidence lower bound of all data, a scalar in nats: unbiased, from a mini-batch and a few draws of the weights.
+        """An unbiased estimate of the evidence lower bound of all data, in nats, from a mini-batch and a few draws.
 
         Args:
             x: Inputs (n, …).
@@ -281,7 +282,7 @@ class BayesianModule(nn.Module):
         return elbo_by_draw(self, x, y, rows, draws, path, generator).mean()
 
     def objective(self, x: Tensor, y: Tensor, *, batch_size: int = 256, draws: int = 8) -> NegativeELBO:
-        """What `flowlab.fit(bnn, steps=…, objective=…)` minimises: the negative bound per row, of a new mini-batch each step."""
+        """The objective for `flowlab.fit(bnn, steps=…, objective=…)`: the negative bound per row, from mini-batches."""
         return NegativeELBO(x, y, batch_size, draws)
 
     def fit(
@@ -296,7 +297,7 @@ class BayesianModule(nn.Module):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> History:
-        """`flowlab.fit` with this module's `objective`: a cosine learning-rate schedule, no weight decay, no averaged weights.
+        """`flowlab.fit` with this module's `objective`, a cosine schedule, no weight decay and no averaging of weights.
 
         Args:
             x: Inputs (n, …).
@@ -313,7 +314,8 @@ class BayesianModule(nn.Module):
         """
         chosen: dict[str, Any] = {"schedule": "cosine", "weight_decay": 0.0, "ema": 0.0, **options}
         chosen |= {"steps": steps, "learning_rate": learning_rate, "generator": generator}
-        return fit(self, objective=self.objective(x, y, batch_size=batch_size, draws=draws), **chosen)  # type: ignore[arg-type]
+        objective = self.objective(x, y, batch_size=batch_size, draws=draws)
+        return fit(self, objective=objective, **chosen)  # type: ignore[arg-type]
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
@@ -323,7 +325,7 @@ class BayesianModule(nn.Module):
         return -(w / scale).square() / 2 - scale.log() - LOG_SQRT_2PI
 
     def _log_noise(self, w: Tensor, outputs: Tensor) -> Tensor | None:
-        """The log standard deviation of a Gaussian likelihood, which broadcasts against outputs (draws, …), else None."""
+        """A Gaussian likelihood's log standard deviation, which broadcasts against outputs (draws, …); else None."""
         if self.likelihood != "gaussian":
             return None
         if self.noise == "posterior":

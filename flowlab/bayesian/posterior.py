@@ -22,9 +22,9 @@ COUPLINGS, HIDDEN = 4, (64, 64)
 class Subspace(Layer):
     """Layers that act in a learnt subspace of `rank` directions and are the identity on its orthogonal complement.
 
-    x = z + Q (g(Qᵀz) − Qᵀz), with Q (features, rank) of orthonormal columns and g the layers' chain; the log-determinant is
-    that of g. Sylvester flows are built alike (van den Berg et al. 2018, "Sylvester normalizing flows for variational
-    inference", equation 13). Memory and time grow as features × rank.
+    x = z + Q (g(Qᵀz) − Qᵀz), with Q (features, rank) of orthonormal columns and g the layers' chain; the
+    log-determinant is that of g. Sylvester flows are built alike (van den Berg et al. 2018, "Sylvester normalizing
+    flows for variational inference", equation 13). Memory and time grow as features × rank.
 
     Args:
         features: Width of noise and data.
@@ -62,8 +62,8 @@ class Subspace(Layer):
 class Triangular(Layer):
     """x = z + L z / √features, with L strictly lower triangular.
 
-    With a scale for every feature after it, a Gaussian can have any covariance. The divisor lets one learning rate serve few
-    weights and many.
+    With a scale for every feature after it, a Gaussian can have any covariance. The divisor lets one learning rate
+    serve few weights and many.
 
     Args:
         features: Width of noise and data.

@@ -17,11 +17,11 @@ from flowlab.posteriors.target import LogDensity, Target, at, piecewise
 class ContextTarget(LogDensity):
     """The unnormalised log-posterior of unconstrained draws, each given its context.
 
-    The log-determinant of the map to the user's space is included.
+    It includes the log-determinant of the map to the user's space.
 
     Args:
-        log_prob: The user's function of draws (draws, n, features), or a dict of named ones (draws, n, *shape), and contexts
-            (n, context_features) to (draws, n) nats.
+        log_prob: The user's function of draws (draws, n, features), or a dict of named ones (draws, n, *shape), and
+            contexts (n, context_features) to (draws, n) nats.
         space: The parameters.
         dtype: Floating-point type in which `log_prob` is called.
 
@@ -33,7 +33,10 @@ class ContextTarget(LogDensity):
     advice = "sum over other axes with .sum(-1)"
 
     def __call__(self, z: Tensor, context: Tensor) -> Tensor:
-        """Log-density (draws, n) of z (draws, n, features), given contexts (n, context_features); differentiable once, in z."""
+        """Log-density (draws, n) of z (draws, n, features), given contexts (n, context_features).
+
+        It is differentiable once, in z.
+        """
         target = self._target(context)
         # A target evaluates no more than CHUNK rows at once, and each part must have all contexts.
         parts = [target(part) for part in z.split(max(CHUNK // max(len(context), 1), 1))]
@@ -45,7 +48,7 @@ class ContextTarget(LogDensity):
         return self._target(context.unsqueeze(0))
 
     def check(self, z: Tensor, context: Tensor) -> None:
-        """Call the user's function with z (draws, n, features) and contexts (n, context_features), and check the result.
+        """Call the user's function with z (draws, n, features) and contexts (n, context_features); check the result.
 
         Raises:
             TypeError: It is not a tensor of floating-point numbers.
@@ -79,7 +82,7 @@ def _by_context(value: Value, n: int) -> Value:
 
 @register
 class Given(Layer):
-    """A layer whose context is fixed.
+    """A conditional layer with its context fixed: a layer without a context.
 
     Args:
         layer: The layer.
@@ -109,7 +112,7 @@ class Given(Layer):
 
 
 class Standardise(nn.Module):
-    """Contexts with mean zero and standard deviation one over those of the fit."""
+    """Shifts and scales contexts to mean zero and standard deviation one over those of the fit."""
 
     mean: Tensor
     scale: Tensor

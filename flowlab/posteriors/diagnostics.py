@@ -1,4 +1,4 @@
-"""How good is an approximate posterior? Importance weights, a search for modes it misses, and a verdict in plain words."""
+"""Diagnostics of an approximate posterior: importance weights, a search for modes that it misses, and a verdict."""
 
 import math
 from collections.abc import Sequence
@@ -32,24 +32,25 @@ class Diagnostics:
     """What importance sampling says of an approximate posterior; everything in nats or shares.
 
     Attributes:
-        khat: Pareto k-hat of the importance weights of the defensive proposal; up to 0.7 they are reliable, and above it
-            where no draw is heavy.
+        khat: Pareto k-hat of the importance weights of the defensive proposal; up to 0.7 they are reliable, and above
+            it where no draw is heavy.
         ess: Effective sample size of the plain draws, as a share.
         elbo: Evidence lower bound.
         log_evidence: Log of the evidence, by importance sampling.
         shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard
             deviation, with its standard error.
         modes: Number of modes in the fit.
-        missed: Estimated share of the posterior's mass at modes that the fit does not cover, as far as a search found them.
+        missed: Estimated share of the posterior's mass at modes that the fit does not cover, as far as a search found
+            them.
         restart_gap: Nats between the best of the optimiser's starts and their median.
         evidence_gap: Nats between two estimates of the log-evidence, from plain draws and from the defensive proposal.
         non_finite: Share of draws at which the log-density is not finite.
         draws: Draws behind the figures.
-        uncovered: Share of the posterior where it has more than twenty times the fit's density, as far as draws from much
-            wider and narrower copies of the fit see it.
-        heaviest: Largest share of the weights that one draw has. From 1 % on, k-hat says something.
-        quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit, with
-            its standard error.
+        uncovered: Share of the posterior where it has more than twenty times the fit's density, as far as draws from
+            much wider and narrower copies of the fit see it.
+        heaviest: Largest share of the weights that one draw has; k-hat counts from 1 % on.
+        quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit,
+            with its standard error.
         reasons: Why the verdict is not better, in plain words.
         verdict: "good", "usable after resampling" or "do not trust".
     """
@@ -94,7 +95,7 @@ class Diagnostics:
 def diagnose(
     flow: Flow | FlowMixture, target: Target, n: int, generator: torch.Generator, restart_gap: float = math.nan
 ) -> Diagnostics:
-    """Diagnose a fitted flow, which is in double precision, from n plain draws, n of a survey, and a search for modes."""
+    """Diagnose a flow in double precision by n of its draws, n draws of a survey, and a search for missed modes."""
     _, log_w = weigh(flow, target, n, generator)
     survey = draw_survey(flow, target, n, generator)
     plain, defensive = smooth(log_w), survey.weights
@@ -129,11 +130,11 @@ def diagnose(
 def missed_modes(
     flow: Flow | FlowMixture, target: Target, log_evidence: float, survey: Survey, generator: torch.Generator
 ) -> list[tuple[pathfinder.Gaussian, float]]:
-    """Search for modes that the fit does not cover; returns each with its share of the posterior's mass, heaviest first.
+    """Modes that the fit does not cover, each with its share of the posterior's mass, the heaviest first.
 
-    Gradient ascents start far out, in the fit's own units and in those of unconstrained space, and at uncovered draws of a
-    survey. A mode's mass counts where the fit's density is less than a twentieth of the posterior's, and is estimated by
-    importance sampling from a Gaussian at the mode.
+    Gradient ascents start far out, in the fit's own units and in those of unconstrained space, and at uncovered draws
+    of a survey. A mode's mass counts where the fit's density is less than a twentieth of the posterior's, and is
+    estimated by importance sampling from a Gaussian at the mode.
     """
     d = flow.features
     with torch.no_grad():
@@ -173,7 +174,7 @@ def _uncovered_draws(survey: Survey, each: int = 4) -> Tensor:
 
 
 def _on_spheres(mean: Tensor, scale_tril: Tensor, n: int, radii: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Points (n, features) on spheres in whitened coordinates; a radius of 1 is that of a standard normal draw, √features."""
+    """Points (n, features) on spheres in whitened coordinates, with radii in units of √features."""
     d = len(mean)
     directions = F.normalize(mean.new_empty(n, d).normal_(generator=generator), dim=-1)
     lengths = mean.new_tensor(radii).repeat(n // len(radii)).unsqueeze(-1) * math.sqrt(d)
@@ -184,7 +185,7 @@ def _on_spheres(mean: Tensor, scale_tril: Tensor, n: int, radii: Sequence[float]
 def _uncovered_mass(
     flow: Flow | FlowMixture, target: Target, at: pathfinder.Gaussian, log_evidence: float, generator: torch.Generator
 ) -> float:
-    """Share of the posterior's mass around a mode that the fit does not cover, by importance sampling from a Gaussian."""
+    """Share of the posterior's mass around a mode that the fit does not cover, by draws of a Gaussian there."""
     noise = at.mean.new_empty(1000, len(at.mean)).normal_(generator=generator)
     z = at.mean + noise @ at.scale_tril.T
     log_g = -noise.square().sum(-1) / 2 - at.scale_tril.diagonal().log().sum() - len(at.mean) * LOG_SQRT_2PI
@@ -195,7 +196,7 @@ def _uncovered_mass(
 
 
 def _distinct(points: Tensor, order: Tensor) -> Tensor:
-    """Entries of `order` (n,) whose points (n, d) are more than a tenth of a unit from every earlier one that is kept."""
+    """The entries of `order` (n,) whose points (n, d) are over a tenth of a unit from every earlier one kept."""
     kept: list[int] = []
     for i in range(len(points)):
         if all(float((points[i] - points[j]).norm()) > 0.1 for j in kept):

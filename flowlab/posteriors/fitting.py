@@ -71,38 +71,40 @@ def fit_posterior(
     """Approximate the posterior behind an unnormalised log-density, in stages, and no further than the posterior needs.
 
     1. Search: Pathfinder from 16 random starts gives a Gaussian for each mode.
-    2. Affine: each becomes the full-rank Gaussian closest to the posterior, by 150 steps of sticking the landing, or by 50
-       where it is near already. A search adds modes that they miss, and a survey by defensive importance sampling – draws
-       from much wider and narrower copies of the fit – finds mass that their own draws never reach; it gets a Gaussian that
-       adaptive importance sampling moves there. Where 95 % of the draws are then effective, and the survey confirms
-       moments and quantiles, the fit ends here.
-    3. Flow: in the coordinates that each Gaussian whitens, affine couplings with tails of any weight are trained in up to
-       three rounds. A second follows where KL(fit, posterior) is above 0.01 nats after the first, a third where it is above
-       0.03. Several modes become a mixture of such flows, weighted by their evidence.
+    2. Affine: each becomes the full-rank Gaussian closest to the posterior, by 150 steps of sticking the landing, or
+       by 50 where it is near already. A search adds modes that they miss, and a survey by defensive importance
+       sampling – draws from much wider and narrower copies of the fit – finds mass that their own draws never reach;
+       it gets a Gaussian that adaptive importance sampling moves there. Where 95 % of the draws are then effective,
+       and the survey confirms moments and quantiles, the fit ends here.
+    3. Flow: in the coordinates that each Gaussian whitens, affine couplings with tails of any weight are trained in up
+       to three rounds. A second follows where KL(fit, posterior) is above 0.01 nats after the first, a third where it
+       is above 0.03. Several modes become a mixture of such flows, weighted by their evidence.
     4. Tails: where a survey finds them too light, a few steps of maximum likelihood on weighted draws follow.
     5. Verdict: the last survey says whether importance weights can be relied on; a warning is given where they cannot.
 
-    With `context` – many data sets of one kind – a single conditional flow learns the posterior of each, and of new ones:
-    see `AmortizedPosterior`. It is trained in coordinates that whiten the pooled posteriors of 16 of the data sets.
+    With `context` – many data sets of one kind – a single conditional flow learns the posterior of each, and of new
+    ones: see `AmortizedPosterior`. It is trained in coordinates that whiten the pooled posteriors of 16 of the data
+    sets.
 
     Args:
-        log_prob: The log-density in nats, up to a constant, by torch operations: takes a batch of draws (n, features), or
-            with `supports` a dict of tensors (n, *shape), and returns (n,). The density counts as zero where it is not
-            finite; a fit with more than 1 % such draws ends in an error. Densities are with respect to the parameters as
-            given: flowlab adds the Jacobians.
+        log_prob: The log-density in nats, up to a constant, by torch operations: takes a batch of draws (n, features),
+            or with `supports` a dict of tensors (n, *shape), and returns (n,). The density counts as zero where it is
+            not finite; a fit with more than 1 % such draws ends in an error. Densities are with respect to the
+            parameters as given: flowlab adds the Jacobians.
         features: Number of parameters, unconstrained and without names.
-        supports: For each name its shape and torch constraint, e.g. `{"tau": ((), constraints.positive), "theta": ((8,),
-            constraints.real)}`.
-        context: Data sets (n, width), each flattened to a row. `log_prob` is then called as log_prob(z, context) with draws
-            (draws, n, features), or a dict of tensors (draws, n, *shape), and contexts (n, width), and returns (draws, n).
-        encoder: Network from a context to the flow's context, (n, width) to (n, flow.context_features), trained along. When
-            None, contexts are standardised.
+        supports: For each name its shape and torch constraint, e.g. `{"tau": ((), constraints.positive), "theta":
+            ((8,), constraints.real)}`.
+        context: Data sets (n, width), each flattened to a row. `log_prob` is then called as log_prob(z, context) with
+            draws (draws, n, features), or a dict of tensors (draws, n, *shape), and contexts (n, width), and returns
+            (draws, n).
+        encoder: Network from a context to the flow's context, (n, width) to (n, flow.context_features), trained along.
+            When None, contexts are standardised.
         flow: A flow of your own for the last stage, over the whitened coordinates. It is trained in place, and becomes
             double precision: a second fit with it changes the first posterior. One is made when None.
-        steps: Steps of the flow's training: 0.25 times as many in the first round, 0.6 in the second, 1 in the third. With
-            `context` there is one round of as many.
-        draws: Draws in each of these steps, half as many in the first round, twice as many in the third; with `context` as
-            many, shared out among 64 contexts.
+        steps: Steps of the flow's training: 0.25 times as many in the first round, 0.6 in the second, 1 in the third.
+            With `context` there is one round of as many.
+        draws: Draws in each of these steps, half as many in the first round, twice as many in the third; with
+            `context` as many, shared out among 64 contexts.
         learning_rate: Peak learning rate of these steps, which falls to zero by a cosine in each round.
         dtype: Floating-point type of the draws that `log_prob` gets.
         random_state: Seed of everything.
@@ -113,13 +115,13 @@ def fit_posterior(
         `diagnostics(context)`.
 
     Warns:
-        UserWarning: The fit's own last survey says that it is not to be trusted, as where the density has no integral (an
-            improper prior).
+        UserWarning: The fit's own last survey says that it is not to be trusted, as where the density has no integral
+            (an improper prior).
 
     Raises:
         ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
-        PosteriorError: `log_prob` is not finite at or around any start, or at more than 1 % of the fit's draws, which the
-            message shows; or training does not stay finite, as where the density has no bound.
+        PosteriorError: `log_prob` is not finite at or around any start, or at more than 1 % of the fit's draws, which
+            the message shows; or training does not stay finite, as where the density has no bound.
 
     Example:
         >>> import torch

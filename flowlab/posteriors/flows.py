@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from flowlab.flow import Flow
@@ -23,8 +22,8 @@ def grow_flows(
 ) -> Flow | FlowMixture:
     """Put a flow, the identity at first, in front of the whitening of every Gaussian.
 
-    Gaussians that belong to one mode, such as the pieces of a funnel, are pooled into one flow. A mode that holds hardly
-    any mass keeps its Gaussian. The user's own `flow`, where there is one, goes to the heaviest mode.
+    Gaussians that belong to one mode, such as the pieces of a funnel, are pooled into one flow. A mode that holds
+    hardly any mass keeps its Gaussian. The user's own `flow`, where there is one, goes to the heaviest mode.
     """
     if isinstance(q, Flow):
         return flow_around(q, flow, generator)
@@ -40,7 +39,7 @@ def grow_flows(
 
 
 def flow_around(member: Flow, flow: Flow | None, generator: torch.Generator) -> Flow:
-    """A flow in the coordinates in which a Gaussian is standard: the user's, or affine couplings and tails of any weight."""
+    """A flow in the coordinates that a Gaussian whitens: the user's, or affine couplings and tails of any weight."""
     whitening = whitening_of(member)
     if flow is not None:
         return Flow(flow.base, [*flow, whitening])
@@ -72,7 +71,7 @@ def _one_mode(a: Flow, b: Flow, target: Target, generator: torch.Generator) -> b
     The log-density itself may have a valley there: the neck of a funnel has a mode of its own, but hardly any mass.
     """
     (first, first_sd, first_factor), (last, last_sd, last_factor) = mean_sd_correlation(a), mean_sd_correlation(b)
-    noise: Tensor = torch.empty(BETWEEN_DRAWS, a.features, dtype=torch.float64).normal_(generator=generator)
+    noise = torch.empty(BETWEEN_DRAWS, a.features, dtype=torch.float64).normal_(generator=generator)
     bounds = []
     for t in torch.linspace(0, 1, BETWEEN).tolist():
         mean, factor = first.lerp(last, t), F.normalize(first_factor.lerp(last_factor, t), dim=1)

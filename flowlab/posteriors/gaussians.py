@@ -1,4 +1,4 @@
-"""The Gaussians that `fit_posterior` starts from, each a flow whose only layer is a whitening: made, merged, and mixed."""
+"""The Gaussians that `fit_posterior` starts from: flows whose only layer is a whitening, merged, pooled and mixed."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,9 @@ from flowlab.posteriors.target import Target
 
 CHECK_DRAWS = 3_000  # draws from which a fit decides whether it is done
 SETTLED = 0.01  # a change of the mixture's weights below which another round would only redraw their Monte Carlo noise
-# Effective draws per number of a Gaussian (its mean and covariance) from which on the draws, and not training, decide it.
-DRAWS_PER_NUMBER = 20
+# Effective draws per parameter of a Gaussian (its mean and covariance) above which it follows weighted draws in place
+# of training.
+DRAWS_PER_PARAMETER = 20
 
 
 def gaussian_flow(mean: Tensor, scale_tril: Tensor, layers: Sequence[Layer] = ()) -> Flow:
@@ -65,15 +66,15 @@ def adapt_mixture(
 ) -> tuple[Flow | FlowMixture, float]:
     """Mix members and covers, each weighted by the posterior's mass near it; returns the mixture and the log-evidence.
 
-    Adaptive importance sampling: Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm
-    1. Without covers only the weights adapt. Covers – Gaussians placed where a survey found uncovered mass – are moved,
-    in place, to the moments of the weighted draws that belong to them, and so is a Gaussian member once enough effective
-    draws belong to it.
+    Adaptive importance sampling: Cappé et al. 2008, "Adaptive importance sampling in general mixture classes",
+    algorithm 1. Without covers only the weights adapt. Covers – Gaussians placed where a survey found uncovered mass –
+    are moved, in place, to the moments of the weighted draws that belong to them, and so is a Gaussian member once
+    enough effective draws belong to it.
     """
     if len(members) + len(covers) == 1:
         return members[0], smooth(weigh(members[0], target, CHECK_DRAWS // 4, generator)[1]).log_mean
     count = len(members) + len(covers)
-    numbers = members[0].features * (members[0].features + 3) / 2
+    parameters = members[0].features * (members[0].features + 3) / 2
     members = list(members)
     shares = torch.full((count,), 1 / count, dtype=torch.float64)
     for _ in range(rounds):
@@ -89,7 +90,7 @@ def adapt_mixture(
             weight = belongs[i] * weights
             if not float(weight.sum()) > 0:
                 continue
-            known = float(weight.sum().square() / weight.square().sum()) > DRAWS_PER_NUMBER * numbers
+            known = float(weight.sum().square() / weight.square().sum()) > DRAWS_PER_PARAMETER * parameters
             if i >= len(members):
                 covers[i - len(members)] = match_moments(z, weight, whitening_of(own))
             elif known and len(own.layers) == 1:
@@ -118,8 +119,8 @@ def covering_gaussian(survey: Survey) -> Flow:
 def match_moments(z: Tensor, weights: Tensor, whitening: Whitening) -> Flow:
     """The Gaussian with the moments of draws z (n, features) that have weights (n,).
 
-    The covariance is shrunk towards equal variances in the coordinates of the whitening, the more so the fewer effective
-    draws there are; for a single draw the variance is its squared distance from the whitening's centre.
+    The covariance is shrunk towards equal variances in the coordinates of the whitening, the more so the fewer
+    effective draws there are; for a single draw the variance is its squared distance from the whitening's centre.
     """
     mean, scale_tril = whitening.mean, whitening.scale_tril
     d = len(mean)

@@ -52,7 +52,7 @@ class FlowTraining(NamedTuple):
     learning_rate: float
 
 
-# ---- search -----------------------------------------------------------------------------------------------------------
+# ---- search ----------------------------------------------------------------------------------------------------------
 
 STARTS = 16
 # Where no start leads anywhere, the share of points without a finite log-density is looked for within these.
@@ -88,15 +88,15 @@ def _explain_no_start(run: Run) -> str:
     return f"{none}: log_prob has none itself, it seems. Are all priors proper?"
 
 
-# ---- affine maps ------------------------------------------------------------------------------------------------------
+# ---- affine maps -----------------------------------------------------------------------------------------------------
 
 AFFINE_STEPS, AFFINE_DRAWS, AFFINE_RATE = 150, 80, 2e-2
 # Features above which the rate falls as one over their number: the steps of a row of the matrix add up.
 WIDE = 100
 # Share of effective draws above which a Gaussian is near the posterior, and needs fewer steps.
 NEAR, NEAR_STEPS = 0.3, 50
-# Share of effective draws above which a Gaussian needs no training. It is high since pathfinder's Gaussians are centred at
-# modes, not means, and have the curvature there for a covariance.
+# Share of effective draws above which a Gaussian needs no training. It is high since pathfinder's Gaussians are
+# centred at modes, not means, and have the curvature there for a covariance.
 EXACT = 0.998
 
 
@@ -114,15 +114,15 @@ def fit_affine(run: Run, mode: pathfinder.Gaussian) -> Flow:
     return merge_affine(trained)
 
 
-# ---- Gaussians for all modes --------------------------------------------------------------------------------------------
+# ---- Gaussians for all modes -----------------------------------------------------------------------------------------
 
 SEARCHES = 3  # rounds in which uncovered modes and mass are searched for
 DONE_ESS = 0.95  # share of effective draws above which Gaussians are enough
 # Shares of the mass that Gaussians may leave uncovered: FAINT where their own draws are effective, but moments are off;
 # MOST otherwise, since a flow follows.
 FAINT, MOST = 0.001, 0.8
-# Nats that a mixture with covers may lack for a flow to be trained from it. More are lacking where a Gaussian reaches over
-# a cliff of the log-density, such as the one that exp makes of a bound.
+# Nats that a mixture with covers may lack for a flow to be trained from it. More are lacking where a Gaussian reaches
+# over a cliff of the log-density, such as the one that exp makes of a bound.
 STEEP = 1e6
 
 
@@ -139,8 +139,8 @@ class GaussianFit(NamedTuple):
 def fit_gaussians(run: Run, members: list[Flow]) -> GaussianFit:
     """Mix the Gaussians, and add one for each mode that they miss and for the mass that their own draws never reach.
 
-    Missed modes are searched for by gradient ascent, and get a Gaussian that is trained as the others are. Uncovered mass
-    without a mode of its own gets a Gaussian that adaptive importance sampling moves there.
+    Missed modes are searched for by gradient ascent, and get a Gaussian that is trained as the others are. Uncovered
+    mass without a mode of its own gets a Gaussian that adaptive importance sampling moves there.
     """
     target, generator = run.target, run.generator
     covers: list[Flow] = []
@@ -168,16 +168,16 @@ def fit_gaussians(run: Run, members: list[Flow]) -> GaussianFit:
     return GaussianFit(q, z, log_w, survey, enough)
 
 
-# ---- flow ---------------------------------------------------------------------------------------------------------------
+# ---- flow ------------------------------------------------------------------------------------------------------------
 
 # The rounds of training: multiples of the user's steps and draws, and the KL divergence in nats at or below which no
-# further round follows. Where all weights are near one, 0.01 nats are 98 % effective draws; a later round costs more, and
-# must be worth it.
+# further round follows. Where all weights are near one, 0.01 nats are 98 % effective draws; a later round costs more,
+# and must be worth it.
 ROUNDS = ((0.25, 0.5, 0.01), (0.6, 1.0, 0.03), (1.0, 2.0, math.inf))
 
 
 def fit_flow(run: Run, q: Flow | FlowMixture, training: FlowTraining) -> tuple[Flow | FlowMixture, float]:
-    """Train flows in place, in up to three rounds; returns them, their weights adapted, and KL(fit, posterior) in nats."""
+    """Train flows in place, in up to three rounds; returns them, with new weights, and KL(fit, posterior) in nats."""
     for length, width, nats in ROUNDS:
         steps, draws = max(round(length * training.steps), 1), max(round(width * training.draws), 1)
         _train(run, q, "flow", FlowTraining(steps, draws, training.learning_rate))
@@ -189,7 +189,7 @@ def fit_flow(run: Run, q: Flow | FlowMixture, training: FlowTraining) -> tuple[F
     return q, kl
 
 
-# ---- tails --------------------------------------------------------------------------------------------------------------
+# ---- tails -----------------------------------------------------------------------------------------------------------
 
 TAILS_NATS = 0.05  # by which better tails may raise KL(fit, posterior)
 TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 300, 256, 1e-3
@@ -198,10 +198,10 @@ TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 300, 256, 1e-3
 def fit_tails(run: Run, q: Flow | FlowMixture, kl: float) -> tuple[Flow | FlowMixture, Survey]:
     """Where a survey finds the tails too light, train a few steps by maximum likelihood on weighted draws.
 
-    Sticking the landing minimises KL(q, p), which hardly notices that a tail of the posterior is missing; the likelihood of
-    its draws is KL(p, q). The draws are the survey's, whose proposal reaches farther than the fit. Few of them may carry
-    most of the weight: a fit that memorises these raises KL(q, p) and is dropped. Mass that is uncovered even then gets a
-    Gaussian of its own, under the same condition.
+    Sticking the landing minimises KL(q, p), which hardly notices that a tail of the posterior is missing; the
+    likelihood of its draws is KL(p, q). The draws are the survey's, whose proposal reaches farther than the fit. Few
+    of them may carry most of the weight: a fit that memorises these raises KL(q, p) and is dropped. Mass that is
+    uncovered even then gets a Gaussian of its own, under the same condition.
 
     Args:
         run: The fit.
@@ -238,7 +238,7 @@ def fit_tails(run: Run, q: Flow | FlowMixture, kl: float) -> tuple[Flow | FlowMi
     return q, survey
 
 
-# ---- when a stage is good enough ------------------------------------------------------------------------------------------
+# ---- when a stage is good enough -------------------------------------------------------------------------------------
 
 # A fit ends only where it would pass the diagnostics with a margin, since these take other draws: at this share of the
 # limits for what a few heavy draws may decide, and at so many standard errors below the limit for shares of draws below
@@ -272,7 +272,7 @@ def _kl_from_weights(log_w: Tensor) -> float:
     return smooth(log_w).log_mean - float(log_w[torch.isfinite(log_w)].mean())
 
 
-# ---- training -----------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def _train(run: Run, q: Flow | FlowMixture, stage: str, training: FlowTraining) -> None:
@@ -282,8 +282,8 @@ def _train(run: Run, q: Flow | FlowMixture, stage: str, training: FlowTraining) 
         history = _minimise(run, q, objective, steps=training.steps, learning_rate=training.learning_rate)
     except TrainingError as error:
         raise PosteriorError(
-            f"training did not stay finite ({error}). Has log_prob a bound? Without one, as with an improper prior, there is "
-            "no posterior; else a smaller learning_rate may help"
+            f"training did not stay finite ({error}). Has log_prob a bound? Without one, as with an improper prior, "
+            "there is no posterior; else a smaller learning_rate may help"
         ) from error
     run.history.extend({"stage": stage, "step": r["step"], "elbo": -r["train"]} for r in history.records)
 

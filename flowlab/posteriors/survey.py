@@ -1,8 +1,8 @@
 """Defensive importance sampling of a posterior: a survey of the mass that a fit covers too little or not at all.
 
-Importance weights of a fit's own draws say nothing of places that these never reach: a fit narrower than the posterior has
-equal weights wherever it draws. In a survey half of the draws come from wider and narrower copies of the fit, at all scales
-from 1/300 to 300 of its own.
+Importance weights of a fit's own draws say nothing of places that these never reach: a fit narrower than the posterior
+has equal weights wherever it draws. In a survey half of the draws come from wider and narrower copies of the fit, at
+all scales from 1/300 to 300 of its own.
 """
 
 import math
@@ -35,11 +35,12 @@ CONSTANT = 1e-9
 
 
 class Defensive(Base):
-    """Noise for importance weights that stay bounded where a posterior is wider than a fit, heavier-tailed, or has a spike.
+    """Noise for importance weights that stay bounded where a posterior is wider, heavier-tailed or has a spike.
 
-    Half of it is N(0, I). A quarter is spherical with radii at all scales: the logarithm of radius / √features has a Laplace
-    distribution, truncated at a factor of 300. In the last quarter each feature on its own has such a scale, one of them on
-    average. Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions".
+    Half of it is N(0, I). A quarter is spherical with radii at all scales: the logarithm of radius / √features has a
+    Laplace distribution, truncated at a factor of 300. In the last quarter each feature on its own has such a scale,
+    one of them on average. Hesterberg 1995, "Weighted average importance sampling and defensive mixture
+    distributions".
     """
 
     like: Tensor
@@ -107,8 +108,8 @@ def whitening_from(mean: Tensor, scale_tril: Tensor) -> Whitening:
 def defensive_proposal(flow: Flow | FlowMixture, generator: torch.Generator) -> Flow | FlowMixture:
     """The same flow, sharing its layers, with the defensive base in place of a standard normal one.
 
-    A flow with another base is mixed, half and half, with a defensive Gaussian of the same moments. In a mixture half of
-    the draws are shared out evenly among the members, since those of little weight may be the widest.
+    A flow with another base is mixed, half and half, with a defensive Gaussian of the same moments. In a mixture half
+    of the draws are shared out evenly among the members, since those of little weight may be the widest.
     """
     if isinstance(flow, FlowMixture):
         members = [defensive_proposal(member, generator) for member in flow]
@@ -220,8 +221,8 @@ class Survey:
     def columns(self) -> Tensor:
         """The numbers (n, columns) whose moments and quantiles are compared, without constant ones.
 
-        These are the unconstrained ones, then the user's where they differ. They are clamped to quantiles so extreme that
-        hardly one in a million draws lies beyond, since exponentials overflow there.
+        These are the unconstrained ones, then the user's where they differ. They are clamped to quantiles so extreme
+        that hardly one in a million draws lies beyond, since exponentials overflow there.
         """
         value, _ = self.target.space.constrain(self.z)
         user = self.target.space.columns(value).double()
@@ -236,8 +237,8 @@ class Survey:
     def moment_shifts(self) -> tuple[Tensor, Tensor]:
         """Differences between the posterior's moments and the fit's, and their standard errors, both (2, columns).
 
-        Means first, in standard deviations, then logarithms of standard deviations. Both sides are weighted means over the
-        same draws, so that their common noise cancels. Where a moment is not finite, neither is its difference.
+        Means first, in standard deviations, then logarithms of standard deviations. Both sides are weighted means over
+        the same draws, so that their common noise cancels. Where a moment is not finite, neither is its difference.
         """
         p, q = (share.unsqueeze(1) for share in self.shares)
         centred = [self.columns - (share * self.columns).sum(0) for share in (p, q)]
@@ -260,7 +261,7 @@ class Survey:
         return float((shifts + errors * error).max()) if shifts.numel() else math.inf
 
     def quantile_shifts(self) -> tuple[Tensor, Tensor]:
-        """Differences between the posterior's and the fit's share below each of the fit's quantiles, and standard errors.
+        """Differences between the posterior's and the fit's share below the fit's quantiles, and their standard errors.
 
         Both are (5, columns).
         """

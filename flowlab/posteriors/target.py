@@ -17,7 +17,7 @@ ADVICE = "Where a parameter is bounded, say so in supports=…; where a computat
 
 
 class PosteriorError(ArithmeticError):
-    """A posterior could not be fitted, or what was asked of it cannot be trusted; the message says why, and what to do."""
+    """A fit failed, or what was asked of it cannot be trusted; the message says why, and what to do."""
 
 
 def check_finite(values: Tensor, describe: Callable[[Tensor], str] = lambda bad: "") -> None:
@@ -34,7 +34,8 @@ def check_finite(values: Tensor, describe: Callable[[Tensor], str] = lambda bad:
     share = float(bad.double().mean())
     if share > WORST_SHARE:
         raise PosteriorError(
-            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}{describe(bad)}. {ADVICE}"
+            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}{describe(bad)}. "
+            f"{ADVICE}"
         )
 
 
@@ -114,8 +115,8 @@ class LogDensity:
         except RuntimeError as error:
             if about_dtype(error):
                 raise ValueError(
-                    f"log_prob failed on arguments of {self.dtype}: {error}. Convert the model's tensors to {self.dtype}, "
-                    "or pass dtype=…"
+                    f"log_prob failed on arguments of {self.dtype}: {error}. Convert the model's tensors to "
+                    f"{self.dtype}, or pass dtype=…"
                 ) from error
             raise
 
@@ -146,22 +147,23 @@ class LogDensity:
             raise TypeError(f"log_prob must return a tensor of floating-point numbers, not {kind}")
         if found.shape != z.shape[:-1]:
             raise ValueError(
-                f"log_prob was called with {batch} ({shapes}) and must return shape {tuple(z.shape[:-1])}, one number for "
-                f"{self.each}, not {tuple(found.shape)}: {self.advice}"
+                f"log_prob was called with {batch} ({shapes}) and must return shape {tuple(z.shape[:-1])}, one number "
+                f"for {self.each}, not {tuple(found.shape)}: {self.advice}"
             )
         if not found.requires_grad:
             raise ValueError(
-                f"the result of log_prob has no gradient with respect to its {self.argument}: compute it with torch operations "
-                "on the tensors given, without .detach(), .item(), numpy or torch.no_grad()"
+                f"the result of log_prob has no gradient with respect to its {self.argument}: compute it with torch "
+                "operations on the tensors given, without .detach(), .item(), numpy or torch.no_grad()"
             )
 
 
 class Target(LogDensity):
-    """The unnormalised log-posterior of the unconstrained vector, the log-determinant of the map to the user's space included.
+    """The unnormalised log-posterior of the unconstrained vector.
 
-    A value or a gradient that is not finite counts as log-density −inf with gradient zero, and so does a point at which
-    one of torch's distributions refuses an argument or a matrix has no Cholesky factor: optimisers look at extreme points.
-    In `check`, which comes first, these are errors.
+    It includes the log-determinant of the map to the user's space. A value or a gradient that is not finite counts as
+    log-density −inf with gradient zero, and so does a point at which one of torch's distributions refuses an argument
+    or a matrix has no Cholesky factor: optimisers look at extreme points. In `check`, which comes first, these are
+    errors.
 
     Args:
         log_prob: The user's function: a batch (n, features), or a dict of named batches (n, *shape), to (n,) nats.
@@ -241,7 +243,7 @@ def at(value: Value, place: tuple[slice, ...]) -> Value:
 
 
 class _Evaluate(Function):
-    """A target's log-density. Its gradient is computed in the forward pass, so that points without one give zero, not NaN."""
+    """A target's log-density, whose gradient is computed in the forward pass: zero, not NaN, where there is none."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, target: Target) -> Tensor:

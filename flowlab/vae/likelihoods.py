@@ -11,7 +11,7 @@ from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 
 
 class Likelihood(nn.Module):
-    """The distribution of rows x (*batch, features), given a decoder's outputs (*batch, width). Subclass it for your own.
+    """The distribution of rows x (*batch, features), given a decoder's outputs (*batch, width); made to be subclassed.
 
     Attributes:
         takes: What rows may hold, for messages.
@@ -74,8 +74,8 @@ class Normal(Likelihood):
     """Numbers with normal noise around the outputs.
 
     Args:
-        noise: Standard deviation of the noise in units of x: a number, "learnt" for a single trained value, at first 1, or
-            "decoder" for outputs of twice the width, means and then logarithms of standard deviations.
+        noise: Standard deviation of the noise in units of x: a number, "learnt" for a single trained value, at first
+            1, or "decoder" for outputs of twice the width, means and then logarithms of standard deviations.
 
     Example:
         >>> import torch
@@ -143,8 +143,8 @@ class Categorical(Likelihood):
     def features(self, width: int) -> int:
         if width % self.classes:
             raise ValueError(
-                f"the decoder must return {self.classes} logits for each feature, a multiple of {self.classes} numbers, "
-                f"not {width}"
+                f"the decoder must return {self.classes} logits for each feature, "
+                f"a multiple of {self.classes} numbers, not {width}"
             )
         return width // self.classes
 

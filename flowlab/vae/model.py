@@ -20,26 +20,27 @@ WIDEST = 30.0  # nats by which a posterior's log-sd may differ from zero
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: z from a prior, x from a likelihood given decoder(z), and a flow as the posterior q(z | x).
+    """A variational autoencoder: a prior of z, a likelihood of x given decoder(z), a flow as the posterior q(z | x).
 
-    A draw of the posterior is z = mean + exp(log-sd) · u, where the flow draws u given a context; the encoder returns mean,
-    log-sd and context for each x. A new flow is the identity, so that at first the posterior is that of the diagonal Gaussian
-    VAE; training draws from it and never inverts it. Kingma & Welling 2014, "Auto-encoding variational Bayes"; the bound is
-    equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing flows".
+    A draw of the posterior is z = mean + exp(log-sd) · u, where the flow draws u given a context; the encoder returns
+    mean, log-sd and context for each x. A new flow is the identity, so that at first the posterior is that of the
+    diagonal Gaussian VAE; training draws from it and never inverts it. Kingma & Welling 2014, "Auto-encoding
+    variational Bayes"; the bound is equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing
+    flows".
 
-    Rows are (*batch, features), also those of images; an encoder begins with `nn.Unflatten` where it wants another shape.
-    `fit` trains, and so does `flowlab.fit(vae, x, objective=vae.objective())`. Encoder and decoder are your own code, which
-    no file could build: keep the `state_dict`, and load it into a VAE built alike. `flow` and `prior` alone are flows that
-    `flowlab.save` takes.
+    Rows are (*batch, features), also those of images; an encoder begins with `nn.Unflatten` where it wants another
+    shape. `fit` trains, and so does `flowlab.fit(vae, x, objective=vae.objective())`. Encoder and decoder are your own
+    code, which no file could build: keep the `state_dict`, and load it into a VAE built alike. `flow` and `prior`
+    alone are flows that `flowlab.save` takes.
 
     Args:
-        encoder: From x (n, features) to (n, 2 · latent + context_features): means, logarithms of scales, then the flow's
-            context if it takes one.
+        encoder: From x (n, features) to (n, 2 · latent + context_features): means, logarithms of scales, then the
+            flow's context if it takes one.
         decoder: From z (n, latent) to the likelihood's parameters: (n, features) logits or means; twice that with
             noise="decoder"; (n, features · classes) logits. Its width decides `features`.
         flow: The posterior's flow, of `latent` features, whose fast direction is sampling: presets planar, radial,
-            sylvester, iaf, real_nvp, nsf. A whole number of latent features stands for a flow without layers, which gives
-            the diagonal Gaussian.
+            sylvester, iaf, real_nvp, nsf. A whole number of latent features stands for a flow without layers, which
+            gives the diagonal Gaussian.
         prior: A flow of `latent` features, trained along, whose fast direction is density: presets maf, real_nvp, nsf.
             N(0, I) when None.
         likelihood: "bernoulli", "gaussian", "categorical", or a `Likelihood` of your own.
@@ -52,7 +53,8 @@ class VAE(nn.Module):
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: Widths do not fit, or a flow is slow in the direction that training takes; the message names the argument.
+        ValueError: Widths do not fit, or a flow is slow in the direction that training takes; the message names the
+            argument.
 
     Example:
         >>> import torch, flowlab
@@ -116,11 +118,12 @@ class VAE(nn.Module):
         Args:
             x: Rows.
             draws: Draws of z for each row, over which the bound is averaged.
-            beta: Weight of the KL term, for a warm-up (Bowman et al. 2016, "Generating sentences from a continuous space",
-                section 3.1).
-            free_bits: Nats of KL, summed over latent features and averaged over the batch, below which the KL term counts as
-                this constant (Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
-                equation 15, with one group). The result is then not the bound, but the objective to be maximised.
+            beta: Weight of the KL term, for a warm-up (Bowman et al. 2016, "Generating sentences from a continuous
+                space", section 3.1).
+            free_bits: Nats of KL, summed over latent features and averaged over the batch, below which the KL term
+                counts as this constant (Kingma et al. 2016, "Improving variational inference with inverse
+                autoregressive flow", equation 15, with one group). The result is then not the bound, but the objective
+                to be maximised.
             generator: Source of the draws.
 
         Raises:
@@ -142,8 +145,8 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Log-likelihood of rows x (*batch, features) by importance sampling: (*batch,), nats, without a gradient.
 
-        In expectation a lower bound, which rises to log p(x) with k: Burda et al. 2016, "Importance weighted autoencoders",
-        equation 8.
+        In expectation a lower bound, which rises to log p(x) with k: Burda et al. 2016, "Importance weighted
+        autoencoders", equation 8.
 
         Args:
             x: Rows.
@@ -192,7 +195,7 @@ class VAE(nn.Module):
     def rsample_and_log_prob(
         self, x: Tensor, shape: int | Sequence[int] = (), generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws of z (*shape, *batch, latent) given rows x (*batch, features), and log q(z | x) (*shape, *batch), in nats.
+        """Draws of z (*shape, *batch, latent) given x (*batch, features), and log q(z | x) (*shape, *batch) in nats.
 
         Both are differentiable.
         """
@@ -215,7 +218,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, draws: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """The likelihood's mean for rows x (*batch, features), in their shape, averaged over draws of their posteriors."""
+        """The likelihood's mean for rows x (*batch, features), averaged over draws of their posteriors: x's shape."""
         return self.decode(self.encode(x, (draws,), generator)).mean(0)
 
     @torch.no_grad()
@@ -278,8 +281,8 @@ class VAE(nn.Module):
         outputs = self.encoder(x.reshape(-1, self.features))
         if outputs.ndim != 2 or outputs.shape[1] != sum(widths):
             raise ValueError(
-                f"encoder must return (n, {sum(widths)}): {self.latent} means, {self.latent} log-sds and {widths[2]} numbers "
-                f"of context for the flow; not {tuple(outputs.shape)}"
+                f"encoder must return (n, {sum(widths)}): {self.latent} means, {self.latent} log-sds and {widths[2]} "
+                f"numbers of context for the flow; not {tuple(outputs.shape)}"
             )
         mean, log_sd, context = outputs.view(*x.shape[:-1], sum(widths)).split(widths, -1)
         return mean, log_sd.clamp(-WIDEST, WIDEST), context if widths[2] else None

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class NegativeBound(Drawing):
     """An objective for `flowlab.fit`: each row's negative bound, nats.
 
-    In evaluation mode it is the bound itself, without warm-up and free bits, and with the same draws every time, so that only the model differs between
-    two evaluations.
+    In evaluation mode it is the bound itself, without warm-up and free bits, and with the same draws every time, so
+    that only the model differs between two evaluations.
 
     Attributes:
         draws: Draws of z for each row.
