@@ -1,4 +1,4 @@
-""" "Good" is never said of a wrong fit: too narrow ones, spikes, twin modes, tails, improper densities.
+"""No wrong fit is called good: too narrow ones, spikes, twin modes, tails, improper densities.
 
 benchmarks/verdicts.py has many more.
 """

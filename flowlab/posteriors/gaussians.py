@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,21 +62,28 @@ def pool_gaussians(members: Sequence[Flow], weights: Tensor) -> Flow:
     return gaussian_flow(mean, pathfinder.triangular(torch.cat(list(factors), 1)))
 
 
-def adapt_mixture(
-    members: Sequence[Flow], covers: list[Flow], target: Target, generator: torch.Generator, rounds: int = 5
-) -> tuple[Flow | FlowMixture, float]:
-    """Mix members and covers, each weighted by the posterior's mass near it; returns the mixture and the log-evidence.
+class AdaptedMixture(NamedTuple):
+    """Members and covers as one distribution, the log-evidence that its weights estimate, and the covers as moved."""
 
-    Adaptive importance sampling: Cappé et al. 2008, "Adaptive importance sampling in general mixture classes",
-    algorithm 1. Without covers only the weights adapt. Covers – Gaussians placed where a survey found uncovered mass –
-    are moved, in place, to the moments of the weighted draws that belong to them, and so is a Gaussian member once
-    enough effective draws belong to it.
+    q: Flow | FlowMixture
+    log_evidence: float
+    covers: list[Flow]
+
+
+def adapt_mixture(
+    members: Sequence[Flow], covers: Sequence[Flow], target: Target, generator: torch.Generator, rounds: int = 5
+) -> AdaptedMixture:
+    """Mix members and covers, each weighted by the posterior's mass near it, by adaptive importance sampling.
+
+    Cappé et al. 2008, "Adaptive importance sampling in general mixture classes", algorithm 1. Without covers only the
+    weights adapt. With them – Gaussians placed where a survey found uncovered mass –, every cover takes the moments of
+    the weighted draws that belong to it, and so does a Gaussian member once enough effective draws do.
     """
-    if len(members) + len(covers) == 1:
-        return members[0], smooth(weigh(members[0], target, CHECK_DRAWS // 4, generator)[1]).log_mean
+    members, covers = list(members), list(covers)
     count = len(members) + len(covers)
-    parameters = members[0].features * (members[0].features + 3) / 2
-    members = list(members)
+    if count == 1:
+        log_mean = smooth(weigh(members[0], target, CHECK_DRAWS // 4, generator)[1]).log_mean
+        return AdaptedMixture(members[0], log_mean, covers)
     shares = torch.full((count,), 1 / count, dtype=torch.float64)
     for _ in range(rounds):
         mixture = FlowMixture([*members, *covers], shares)
@@ -84,19 +92,25 @@ def adapt_mixture(
             belongs = (mixture.member_log_prob(z) + shares.log().unsqueeze(1)).softmax(0)
         before, shares = shares, (belongs * weights).sum(1).clamp(min=1e-6)
         shares = shares / shares.sum()
-        if not covers and float((shares - before).abs().max()) < SETTLED:
+        if covers:
+            own = list(belongs * weights)
+            members = [_follow_draws(m, z, w, DRAWS_PER_PARAMETER) for m, w in zip(members, own, strict=False)]
+            covers = [_follow_draws(c, z, w, 0) for c, w in zip(covers, own[len(members) :], strict=True)]
+        elif float((shares - before).abs().max()) < SETTLED:
             break
-        for i, own in enumerate([*members, *covers] if covers else []):
-            weight = belongs[i] * weights
-            if not float(weight.sum()) > 0:
-                continue
-            known = float(weight.sum().square() / weight.square().sum()) > DRAWS_PER_PARAMETER * parameters
-            if i >= len(members):
-                covers[i - len(members)] = match_moments(z, weight, whitening_of(own))
-            elif known and len(own.layers) == 1:
-                members[i] = match_moments(z, weight, whitening_of(own))
     mixture = FlowMixture([*members, *covers], shares)
-    return mixture, smooth(weigh(mixture, target, CHECK_DRAWS, generator)[1]).log_mean
+    return AdaptedMixture(mixture, smooth(weigh(mixture, target, CHECK_DRAWS, generator)[1]).log_mean, covers)
+
+
+def _follow_draws(member: Flow, z: Tensor, weights: Tensor, per_parameter: float) -> Flow:
+    """Move a Gaussian to the moments of weighted draws, if so many for each parameter are effective; other flows stay."""
+    if len(member.layers) > 1 or not float(weights.sum()) > 0:
+        return member
+    effective = float(weights.sum().square() / weights.square().sum())
+    parameters = member.features * (member.features + 3) / 2
+    if per_parameter and not effective > per_parameter * parameters:
+        return member
+    return match_moments(z, weights, whitening_of(member))
 
 
 def _weighted_draws(

@@ -55,8 +55,8 @@ class FlowTraining(NamedTuple):
 # ---- search ----------------------------------------------------------------------------------------------------------
 
 STARTS = 16
-# Where no start leads anywhere, the share of points without a finite log-density is looked for within these.
-BLAME_RADII = (1.0, 3.0, 10.0, 100.0)
+# Half-widths of the cubes in which the share of points without a finite log-density is reported where the search fails.
+PROBE_RADII = (1.0, 3.0, 10.0, 100.0)
 
 
 def find_modes(run: Run) -> tuple[list[pathfinder.Gaussian], float]:
@@ -76,7 +76,7 @@ def find_modes(run: Run) -> tuple[list[pathfinder.Gaussian], float]:
 def _explain_no_start(run: Run) -> str:
     """Why no Gaussian around any start has a finite evidence bound, with a point that shows it."""
     none = "no Gaussian around any start has a finite evidence bound"
-    for radius in BLAME_RADII:
+    for radius in PROBE_RADII:
         z = torch.empty(CHECK_DRAWS, run.target.space.features, dtype=torch.float64)
         z = z.uniform_(-radius, radius, generator=run.generator)
         bad = ~torch.isfinite(run.target.value_and_gradient(z)[0])
@@ -144,7 +144,7 @@ def fit_gaussians(run: Run, members: list[Flow]) -> GaussianFit:
     """
     target, generator = run.target, run.generator
     covers: list[Flow] = []
-    q, log_evidence = adapt_mixture(members, covers, target, generator)
+    q, log_evidence, covers = adapt_mixture(members, covers, target, generator)
     for search in range(SEARCHES + 1):
         (z, log_w), survey = weigh(q, target, CHECK_DRAWS, generator), draw_survey(q, target, CHECK_DRAWS, generator)
         effective = smooth(log_w).ess > DONE_ESS
@@ -155,16 +155,15 @@ def fit_gaussians(run: Run, members: list[Flow]) -> GaussianFit:
         if unseen:
             members = [*members, *unseen]
         elif survey.uncovered > (FAINT if effective and not enough else MOST):
-            covers.append(covering_gaussian(survey))
+            covers = [*covers, covering_gaussian(survey)]
         else:
             break
-        q, log_evidence = adapt_mixture(members, covers, target, generator)
-    if (
-        covers and survey.far > OUTSIDE
-    ):  # the covers are as wide as they get, and mass lies farther out: no flow will help
-        return GaussianFit(adapt_mixture(members, [], target, generator)[0], z, log_w, survey, True)
-    if covers and not enough and _kl_from_weights(log_w) > STEEP:
-        return GaussianFit(adapt_mixture(members, [], target, generator)[0], z, log_w, survey, False)
+        q, log_evidence, covers = adapt_mixture(members, covers, target, generator)
+    # However wide the covers have become, mass lies farther out: no flow will reach it.
+    beyond_reach = bool(covers) and survey.far > OUTSIDE
+    if beyond_reach or (covers and not enough and _kl_from_weights(log_w) > STEEP):
+        q = adapt_mixture(members, [], target, generator).q
+        enough = beyond_reach
     return GaussianFit(q, z, log_w, survey, enough)
 
 
@@ -182,7 +181,7 @@ def fit_flow(run: Run, q: Flow | FlowMixture, training: FlowTraining) -> tuple[F
         steps, draws = max(round(length * training.steps), 1), max(round(width * training.draws), 1)
         _train(run, q, "flow", FlowTraining(steps, draws, training.learning_rate))
         if isinstance(q, FlowMixture):
-            q, _ = adapt_mixture(list(q), [], run.target, run.generator)
+            q = adapt_mixture(list(q), [], run.target, run.generator).q
         kl = divergence(q, run.target, run.generator)
         if kl <= nats:
             break
@@ -231,7 +230,7 @@ def fit_tails(run: Run, q: Flow | FlowMixture, kl: float) -> tuple[Flow | FlowMi
         if survey.uncovered <= MISSED or survey.far > OUTSIDE:
             break
         members = list(q) if isinstance(q, FlowMixture) else [q]
-        wider, _ = adapt_mixture(members, [covering_gaussian(survey)], target, generator)
+        wider = adapt_mixture(members, [covering_gaussian(survey)], target, generator).q
         if divergence(wider, target, generator) > kl + TAILS_NATS:
             break
         q, survey = wider, draw_survey(wider, target, CHECK_DRAWS, generator)
