@@ -103,7 +103,7 @@ def adapt_mixture(
 
 
 def _follow_draws(member: Flow, z: Tensor, weights: Tensor, per_parameter: float) -> Flow:
-    """Move a Gaussian to the moments of weighted draws, if so many for each parameter are effective; other flows stay."""
+    """Move a Gaussian to the moments of weighted draws, if so many per parameter are effective; other flows stay."""
     if len(member.layers) > 1 or not float(weights.sum()) > 0:
         return member
     effective = float(weights.sum().square() / weights.square().sum())

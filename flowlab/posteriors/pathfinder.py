@@ -6,6 +6,7 @@ method in place of L-BFGS where there are few parameters. Its curvature comes fr
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,10 +41,18 @@ class Gaussian:
     mode: Tensor
 
 
+class Differentiable(Protocol):
+    """A log-density with its gradient, in whatever coordinates: what ascents need of a target."""
+
+    def __call__(self, z: Tensor, /) -> Tensor: ...
+
+    def value_and_gradient(self, z: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
 class Whitened:
     """A target in whitened coordinates: as a function of u, where z = mean + scale_tril u."""
 
-    def __init__(self, target: Target, mean: Tensor, scale_tril: Tensor) -> None:
+    def __init__(self, target: Differentiable, mean: Tensor, scale_tril: Tensor) -> None:
         self.target, self.mean, self.scale_tril = target, mean, scale_tril
 
     def forward(self, u: Tensor) -> Tensor:
@@ -118,7 +127,7 @@ def separate(target: Target, found: list[Gaussian], share: float = 1e-3) -> list
 
 
 def ascend(
-    target: Target,
+    target: Differentiable,
     starts: Tensor,
     mean: Tensor | None = None,
     scale_tril: Tensor | None = None,
@@ -133,7 +142,7 @@ def ascend(
     if mean is not None and scale_tril is not None:
         whitened = Whitened(target, mean, scale_tril)
         whitened_starts = whitened.inverse(starts)
-        ends, heights = ascend(whitened, whitened_starts, steps=steps, tolerance=tolerance)  # type: ignore[arg-type]
+        ends, heights = ascend(whitened, whitened_starts, steps=steps, tolerance=tolerance)
         return whitened.forward(ends), heights
     x = starts.clone()
     value, gradient = target.value_and_gradient(x)
@@ -238,7 +247,7 @@ def triangular(matrix: Tensor) -> Tensor:
 
 
 def _step(
-    target: Target, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, rates: Tensor
+    target: Differentiable, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, rates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take a step from every x (n, d); returns the new points with their log-densities and gradients.
 
