@@ -1,4 +1,4 @@
-"""Amortised posteriors: conjugate models at new contexts, supports, encoders, one context's posterior, types and messages."""
+"""Amortised posteriors: conjugate models at new contexts, supports, encoders, single contexts, types and messages."""
 
 import copy
 import math

@@ -12,7 +12,7 @@ from torch.distributions import Categorical, MultivariateNormal, Normal
 
 import flowlab
 from flowlab.bayesian import BayesianModule
-from flowlab.bayesian.weights import Subspace, Triangular
+from flowlab.bayesian.posterior import Subspace, Triangular
 
 NOISE = 0.3
 

@@ -100,7 +100,7 @@ def test_an_error_of_the_model_says_with_what_it_was_called():
 
 
 def test_a_density_unbounded_in_a_corner_is_no_crash():
-    """Eight schools, centred: its density grows without limit where tau goes to zero, and curvature there has no Cholesky factor."""
+    """Eight schools, centred: the density is unbounded at a tau of zero, where the Hessian has no Cholesky factor."""
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
     sd = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
 

@@ -9,7 +9,8 @@ from torch.distributions import Laplace, Normal
 
 from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
-from flowlab.posteriors import fit_posterior, fitting, gaussians
+from flowlab.posteriors import fit_posterior, flows, stages
+from flowlab.posteriors.gaussians import gaussian_flow, pool_gaussians
 from flowlab.posteriors.space import Space
 from flowlab.posteriors.target import Target
 
@@ -19,7 +20,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def gaussian(*mean: float, scale: float = 1.0) -> Flow:
-    return gaussians.whitened([], torch.tensor(mean).double(), scale * torch.eye(len(mean)).double())
+    return gaussian_flow(torch.tensor(mean).double(), scale * torch.eye(len(mean)).double())
 
 
 def with_a_tail(bulk: float, tail: float) -> Target:
@@ -36,8 +37,8 @@ def with_a_tail(bulk: float, tail: float) -> Target:
 def test_training_stops_by_nats(bulk, tail, close):
     """A few draws far out, of a tail of hardly any mass, are no reason to train on; a wrong width is."""
     for seed in range(10):
-        found = fitting._divergence(gaussian(0.0), with_a_tail(bulk, tail), seeded(seed))
-        assert found < 0.0075 if close else found > fitting.ROUNDS[1][2]
+        found = stages.divergence(gaussian(0.0), with_a_tail(bulk, tail), seeded(seed))
+        assert found < 0.0075 if close else found > stages.ROUNDS[1][2]
 
 
 def test_a_tenth_of_the_mass_three_times_as_wide_is_not_left_out():
@@ -62,19 +63,19 @@ def funnel(z: Tensor) -> Tensor:
 @pytest.mark.parametrize(("apart", "one"), [(0.5, True), (1.5, True), (5.0, False), (12.0, False)])
 def test_two_gaussians_are_one_mode_where_their_sum_has_one(apart, one):
     members = [gaussian(-apart / 2, 0.0), gaussian(apart / 2, 0.0)]
-    groups = fitting._modes(members, two(apart), seeded(0))
+    groups = flows.group_by_mode(members, two(apart), seeded(0))
     assert sorted(map(sorted, groups)) == ([[0, 1]] if one else [[0], [1]])
 
 
 def test_pieces_of_a_funnel_make_one_flow():
     """Neck and mouth as Gaussians, whose own density has a valley between them."""
     neck, mouth = (
-        gaussians.whitened([], torch.tensor([m, 0.0]).double(), torch.tensor([0.4, math.exp(m)]).double().diag())
+        gaussian_flow(torch.tensor([m, 0.0]).double(), torch.tensor([0.4, math.exp(m)]).double().diag())
         for m in (-1.0, 1.0)
     )
     target = Target(funnel, Space(2))
-    assert fitting._modes([neck, mouth], target, seeded(0)) == [[0, 1]]
-    grown = fitting._grown(FlowMixture([neck, mouth], [0.5, 0.5]), None, target, seeded(0))
+    assert flows.group_by_mode([neck, mouth], target, seeded(0)) == [[0, 1]]
+    grown = flows.grow_flows(FlowMixture([neck, mouth], [0.5, 0.5]), None, target, seeded(0))
     assert isinstance(grown, Flow)
     draws = grown.sample((20_000,), generator=seeded(1))
     torch.testing.assert_close(draws.mean(0), torch.zeros(2).double(), rtol=0, atol=0.05)
@@ -85,12 +86,11 @@ def test_pieces_of_a_funnel_make_one_flow():
 def test_united_gaussians_have_the_moments_of_their_mixture():
     factors = [torch.tensor([[1.0, 0.0], [0.8, 0.5]]).double(), torch.tensor([[2.0, 0.0], [-1.0, 0.3]]).double()]
     members = [
-        gaussians.whitened([], torch.tensor(m).double(), f)
-        for m, f in zip(([0.0, 1.0], [3.0, -2.0]), factors, strict=True)
+        gaussian_flow(torch.tensor(m).double(), f) for m, f in zip(([0.0, 1.0], [3.0, -2.0]), factors, strict=True)
     ]
     weights = torch.tensor([0.2, 0.6]).double()  # as in a part of a larger mixture
     draws = FlowMixture(members, weights).sample((400_000,), generator=seeded(0))
-    united = list(gaussians.united(members, weights))[-1]
+    united = list(pool_gaussians(members, weights))[-1]
     torch.testing.assert_close(united.mean, draws.mean(0), rtol=0, atol=0.02)
     torch.testing.assert_close(united.scale_tril @ united.scale_tril.T, draws.T.cov(), rtol=0.02, atol=0.02)
 
@@ -103,7 +103,7 @@ def test_a_mode_of_hardly_any_mass_keeps_its_gaussian():
         return torch.stack(parts).logsumexp(0)
 
     members = [gaussian(m, m) for m in (-10.0, 10.0, 30.0)]
-    grown = fitting._grown(FlowMixture(members, [0.6, 0.396, 0.004]), None, Target(log_prob, Space(2)), seeded(0))
+    grown = flows.grow_flows(FlowMixture(members, [0.6, 0.396, 0.004]), None, Target(log_prob, Space(2)), seeded(0))
     assert isinstance(grown, FlowMixture)
     trained = [any(p.requires_grad for p in member.parameters()) for member in grown]
     assert trained == [True, True, False]
@@ -113,21 +113,21 @@ def test_a_mode_of_hardly_any_mass_keeps_its_gaussian():
 def test_tails_are_trained_where_weights_are_heavy_and_only_there():
     z = torch.empty(50_000, 1, dtype=torch.float64).normal_(generator=seeded(3))
     for tail in (0.05, 0.0):
-        target, flow = with_a_tail(1.0, tail), fitting._flow_around(gaussian(0.0), None, seeded(0))
+        target, flow = with_a_tail(1.0, tail), flows.flow_around(gaussian(0.0), None, seeded(0))
         truth = z * torch.where(torch.arange(len(z)) < tail * len(z), 3.0, 1.0).unsqueeze(1)
         before = flow.log_prob(truth).mean().item()
         lacking = target(truth).mean().item() - before  # KL(posterior, flow): a few steps gain a part of it
-        flow, _ = fitting._tails_covered(flow, 0.0, target, seeded(2), progress=False)
+        flow, _ = stages.fit_tails(stages.Run(target, seeded(2)), flow, 0.0)
         gain = flow.log_prob(truth).mean().item() - before
         assert gain > 0.2 * lacking if tail else gain == 0.0
 
 
 def test_tails_that_cost_too_much_are_given_back():
-    target, flow = with_a_tail(1.0, 0.05), fitting._flow_around(gaussian(0.0), None, seeded(0))
+    target, flow = with_a_tail(1.0, 0.05), flows.flow_around(gaussian(0.0), None, seeded(0))
     x = torch.linspace(-9, 9, 50, dtype=torch.float64).unsqueeze(1)
     before = flow.log_prob(x).detach()
     impossible = -1.0  # nats before: whatever comes after has more
-    flow, _ = fitting._tails_covered(flow, impossible, target, seeded(2), progress=False)
+    flow, _ = stages.fit_tails(stages.Run(target, seeded(2)), flow, impossible)
     torch.testing.assert_close(flow.log_prob(x), before)
 
 

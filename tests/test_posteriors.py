@@ -24,10 +24,10 @@ from torch.distributions import (
 
 import flowlab
 from flowlab.posteriors import FlowPosterior, PosteriorError, fit_posterior, pathfinder
-from flowlab.posteriors.diagnostics import missed
+from flowlab.posteriors.diagnostics import missed_modes
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.space import Space
-from flowlab.posteriors.survey import Defensive, survey
+from flowlab.posteriors.survey import Defensive, draw_survey
 from flowlab.posteriors.target import Target
 
 QUIET = {"progress": False}
@@ -290,7 +290,7 @@ def test_a_posterior_survives_a_file(named, tmp_path):
 
 
 def test_constant_parts_of_a_parameter_leave_the_verdict_alone():
-    """The first row of a correlation matrix's factor is (1, 0): weighted, its standard deviation is of rounding errors alone."""
+    """The first row of a correlation matrix's factor is (1, 0): its weighted standard deviation is rounding error."""
     prior = torch.distributions.LKJCholesky(2, torch.tensor(2.0).double())
 
     def log_prob(p):
@@ -305,7 +305,7 @@ def test_constant_parts_of_a_parameter_leave_the_verdict_alone():
 
 
 def test_a_far_tail_of_a_parameter_is_no_reason_to_mistrust_good_weights():
-    """A log-normal with a kurtosis of thousands, fitted well: the standard deviations of two sets of draws differ by chance."""
+    """A log-normal with a kurtosis of thousands: the standard deviations of two sets of draws differ by chance."""
     posterior = fit_posterior(
         lambda p: torch.distributions.LogNormal(0.0, 1.5).log_prob(p["x"]),
         supports={"x": ((), constraints.positive)},
@@ -372,7 +372,8 @@ def test_arviz_is_asked_for_by_name(named, monkeypatch):
         named.to_arviz(10)
 
 
-# Shapes and log-weights by arviz-stats 0.8.0's psislw for log-weights -k log((i + 0.5) / n) + 0.1 sin i, with i = 7919 j mod n.
+# Shapes and log-weights by arviz-stats 0.8.0's psislw for log-weights -k log((i + 0.5) / n) + 0.1 sin i, where
+# i = 7919 j mod n.
 @pytest.mark.parametrize(
     ("k", "khat", "largest"),
     [(0.3, 0.35026679116256465, -4.986368162665054), (0.8, 0.7355047665042496, -2.419877710793651)],
@@ -418,6 +419,6 @@ def test_pathfinder_finds_an_exact_gaussian_and_the_search_its_missing_twin(gene
     both = modes([[0.0, 0.0], [20.0, 0.0]], [0.9, 0.1])
     flow = flowlab.Flow(flowlab.bases.Gaussian(2).double(), [])
     target = Target(both.log_prob, Space(2))
-    ((mode, mass),) = missed(flow, target, math.log(0.9), survey(flow, target, 3000, generator), generator)
+    ((mode, mass),) = missed_modes(flow, target, math.log(0.9), draw_survey(flow, target, 3000, generator), generator)
     assert torch.allclose(mode.mode, torch.tensor([20.0, 0.0], dtype=torch.float64), atol=0.01)
     assert mass == pytest.approx(0.1 / 0.9, rel=0.1)

@@ -1,4 +1,4 @@
-"""VAEs: a linear model whose likelihood and posterior are known, likelihoods, free bits, warm-up, shapes, types and messages."""
+"""VAEs: a linear model with known likelihood and posterior, likelihoods, free bits, warm-up, shapes and messages."""
 
 import copy
 import importlib.util
@@ -21,7 +21,7 @@ QUIET = {"progress": False}
 
 
 class Linear:
-    """Probabilistic PCA (Tipping & Bishop 1999): x = Wz + b + noise has a known density, and z given x a known posterior."""
+    """Probabilistic PCA (Tipping & Bishop 1999): x = Wz + b + noise, of known density and posterior of z given x."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -146,7 +146,7 @@ def test_training_everything_recovers_the_covariance_and_the_noise(generator):
 
 
 def test_a_learnt_prior_takes_up_what_the_normal_one_cannot(generator):
-    """z is one of two points, x is z plus noise: with a normal prior and a fixed decoder the likelihood is that of one wide Gaussian."""
+    """z is one of two points, x is z plus noise; with a normal prior the likelihood is that of one wide Gaussian."""
     sign = torch.where(torch.rand(600, 1, generator=generator) < 0.5, -2.0, 2.0)
     x = sign + 0.5 * torch.randn(600, 1, generator=generator)
     found = []
@@ -237,7 +237,7 @@ def test_warm_up_counts_training_steps_and_validation_is_the_bound_by_the_same_d
     objective = vae.objective(kl_warmup=4, free_bits=2.0)
     weights = []
     original = vae.elbo
-    vae.elbo = lambda x, **options: weights.append(options.get("beta")) or original(x, **options)  # type: ignore[method-assign]
+    vae.elbo = lambda x, **options: weights.append(options.get("beta")) or original(x, **options)
     for _ in range(6):
         objective(vae, x, None)
     assert weights == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]

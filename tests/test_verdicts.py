@@ -1,4 +1,7 @@
-""" "good" is never said of a wrong posterior: fits narrower than it, spikes, twins, tails and mass without end. benchmarks/verdicts.py has many more."""
+"""No wrong fit is called good: too narrow ones, spikes, twin modes, tails, improper densities.
+
+benchmarks/verdicts.py has many more.
+"""
 
 import math
 import warnings
@@ -14,7 +17,7 @@ from flowlab.posteriors import FlowPosterior, fit_posterior
 from flowlab.posteriors.diagnostics import diagnose
 from flowlab.posteriors.space import Space
 from flowlab.posteriors.sparing import sparing
-from flowlab.posteriors.survey import survey
+from flowlab.posteriors.survey import draw_survey
 from flowlab.posteriors.target import Target
 
 QUIET = {"progress": False}
@@ -96,7 +99,7 @@ def test_mass_without_end_is_told_from_wide_fits(log_prob):
         found = diagnose(fit, Target(log_prob, Space(features)), 10_000, torch.Generator().manual_seed(0))
         assert found.verdict == "do not trust"
         assert "improper prior" in found.reasons[0]
-        wide = survey(fit, Target(log_prob, Space(features)), 3000, torch.Generator().manual_seed(1))
+        wide = draw_survey(fit, Target(log_prob, Space(features)), 3000, torch.Generator().manual_seed(1))
         assert wide.far > 0.1
 
 
@@ -120,7 +123,7 @@ def test_an_exact_fit_stays_good_at_every_size():
 
 
 def test_rounding_errors_far_out_are_no_mass():
-    """Differences of lgamma are right near the fit, and noise of any size where its arguments have more digits than a number holds."""
+    """Differences of lgamma are exact near the fit, and rounding noise of any size where its arguments are huge."""
 
     def log_prob(z: Tensor) -> Tensor:
         size = (z + 10).exp()
@@ -185,7 +188,7 @@ def test_a_separable_regression_is_as_wide_as_its_prior(prior):
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", [Gamma(0.05, 1.0), HalfCauchy(1.0)])
 def test_verdicts_on_positive_parameters_bear_out(prior):
-    """Mass at the bound, and a tail without moments: what is called good has the right quantiles, and what is to be resampled, then has."""
+    """Mass at the bound, and a tail without moments: quantiles are right if good, or once resampled if so advised."""
     posterior = fit_posterior(lambda p: prior.log_prob(p["x"]), supports={"x": ((), constraints.positive)}, **QUIET)
     found = posterior.diagnostics()
     assert found.verdict != "do not trust"

@@ -1,69 +1,62 @@
-"""`BayesianModule`: a posterior over the weights of any network, as it is: no layer has to be rewritten."""
+"""`BayesianModule`: a posterior over the weights of any network, which need not be rewritten for it."""
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
 from flowlab.arguments import floating, real, whole
 from flowlab.bases import Gaussian
-from flowlab.bayesian.weights import (
-    NOISE,
-    Posterior,
-    Prior,
-    aliases_of,
-    covered_by,
-    draw,
-    layers_of,
-    prior_scale,
-    shifted,
-    weights_of,
-)
+from flowlab.bayesian.likelihoods import LogLikelihood, log_prob_of_targets, sample_targets
+from flowlab.bayesian.objective import NegativeELBO, elbo_by_draw
+from flowlab.bayesian.posterior import Posterior, draw, layers_of, shift_and_scale
+from flowlab.bayesian.prior import Prior, prior_scale
+from flowlab.bayesian.weights import NOISE, aliases_of, covered_by, weights_of
 from flowlab.flow import Flow
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.posteriors.target import about_dtype
 from flowlab.training import History, fit
-from flowlab.training.objectives import Drawing
-
-LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 
 
 class BayesianModule(nn.Module):
-    """A network whose weights have a posterior, trained by the evidence lower bound.
+    """A network with a variational posterior over its weights, trained by the evidence lower bound.
 
-    The weights are one vector: that of the network's trained parameters, name after name. A chain of layers ending in
-    every weight's own scale and shift approximates its posterior: at first a narrow Gaussian around the network's present weights, which
-    may well come from an ordinary training run. The network itself is kept as a skeleton without memory, in evaluation
-    mode; it is called through `torch.func.functional_call`. `state_dict` holds the posterior, the prior's scales and the network's
-    buffers; to load one, build the same `BayesianModule` first.
+    The weights are one vector: the network's trainable parameters, name after name. A flow, whose last layer gives
+    every weight its own scale and shift, approximates their posterior. At first it is a narrow Gaussian around the
+    network's present weights, which may well come from an ordinary training run. The network itself is kept as a
+    skeleton without memory, in evaluation mode, and is called through `torch.func.functional_call`. `state_dict` holds
+    the posterior, the prior's scales and the network's buffers; to load one, build the same `BayesianModule` first.
 
-    Rezende & Mohamed 2015, "Variational inference with normalizing flows", equation 15, is the bound; Blundell et al. 2015, "Weight
-    uncertainty in neural networks", is "mean-field", equation 8 of it the bound for mini-batches.
+    The bound is equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing flows"; "mean-field",
+    and the bound for mini-batches (equation 8), are those of Blundell et al. 2015, "Weight uncertainty in neural
+    networks".
 
     Args:
         module: The network. It is copied; parameters that require no gradient, and buffers, stay constants.
-        prior: Standard deviation of the weights' normal prior around zero: one for all; by patterns of names such as `{"0.*": 1.0, "*": 0.3}`, of
-            which the first that fits counts; or a function of a parameter's name and value. When None, 1/√fan_in for
-            matrices and kernels and 1 for the rest (Neal 1996, "Bayesian learning for neural networks", section 2.1: each unit then varies as
-            much as its inputs, however wide the layer).
-        posterior: "flow": affine couplings, then as "full"; "full": a Gaussian with any covariance; "mean-field": a Gaussian with
-            independent weights; or a function of a width that returns a `Flow` of as many features, whose layers take the couplings' place.
-        over: The weights that the posterior covers jointly: "all", "last" for those of the last layer that has any, or a pattern of
-            names; the rest is mean-field.
-        rank: Flow and full covariance act in a learnt subspace of so many directions, and leave the others mean-field: for many weights.
-        likelihood: "gaussian" (outputs and y of the same shape), "categorical" (outputs are logits (*, classes), y whole numbers), or
-            a function of outputs (draws, n, …) and y (n, …) that returns each row's log-likelihood (draws, n) in nats.
-        noise: Standard deviation of the Gaussian likelihood, in units of y: a fixed number, "learnt" for a single value that the bound
-            decides, or "posterior" for one more weight, its logarithm, named "log_noise".
+        prior: Standard deviation of the weights' normal prior around zero: one for all; by patterns of names such as
+            `{"0.*": 1.0, "*": 0.3}`, of which the first that matches counts; or a function of a parameter's name and
+            value. When None, 1/√fan_in for matrices and kernels and 1 for the rest (Neal 1996, "Bayesian learning for
+            neural networks", section 2.1: each unit then varies as much as its inputs, however wide the layer).
+        posterior: "flow": affine couplings, then as "full"; "full": a Gaussian with any covariance; "mean-field": a
+            Gaussian with independent weights; or a function of a width that returns a `Flow` of as many features,
+            whose layers take the couplings' place.
+        over: The weights that the posterior covers jointly: "all", "last" for those of the last layer that has any, or
+            a pattern of names; the rest is mean-field.
+        rank: For many weights: flow and full covariance act in a learnt subspace of so many directions, and leave the
+            others mean-field.
+        likelihood: "gaussian" (outputs and y of the same shape), "categorical" (outputs are logits (*, classes), y
+            whole numbers), or a function of outputs (draws, n, …) and y (n, …) that returns each row's log-likelihood
+            (draws, n) in nats.
+        noise: Standard deviation of the Gaussian likelihood, in units of y: a fixed number, "learnt" for a point
+            estimate that maximises the bound, or "posterior" for one more weight, its logarithm, named "log_noise".
         start_scale: First standard deviation of every weight, in units of its prior's.
-        start_noise: First standard deviation of the noise where it is not fixed, in units of y. From trained weights, start at the standard
-            deviation of what they leave: with more noise than that the bound first forgets what they know.
+        start_noise: First standard deviation of the noise where it is not fixed, in units of y. From trained weights,
+            start at the standard deviation of their residuals: with more noise than that, training first forgets what
+            they have learnt.
         generator: Source of the couplings' initial weights.
 
     Attributes:
@@ -85,7 +78,7 @@ class BayesianModule(nn.Module):
         torch.Size([100, 40, 1])
         >>> bnn.predictive_log_prob(x, y, 100, generator=generator).shape
         torch.Size([40])
-        >>> again = BayesianModule(net, posterior="full")  # as before; the network's code is yours, so that no file can build it
+        >>> again = BayesianModule(net, posterior="full")  # built alike: no file could build the network's code
         >>> again.load_state_dict(bnn.state_dict())
         <All keys matched successfully>
     """
@@ -107,12 +100,7 @@ class BayesianModule(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not callable(posterior) and posterior not in ("flow", "full", "mean-field"):
-            raise ValueError(f'posterior must be "flow", "full", "mean-field" or a function, not {posterior!r}')
-        if not callable(likelihood) and likelihood not in ("gaussian", "categorical"):
-            raise ValueError(f'likelihood must be "gaussian", "categorical" or a function, not {likelihood!r}')
-        if isinstance(noise, str) and noise not in ("learnt", "posterior"):
-            raise ValueError(f'noise must be a positive number, "learnt" or "posterior", not {noise!r}')
+        _check_options(posterior, likelihood, noise)
         if not isinstance(noise, str):
             noise = real("noise", noise, 0)
         start_scale, start_noise = real("start_scale", start_scale, 0), real("start_noise", start_noise, 0)
@@ -123,8 +111,7 @@ class BayesianModule(nn.Module):
         if likelihood == "gaussian" and noise == "posterior":
             weights[NOISE] = next(iter(weights.values())).new_tensor(math.log(start_noise))
         self.likelihood, self.noise = likelihood, noise
-        joint = [] if posterior == "mean-field" else covered_by(module, weights, over)
-        # The skeleton stands in a tuple, where torch registers nothing.
+        # In a tuple, since torch would register a module that is an attribute.
         self._skeleton = (copy.deepcopy(module).requires_grad_(False).to("meta").train(False),)
         self._aliases = aliases_of(module)
         self._constants: dict[str, str] = {}
@@ -133,22 +120,22 @@ class BayesianModule(nn.Module):
                 self._constants[name] = "constant_" + name.replace(".", "_")
                 self.register_buffer(self._constants[name], tensor.detach().clone())
 
+        joint = [] if posterior == "mean-field" else covered_by(module, weights, over)
         groups = {over: joint} if joint else {}
         groups |= {name: [name] for name in weights if name not in joint}
+        self.labels = list(groups)
         self.names = [name for group in groups.values() for name in group]
         self._shapes = [weights[name].shape for name in self.names]
         self._sizes = [shape.numel() for shape in self._shapes]
         self.features = sum(self._sizes)
         scales = {name: prior_scale(prior, name, weights[name]) for name in self.names}
         self.register_buffer("prior_scale", torch.cat([scales[name].flatten() for name in self.names]))
-        self.labels = list(groups)
         blocks = []
         for label, group in groups.items():
-            features = sum(weights[name].numel() for name in group)
-            inner = layers_of(posterior, features, rank, generator) if label == over and joint else []
-            at = torch.cat([weights[name].flatten() for name in group])
+            mean = torch.cat([weights[name].flatten() for name in group])
             sd = start_scale * torch.cat([scales[name].flatten() for name in group])
-            blocks.append(Flow(Gaussian(features), [*inner, shifted(at, sd)]).to(at))
+            inner = layers_of(posterior, len(mean), rank, generator) if label == over and joint else []
+            blocks.append(Flow(Gaussian(len(mean)), [*inner, shift_and_scale(mean, sd)]).to(mean))
         self.blocks = nn.ModuleList(blocks)
         if likelihood == "gaussian" and noise == "learnt":
             self.log_noise = nn.Parameter(self.prior_scale.new_tensor(math.log(start_noise)))
@@ -160,7 +147,7 @@ class BayesianModule(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Draws of the weights (*shape, features) and their log-densities (*shape,) in nats, both differentiable.
 
-        With `path`, densities are so through the draws alone (see `flowlab.StickingTheLanding`).
+        With `path`, gradients of the log-densities go through the draws alone (see `flowlab.StickingTheLanding`).
         """
         parts = [draw(block, shape, generator, path) for block in self.blocks]  # type: ignore[arg-type]
         return torch.cat([w for w, _ in parts], -1), torch.stack([log_q for _, log_q in parts]).sum(0)
@@ -184,9 +171,9 @@ class BayesianModule(nn.Module):
 
     @torch.no_grad()
     def kl(self, n: int = 1000, generator: torch.Generator | None = None) -> dict[str, float]:
-        """KL divergence of the posterior from the prior in nats, from n draws: of what `over` names jointly, and of each other weight by name.
+        """KL(posterior, prior) in nats, from n draws, as its terms: one of what `over` names, one of each other weight.
 
-        The terms add up to the whole, since the posterior's blocks are independent, and so are the prior's.
+        The terms add up to the whole, since posterior and prior both factorise over them.
         """
         terms: dict[str, float] = {}
         start = 0
@@ -200,13 +187,13 @@ class BayesianModule(nn.Module):
     # ---- outputs ------------------------------------------------------------------------------------------------
 
     def outputs(self, w: Tensor, x: Tensor, chunk_size: int | None = None) -> Tensor:
-        """The network's outputs (draws, *batch, …) for inputs x (*batch, …) under each of the weights w (draws, features)."""
+        """The network's outputs (draws, *batch, …) for inputs x (*batch, …) under weights w (draws, features)."""
         dtype = self.prior_scale.dtype
         if not isinstance(x, Tensor) or x.is_floating_point():  # whole numbers are what embeddings take
             floating("x", x, dtype, "module")
         weights = self.unflatten(w)
         weights.pop(NOISE, None)
-        constants = {name: getattr(self, buffer) for name, buffer in self._constants.items()}
+        constants = {name: self.get_buffer(buffer) for name, buffer in self._constants.items()}
 
         def one(own: dict[str, Tensor]) -> Tensor:
             tensors = {**constants, **own}
@@ -222,7 +209,7 @@ class BayesianModule(nn.Module):
             raise
 
     def log_likelihood(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Log-likelihood (draws, n) in nats of rows y (n, …), given inputs x (n, …), under each of the weights w (draws, features)."""
+        """Log-likelihood (draws, n) in nats of y (n, …), given x (n, …), under weights w (draws, features)."""
         return self._log_likelihood(w, self.outputs(w, x), y)
 
     def forward(self, x: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -233,7 +220,7 @@ class BayesianModule(nn.Module):
     def predict(
         self, x: Tensor, n: int = 100, *, chunk_size: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Outputs (n, *batch, …) under n draws of the weights, all in one call, or `chunk_size` draws at a time where memory is short."""
+        """Outputs (n, *batch, …) under n draws of the weights, `chunk_size` at a time where memory is short."""
         return self.outputs(self.rsample_and_log_prob((n,), generator)[0], x, chunk_size)
 
     @torch.no_grad()
@@ -246,7 +233,7 @@ class BayesianModule(nn.Module):
         chunk_size: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Log of the predictive density (rows,) of each row y, in nats: the likelihood's mean over n draws of the weights."""
+        """Log posterior predictive density (rows,) of each target y, in nats: the likelihood's mean over n draws."""
         w = self.rsample_and_log_prob((n,), generator)[0]
         return self._log_likelihood(w, self.outputs(w, x, chunk_size), y).logsumexp(0) - math.log(n)
 
@@ -254,20 +241,14 @@ class BayesianModule(nn.Module):
     def predictive_sample(
         self, x: Tensor, n: int = 1000, *, chunk_size: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws of y (n, *rows, …), noise included, each with weights of its own.
+        """Draws of y (n, *rows, …) from the posterior predictive, with noise, each with its own draw of the weights.
 
         Raises:
-            ValueError: The likelihood is a function, which nothing can be drawn from.
+            ValueError: The likelihood is a function, which cannot be drawn from.
         """
         w = self.rsample_and_log_prob((n,), generator)[0]
         outputs = self.outputs(w, x, chunk_size)
-        if self.likelihood == "gaussian":
-            sd = self._log_noise(w, outputs).exp()
-            return outputs + sd * torch.empty_like(outputs).normal_(generator=generator)
-        if self.likelihood == "categorical":
-            shares = outputs.softmax(-1).flatten(0, -2)
-            return torch.multinomial(shares, 1, generator=generator).view(outputs.shape[:-1])
-        raise ValueError("likelihood is a function: draw from it yourself, given the outputs of predict(x, n)")
+        return sample_targets(self.likelihood, outputs, self._log_noise(w, outputs), generator)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -281,14 +262,15 @@ class BayesianModule(nn.Module):
         path: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The evidence lower bound of all data, a scalar in nats: unbiased, from a mini-batch and a few draws of the weights.
+        """An unbiased estimate of the evidence lower bound of all data, in nats, from a mini-batch and a few draws.
 
         Args:
             x: Inputs (n, …).
             y: Targets (n, …).
-            rows: Rows of all data, of which x and y are a random part; n when None.
+            rows: Rows of all data, of which x and y are a random sample; n when None.
             draws: Draws of the weights.
-            path: Whether gradients are path gradients, whose variance vanishes where the posterior is exact (`StickingTheLanding`).
+            path: Whether gradients are path gradients, whose variance vanishes where the posterior is exact
+                (`StickingTheLanding`).
             generator: Source of the draws.
 
         Example:
@@ -297,10 +279,10 @@ class BayesianModule(nn.Module):
             >>> loss = -bnn.elbo(torch.randn(10, 3), torch.randn(10, 1), rows=1000)
             >>> loss.backward()
         """
-        return self._bounds(x, y, rows, draws, path, generator).mean()
+        return elbo_by_draw(self, x, y, rows, draws, path, generator).mean()
 
-    def objective(self, x: Tensor, y: Tensor, *, batch_size: int = 256, draws: int = 8) -> "NegativeELBO":
-        """What `flowlab.fit(bnn, steps=…, objective=…)` minimises: the negative bound in nats per row, from a fresh mini-batch in each step."""
+    def objective(self, x: Tensor, y: Tensor, *, batch_size: int = 256, draws: int = 8) -> NegativeELBO:
+        """The objective for `flowlab.fit(bnn, steps=…, objective=…)`: the negative bound per row, from mini-batches."""
         return NegativeELBO(x, y, batch_size, draws)
 
     def fit(
@@ -315,7 +297,7 @@ class BayesianModule(nn.Module):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> History:
-        """`flowlab.fit` with this module's `objective`; a learning rate that falls by a cosine, neither decay nor average of weights.
+        """`flowlab.fit` with this module's `objective`, a cosine schedule, no weight decay and no averaging of weights.
 
         Args:
             x: Inputs (n, …).
@@ -328,102 +310,40 @@ class BayesianModule(nn.Module):
             **options: Of `flowlab.fit`.
 
         Returns:
-            The history; its losses are in nats per row, of the whole bound.
+            The history; its losses are the whole negative bound in nats per row.
         """
         chosen: dict[str, Any] = {"schedule": "cosine", "weight_decay": 0.0, "ema": 0.0, **options}
+        chosen |= {"steps": steps, "learning_rate": learning_rate, "generator": generator}
         objective = self.objective(x, y, batch_size=batch_size, draws=draws)
-        return fit(self, objective=objective, steps=steps, learning_rate=learning_rate, generator=generator, **chosen)  # type: ignore[arg-type]
+        return fit(self, objective=objective, **chosen)  # type: ignore[arg-type]
 
-    def _bounds(
-        self, x: Tensor, y: Tensor, rows: int | None, draws: int, path: bool, generator: torch.Generator | None
-    ) -> Tensor:
-        """The bound by each draw (draws,)."""
-        _check_pair(x, y)
-        draws = whole("draws", draws)
-        rows = len(x) if rows is None else rows
-        if rows < len(x):
-            raise ValueError(f"rows is the number of all rows, at least the {len(x)} that were given, not {rows}")
-        w, log_q = self.rsample_and_log_prob((draws,), generator, path)
-        return self.log_prior(w) + rows / len(x) * self.log_likelihood(w, x, y).sum(-1) - log_q
+    # ---- inside -------------------------------------------------------------------------------------------------
 
     def _log_prior(self, w: Tensor, place: slice = slice(None)) -> Tensor:
+        """The prior's log-density of each weight, (*batch, weights) as w, which are those at a place of the vector."""
         scale = self.prior_scale[place]
         return -(w / scale).square() / 2 - scale.log() - LOG_SQRT_2PI
 
-    def _log_noise(self, w: Tensor, outputs: Tensor) -> Tensor:
-        """The noise's logarithm, shaped to broadcast against outputs (draws, …)."""
+    def _log_noise(self, w: Tensor, outputs: Tensor) -> Tensor | None:
+        """A Gaussian likelihood's log standard deviation, which broadcasts against outputs (draws, …); else None."""
+        if self.likelihood != "gaussian":
+            return None
         if self.noise == "posterior":
             return self.unflatten(w)[NOISE].reshape(-1, *[1] * (outputs.ndim - 1))
         return self.log_noise if self.noise == "learnt" else outputs.new_tensor(self.noise).log()
 
     def _log_likelihood(self, w: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-        expected = outputs.shape[1:-1] if self.likelihood == "categorical" else outputs.shape[1:]
-        if not isinstance(y, Tensor):
-            raise TypeError(f"y must be a torch.Tensor, not {type(y).__name__}; use torch.as_tensor")
-        if callable(self.likelihood):
-            value, expected = self.likelihood(outputs, y), outputs.shape[:2]
-            if value.shape != expected:
-                raise ValueError(f"likelihood must return shape {tuple(expected)}, not {tuple(value.shape)}")
-            return value
-        if y.shape != expected:
-            raise ValueError(
-                f"y must have shape {tuple(expected)} for outputs {tuple(outputs.shape[1:])}, not {tuple(y.shape)}"
-            )
-        if self.likelihood == "categorical":
-            if y.is_floating_point() or y.is_complex():
-                raise ValueError(f"y is {y.dtype}: classes are whole numbers, convert y by .long()")
-            logits = outputs.movedim(-1, 1)
-            value = -F.cross_entropy(logits, y.long().expand(len(outputs), *y.shape), reduction="none")
-        else:
-            log_sd = self._log_noise(w, outputs)
-            value = -((y - outputs) * (-log_sd).exp()).square() / 2 - log_sd - LOG_SQRT_2PI
-        return value.flatten(2).sum(-1) if value.ndim > 2 else value
+        return log_prob_of_targets(self.likelihood, outputs, y, self._log_noise(w, outputs))
 
     def extra_repr(self) -> str:
         return f"{type(self._skeleton[0]).__name__}, {self.features} weights, {self.likelihood}, noise={self.noise}"
 
 
-@dataclass(eq=False)
-class NegativeELBO(Drawing):
-    """An objective for `flowlab.fit`: each draw's negative bound per row, from a mini-batch drawn with replacement.
-
-    Attributes:
-        x: Inputs (n, …), all of them.
-        y: Targets (n, …).
-        batch_size: Rows in each call.
-        draws: Draws of the weights in each.
-        generator: Source of both; that of the fit when None.
-    """
-
-    x: Tensor
-    y: Tensor
-    batch_size: int
-    draws: int
-    generator: torch.Generator | None = field(default=None, kw_only=True, repr=False)
-
-    def __post_init__(self) -> None:
-        _check_pair(self.x, self.y)
-        for name, value in (("x", self.x), ("y", self.y)):
-            if not bool(torch.isfinite(value).all()):
-                first = (~torch.isfinite(value)).nonzero()[0].tolist()
-                raise ValueError(f"{name} holds a value that is not finite in row {first[0]}")
-        self.x, self.y = self.x.detach(), self.y.detach()
-        self.batch_size, self.draws = whole("batch_size", self.batch_size), whole("draws", self.draws)
-
-    def __call__(self, bnn: BayesianModule, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        rows = len(self.x)
-        x, y = self.x, self.y
-        if self.batch_size < rows:
-            which = torch.randint(rows, (self.batch_size,), generator=self.generator, device=x.device)
-            x, y = x[which], y[which]
-        return -bnn._bounds(x, y, rows, self.draws, True, self.generator) / rows
-
-
-def _check_pair(x: Any, y: Any) -> None:
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}; use torch.as_tensor")
-        if not value.ndim:
-            raise ValueError(f"{name} must have shape (n, …), not ()")
-    if len(x) != len(y) or not len(x):
-        raise ValueError(f"x and y must have the same number of rows, at least one, not {len(x)} and {len(y)}")
+def _check_options(posterior: Any, likelihood: Any, noise: Any) -> None:
+    """Raise a ValueError that names the choice that there is not."""
+    if not callable(posterior) and posterior not in ("flow", "full", "mean-field"):
+        raise ValueError(f'posterior must be "flow", "full", "mean-field" or a function, not {posterior!r}')
+    if not callable(likelihood) and likelihood not in ("gaussian", "categorical"):
+        raise ValueError(f'likelihood must be "gaussian", "categorical" or a function, not {likelihood!r}')
+    if isinstance(noise, str) and noise not in ("learnt", "posterior"):
+        raise ValueError(f'noise must be a positive number, "learnt" or "posterior", not {noise!r}')

@@ -1,4 +1,4 @@
-"""`AmortizedPosterior`: one flow, given a context, as the posterior for every context, new ones too, at once."""
+"""`AmortizedPosterior`: one conditional flow as the posterior for every context, new ones included."""
 
 import copy
 import math
@@ -17,35 +17,40 @@ from flowlab.layers.coupling import alternating_mask
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
 from flowlab.posteriors.diagnostics import Diagnostics
+from flowlab.posteriors.gaussians import CHECK_DRAWS
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.space import Space, Supports, Value
-from flowlab.posteriors.target import WORST_SHARE, PosteriorError
+from flowlab.posteriors.stages import FlowTraining
+from flowlab.posteriors.survey import whitening_from
+from flowlab.posteriors.target import PosteriorError, check_finite
 from flowlab.training import History, fit
 from flowlab.training.objectives import StickingTheLanding
 
-SCOUTS = 16  # contexts whose posteriors are looked for beforehand
-STARTS, SPREAD = 4, 1.0  # for each of them, uniform on ± SPREAD
-TOGETHER = 64  # contexts in a step
-LOOK = 3_000  # draws by which a fit is checked
+SCOUTS = 16  # contexts whose posteriors are searched for before training
+STARTS = 4  # of the search for each of them
+BATCH = 64  # contexts in a step
 
 
 class AmortizedPosterior(nn.Module):
-    """A flow whose context is an encoding of data: an approximate posterior for whatever data come, without another fit.
+    """A conditional flow whose context is an encoding of data: a posterior for any data without another fit.
 
-    Its methods are a `Flow`'s, with the context of each draw; points are in the user's space, tensors (*batch, features) or, with `supports`,
-    dicts of tensors (*batch, *shape), and densities are those of that space, in nats. `at` gives the posterior for one context with all
-    that a fitted posterior can do: resampling, summaries, pictures. `fit_posterior(log_prob, context=…)` makes it. Kingma & Welling 2014 call
-    encoder and flow the recognition model; the sum of what its posteriors lack is the amortisation gap (Cremer et al. 2018, "Inference
-    suboptimality in variational autoencoders", equation 7), which `diagnostics` shows for each context.
+    Its methods are a `Flow`'s, with a context for each draw. Points are in the user's space, tensors (*batch,
+    features) or, with `supports`, dicts of tensors (*batch, *shape); densities are those of that space, in nats. `at`
+    returns the posterior given one context as a `FlowPosterior`, with its resampling, summaries and plots.
+    `fit_posterior(log_prob, context=…)` makes it. Kingma & Welling 2014 call encoder and flow the recognition model.
+    How far it falls short of a posterior fitted to one context alone is the amortisation gap (Cremer et al. 2018,
+    "Inference suboptimality in variational autoencoders", equation 7); `diagnostics` shows the divergence for each
+    context.
 
-    The encoder is code of yours, from which no file could build it again: keep the `state_dict`, and load it into one built alike. `flow` alone,
-    with its context, is a flow that `flowlab.save` takes, and so is what `at` returns for one context.
+    The encoder is your own code, which no file could build: keep the `state_dict`, and load it into a posterior built
+    alike. `flow` alone is a conditional flow that `flowlab.save` takes, and so is what `at` returns for one context.
 
     Args:
-        encoder: From contexts (n, width) to the flow's context (n, context_features); none when None.
-        flow: The distribution of the unconstrained vector, with a context. Its sampling direction should be fast; training by
-            `fit` does not invert it where its density is slow.
-        supports: For each name its shape and torch constraint, as in `fit_posterior`; unconstrained and without names when None.
+        encoder: Network from contexts (n, width) to the flow's context (n, context_features); the identity when None.
+        flow: The conditional distribution of the unconstrained vector. Its sampling direction should be fast; `fit`
+            does not invert it where its density is slow.
+        supports: For each name its shape and torch constraint, as in `fit_posterior`; unconstrained and without names
+            when None.
         target: The log-density that it was fitted to.
 
     Attributes:
@@ -102,7 +107,10 @@ class AmortizedPosterior(nn.Module):
         return value, log_q - log_det
 
     def rsample(self, shape: int | Sequence[int], context: Tensor, generator: torch.Generator | None = None) -> Value:
-        """Draws, differentiable in flow and encoder: (*shape, *context_batch, features), or a dict of (*shape, *context_batch, *own shape)."""
+        """Draws (*shape, *context_batch, features), or a dict of (*shape, *context_batch, *own shape).
+
+        They are differentiable in the parameters of flow and encoder.
+        """
         return self.space.constrain(self.flow.rsample(shape, self.encode(context), generator))[0]
 
     @torch.no_grad()
@@ -111,18 +119,21 @@ class AmortizedPosterior(nn.Module):
         return self.rsample(shape, context, generator)
 
     def log_prob(self, value: Value, context: Tensor) -> Tensor:
-        """Log-density (*batch,) of points in the user's space, in nats, given contexts whose batch broadcasts; −inf outside of the support."""
+        """Log-density (*batch,) in nats of points in the user's space, given contexts whose batch broadcasts.
+
+        Outside of the support it is −inf.
+        """
         z, log_det = self.space.unconstrain(value)
         inside = ~torch.isnan(z).any(-1)
         z = torch.where(inside.unsqueeze(-1), z, 0).to(self.flow.dtype)
         return torch.where(inside, self.flow.log_prob(z, self.encode(context)) - log_det, -torch.inf)
 
     def encode(self, context: Tensor) -> Tensor:
-        """The flow's context (*batch, flow.context_features) for contexts (*batch, width), which may be of any floating-point type.
+        """The flow's context (*batch, flow.context_features) for contexts (*batch, width) of any floating-point type.
 
         Raises:
             TypeError: `context` is not a tensor.
-            ValueError: The encoder does not take the context, or does not return what the flow needs.
+            ValueError: The encoder does not take the context, or returns another width than the flow needs.
         """
         if not isinstance(context, Tensor):
             raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
@@ -156,13 +167,17 @@ class AmortizedPosterior(nn.Module):
         return FlowPosterior(Flow(flow.base, layers), self.space, target).train(False)
 
     def elbo(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Estimate[float] | list[Estimate[float]]:
-        """The evidence lower bound with its standard error, in nats, from n draws: of one context (width,), or of each (contexts, width)."""
+        """The evidence lower bound with its standard error, in nats, from n draws.
+
+        For one context (width,), or as a list for each of (contexts, width).
+        """
         return self._each(context, lambda posterior: posterior.elbo(n, random_state))
 
     def diagnostics(self, context: Tensor, n: int = 10_000, random_state: int = 0) -> Diagnostics | list[Diagnostics]:
-        """How good the posterior is, as `FlowPosterior.diagnostics` says it: for one context (width,), or for each (contexts, width).
+        """How good the posterior is, as in `FlowPosterior.diagnostics`, in about a second for each context.
 
-        A second or so each. Contexts unlike those of the fit are where it is needed.
+        For one context (width,), or as a list for each of (contexts, width). It is needed most for contexts unlike
+        those of the fit.
         """
         return self._each(context, lambda posterior: posterior.diagnostics(n, random_state))
 
@@ -177,14 +192,15 @@ class AmortizedPosterior(nn.Module):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> History:
-        """Train flow and encoder in place from where they are, by `flowlab.fit`: sticking the landing, with a rate that falls by a cosine.
+        """Train flow and encoder in place by sticking the landing, with a cosine learning-rate schedule.
 
-        `fit_posterior(log_prob, context=…)` first looks where the posteriors lie; this does not.
+        Training starts from their present parameters; `fit_posterior(log_prob, context=…)` first searches for
+        posteriors.
 
         Args:
-            log_prob: As in `fit_posterior`: draws (draws, n, features), or a dict of tensors (draws, n, *shape), and contexts (n, width) to
-                (draws, n) nats. It is called in the flow's floating-point type.
-            context: Contexts (n, width); a tenth of them decides which weights are kept.
+            log_prob: As in `fit_posterior`: draws (draws, n, features), or a dict of tensors (draws, n, *shape), and
+                contexts (n, width) to (draws, n) nats. It is called in the flow's floating-point type.
+            context: Contexts (n, width); a tenth of them is held out and decides which parameters are kept.
             steps: Steps, rounded up to whole passes over the contexts.
             draws: Draws in each step, shared out among 64 contexts.
             learning_rate: Peak learning rate.
@@ -192,7 +208,7 @@ class AmortizedPosterior(nn.Module):
             **options: Of `flowlab.fit`.
 
         Returns:
-            The history; its losses are negative bounds in nats, the mean over contexts.
+            The history; its losses are negative bounds in nats, averaged over contexts.
         """
         steps, draws = whole("steps", steps), whole("draws", draws)
         if not isinstance(context, Tensor):
@@ -205,29 +221,24 @@ class AmortizedPosterior(nn.Module):
         else:
             self.target = log_prob
         assert self.target is not None
-        together = min(whole("batch_size", options.pop("batch_size", TOGETHER)), len(context))
-        per_epoch = max(math.ceil(round(0.9 * len(context)) / together), 1)
+        batch = min(whole("batch_size", options.pop("batch_size", BATCH)), len(context))
+        per_epoch = max(math.ceil(round(0.9 * len(context)) / batch), 1)
+        epochs = math.ceil(steps / per_epoch)
         chosen: dict[str, Any] = {
-            "schedule": "cosine",
-            "patience": steps,
-            "weight_decay": 0.0,
-            "ema": 0.0,
-            "clip": math.inf,
-        }
-        chosen |= {
-            "epochs": math.ceil(steps / per_epoch),
-            "batch_size": together,
+            "epochs": epochs,
+            "batch_size": batch,
             "learning_rate": learning_rate,
-            **options,
+            "schedule": "cosine",
         }
-        objective = StickingTheLanding(self.target, max(draws // together, 1))
+        chosen |= {"patience": steps, "weight_decay": 0.0, "ema": 0.0, "clip": math.inf, **options}
+        objective = StickingTheLanding(self.target, max(draws // batch, 1))
         encoded: Any = _Encoded(self, context.shape[-1])
         found = fit(encoded, context=context, objective=objective, generator=generator, **chosen)
         self.history += [{"stage": "amortized", "step": r["step"], "elbo": -r["train"]} for r in found.records]
         return found
 
     def attach(self, log_prob: Callable[..., Tensor], dtype: torch.dtype = torch.float64) -> "AmortizedPosterior":
-        """Give it a log-density of draws and contexts, as in `fit_posterior`, to be compared with; returns the posterior."""
+        """Set the log-density that it is diagnosed by, called as in `fit_posterior`; returns the posterior."""
         self.target = ContextTarget(log_prob, self.space, dtype)
         return self
 
@@ -243,7 +254,7 @@ class AmortizedPosterior(nn.Module):
 
 
 class _Encoded(nn.Module):
-    """Encoder and flow as `fit` and objectives want them: a flow in unconstrained space, whose context is the data."""
+    """Encoder and flow as one conditional flow given the data, in unconstrained space, for `fit` and objectives."""
 
     def __init__(self, posterior: AmortizedPosterior, context_features: int) -> None:
         super().__init__()
@@ -268,7 +279,7 @@ class _Encoded(nn.Module):
 
 
 def _encoded(encoder: nn.Module, rows: Tensor) -> Tensor:
-    """What an encoder makes of contexts (n, width)."""
+    """The encoder's output for contexts (n, width); a failure says that it does not take them."""
     try:
         return encoder(rows)
     except RuntimeError as error:
@@ -282,29 +293,18 @@ def fit_amortized(
     supports: Supports | None,
     flow: Flow | None,
     encoder: nn.Module | None,
+    training: FlowTraining,
     *,
-    steps: int,
-    draws: int,
-    learning_rate: float,
     dtype: torch.dtype,
-    random_state: int,
+    generator: torch.Generator,
     progress: bool,
 ) -> AmortizedPosterior:
-    """What `fit_posterior` does where it is given contexts (n, width)."""
-    if not isinstance(context, Tensor):
-        raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
-    if context.ndim != 2 or len(context) < 2:
-        raise ValueError(
-            f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
-        )
-    context = context.detach().to(dtype)
-    if not bool(torch.isfinite(context).all()):
-        row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
-        raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
-    generator = torch.Generator().manual_seed(random_state)
+    """`fit_posterior` with contexts (n, width): look for the posteriors of some, then train one flow for all."""
+    context = _checked_contexts(context, dtype)
     target = ContextTarget(log_prob, space, dtype)
     some = context[torch.randperm(len(context), generator=generator)[:SCOUTS]]
-    trial = torch.empty(3, 2, space.features, dtype=torch.float64).uniform_(-SPREAD, SPREAD, generator=generator)
+    spread = pathfinder.SPREAD
+    trial = torch.empty(3, 2, space.features, dtype=torch.float64).uniform_(-spread, spread, generator=generator)
     target.check(trial, some[:2])
 
     encoder = Standardise(context) if encoder is None else encoder.to(dtype)
@@ -315,21 +315,38 @@ def fit_amortized(
             f"flow must have {space.features} features and context_features={width}, as the encoder returns, not "
             f"{flow.features} and {flow.context_features}"
         )
-    whitening, scale = _pooled(target, some, generator)
-    layers = _layers(space.features, width, scale, generator) if flow is None else list(flow)
+    whitening, sd = _pooled_whitening(target, some, generator)
+    layers = _layers(space.features, width, sd, generator) if flow is None else list(flow)
     base = Gaussian(space.features) if flow is None else flow.base
-    posterior = AmortizedPosterior(
-        encoder, Flow(base, [*layers, whitening]).to(dtype), supports=supports, target=target
-    )
-
-    options = {"steps": steps, "draws": draws, "learning_rate": learning_rate}
-    posterior.fit(target, context, generator=generator, progress=progress, **options)  # type: ignore[arg-type]
-    _check_finite(posterior, target, some, generator)
+    whole_flow = Flow(base, [*layers, whitening]).to(dtype)
+    posterior = AmortizedPosterior(encoder, whole_flow, supports=supports, target=target)
+    posterior.fit(target, context, generator=generator, progress=progress, **training._asdict())
+    _check_draws(posterior, target, some, generator)
     return posterior.train(False)
 
 
-def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator) -> tuple[Whitening, Tensor]:
-    """Where the posteriors of some contexts lie together, as a whitening, and the typical sd of one of them in whitened coordinates.
+def _checked_contexts(context: Tensor, dtype: torch.dtype) -> Tensor:
+    """The contexts (n, width) in a floating-point type, without their gradient.
+
+    Raises:
+        TypeError: They are not a tensor.
+        ValueError: They have another shape, or values that are not finite.
+    """
+    if not isinstance(context, Tensor):
+        raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
+    if context.ndim != 2 or len(context) < 2:
+        raise ValueError(
+            f"context must have shape (n, width), one row for each of 2 or more data sets, not {tuple(context.shape)}"
+        )
+    context = context.detach().to(dtype)
+    if not bool(torch.isfinite(context).all()):
+        row, column = (~torch.isfinite(context)).nonzero()[0].tolist()
+        raise ValueError(f"context has values that are not finite, the first in row {row}, column {column}")
+    return context
+
+
+def _pooled_whitening(target: ContextTarget, contexts: Tensor, generator: torch.Generator) -> tuple[Whitening, Tensor]:
+    """A whitening of the pooled posteriors of some contexts, and the typical sd (features,) of one in its coordinates.
 
     Raises:
         PosteriorError: None of them was found.
@@ -339,27 +356,26 @@ def _pooled(target: ContextTarget, contexts: Tensor, generator: torch.Generator)
     for context in contexts:
         one = target.at(context)
         try:
-            found += pathfinder.find(one, pathfinder.finite_starts(one, STARTS, SPREAD, generator), generator)[:1]
+            starts = pathfinder.finite_starts(one, STARTS, pathfinder.SPREAD, generator)
+            found += pathfinder.find(one, starts, generator)[:1]
         except PosteriorError as error:
             failure = str(error)
         target.evaluations += one.evaluations
     if not found:
         raise PosteriorError(f"no posterior was found for any of {len(contexts)} contexts; of the last: {failure}")
     means = torch.stack([g.mean for g in found])
-    own = torch.stack([g.scale_tril @ g.scale_tril.T for g in found]).mean(0)
+    within = torch.stack([g.scale_tril @ g.scale_tril.T for g in found]).mean(0)
     between = (means - means.mean(0)).T @ (means - means.mean(0)) / len(found)
-    whitening = Whitening(len(own)).double()
-    whitening.mean.copy_(means.mean(0))
-    whitening.scale_tril.copy_(torch.linalg.cholesky(own + between))
-    whitening.initialised.fill_(True)
-    half = torch.linalg.solve_triangular(whitening.scale_tril, torch.linalg.cholesky(own), upper=False)
+    whitening = whitening_from(means.mean(0), torch.linalg.cholesky(within + between))
+    half = torch.linalg.solve_triangular(whitening.scale_tril, torch.linalg.cholesky(within), upper=False)
     return whitening, half.square().sum(-1).sqrt()
 
 
 def _layers(features: int, context_features: int, scale: Tensor, generator: torch.Generator) -> list[Layer]:
-    """Couplings and a full affine map, then a place and a scale for every parameter by the context: at first a Gaussian of a given sd.
+    """Couplings and a full affine map, then a shift and scale of every parameter by the context; at first N(0, scale²).
 
-    The last layer's place and log-scale are linear in the context, so that posterior means that are so need no bends to be learnt.
+    The last layer's shift and log-scale are linear in the context, so that posterior means that are linear in it are
+    learnt at once.
     """
     options: dict[str, Any] = {"context_features": context_features, "hidden": (64, 64), "generator": generator}
     layers: list[Layer]
@@ -369,21 +385,17 @@ def _layers(features: int, context_features: int, scale: Tensor, generator: torc
         masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(4)]
         layers = [Coupling(features, Affine(2.0), mask, activation="silu", **options) for mask in masks]
         layers.append(LULinear(features))
-    place = ElementwiseAffine(features, **options)
-    log_scale = (scale.log() / place.bound).clamp(-0.999, 0.999).atanh() * place.bound
+    shift = ElementwiseAffine(features, **options)
+    log_scale = (scale.log() / shift.bound).clamp(-0.999, 0.999).atanh() * shift.bound
     with torch.no_grad():
-        place.parameters_.value[features:].copy_(log_scale)
-    return [*layers, place, ElementwiseAffine(features, **options | {"hidden": ()})]
+        shift.parameters_.value[features:].copy_(log_scale)
+    return [*layers, shift, ElementwiseAffine(features, **options | {"hidden": ()})]
 
 
 @torch.no_grad()
-def _check_finite(
+def _check_draws(
     posterior: AmortizedPosterior, target: ContextTarget, contexts: Tensor, generator: torch.Generator
 ) -> None:
-    z = posterior.flow.rsample((LOOK // len(contexts),), posterior.encode(contexts), generator)
-    share = float((~torch.isfinite(target(z, contexts))).double().mean())
-    if share > WORST_SHARE:
-        raise PosteriorError(
-            f"log_prob is not finite at {share:.1%} of the fit's draws, more than {WORST_SHARE:.0%}. Where a parameter is bounded, say "
-            "so in supports=…; where a computation overflows, rewrite it in logarithms"
-        )
+    """Check that the log-density is finite at draws given some of the contexts."""
+    z = posterior.flow.rsample((CHECK_DRAWS // len(contexts),), posterior.encode(contexts), generator)
+    check_finite(target(z, contexts))

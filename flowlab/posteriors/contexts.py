@@ -1,6 +1,6 @@
-"""What amortised posteriors are made of: a target that takes contexts, layers given a context, standardised contexts."""
+"""Parts of amortised posteriors: a target with contexts, layers with their context fixed, and standardised contexts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,30 +10,35 @@ from flowlab.files import register
 from flowlab.flow import CHUNK
 from flowlab.layers import Layer
 from flowlab.layers.linear import mean_and_scale
-from flowlab.posteriors.space import Space, Value
-from flowlab.posteriors.target import Target, at, piecewise
+from flowlab.posteriors.space import Value
+from flowlab.posteriors.target import LogDensity, Target, at, piecewise
 
 
-class ContextTarget:
-    """The unnormalised log-posterior of unconstrained draws, each given its context, with the log-determinant of getting to the user's space.
+class ContextTarget(LogDensity):
+    """The unnormalised log-posterior of unconstrained draws, each given its context.
+
+    It includes the log-determinant of the map to the user's space.
 
     Args:
-        log_prob: The user's function of draws (draws, n, features), or a dict of named ones (draws, n, *shape), and contexts (n,
-            context_features) to (draws, n) nats.
+        log_prob: The user's function of draws (draws, n, features), or a dict of named ones (draws, n, *shape), and
+            contexts (n, context_features) to (draws, n) nats.
         space: The parameters.
         dtype: Floating-point type in which `log_prob` is called.
+
+    Attributes:
+        evaluations: Points at which the function was evaluated so far.
     """
 
-    def __init__(self, log_prob: Callable[..., Tensor], space: Space, dtype: torch.dtype = torch.float64) -> None:
-        if not callable(log_prob):
-            raise TypeError(f"log_prob must be a function of draws and contexts, not {type(log_prob).__name__}")
-        self.function, self.space, self.dtype = log_prob, space, dtype
-        self.evaluations = 0
+    takes, argument, unnamed, each = "draws and contexts", "first argument", "z", "each draw"
+    advice = "sum over other axes with .sum(-1)"
 
     def __call__(self, z: Tensor, context: Tensor) -> Tensor:
-        """Log-density (draws, n) of z (draws, n, features), given contexts (n, context_features); differentiable once, in z."""
+        """Log-density (draws, n) of z (draws, n, features), given contexts (n, context_features).
+
+        It is differentiable once, in z.
+        """
         target = self._target(context)
-        # A target looks at no more than CHUNK rows at once: each part's contexts must be whole.
+        # A target evaluates no more than CHUNK rows at once, and each part must have all contexts.
         parts = [target(part) for part in z.split(max(CHUNK // max(len(context), 1), 1))]
         self.evaluations += target.evaluations
         return torch.cat(parts)
@@ -43,36 +48,21 @@ class ContextTarget:
         return self._target(context.unsqueeze(0))
 
     def check(self, z: Tensor, context: Tensor) -> None:
-        """Call the user's function with z (draws, n, features) and contexts (n, context_features), and say what is wrong with the result."""
-        with torch.enable_grad():
-            value, _ = self.space.constrain(z.to(self.dtype).requires_grad_())
-            found = self.function(value, context.to(self.dtype))
-        shapes = {"z": z} if isinstance(value, Tensor) else value
-        given = ", ".join(f"{name} {tuple(x.shape)}" for name, x in shapes.items())
-        if not isinstance(found, Tensor) or not found.is_floating_point():
-            kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise TypeError(f"log_prob must return a tensor of floating-point numbers, not {kind}")
-        if found.shape != z.shape[:-1]:
-            raise ValueError(
-                f"log_prob was called with {z.shape[0]} draws for each of {z.shape[1]} contexts ({given}, context {tuple(context.shape)}) "
-                f"and must return shape {tuple(z.shape[:-1])}, one number for each draw, not {tuple(found.shape)}: sum over other axes with .sum(-1)"
-            )
-        if not found.requires_grad:
-            raise ValueError(
-                "the result of log_prob has no gradient with respect to its first argument: compute it with torch operations"
-            )
+        """Call the user's function with z (draws, n, features) and contexts (n, context_features); check the result.
+
+        Raises:
+            TypeError: It is not a tensor of floating-point numbers.
+            ValueError: It has the wrong shape, or no gradient leads back to the draws.
+        """
+        self.check_call(z, context, batch=f"{z.shape[0]} draws for each of {z.shape[1]} contexts")
 
     def _target(self, context: Tensor) -> Target:
+        """The log-posterior of rows, each given the context of its index modulo n."""
         context = context.to(self.dtype)
         n = len(context)
 
-        def rows(value: Value) -> Tensor:
-            """Rows in the order of (draws, n)."""
-            pairs = (
-                value.unflatten(0, (-1, n))
-                if isinstance(value, Tensor)
-                else {name: x.unflatten(0, (-1, n)) for name, x in value.items()}
-            )
+        def log_prob(value: Value) -> Tensor:
+            pairs = _by_context(value, n)
             some = pairs if isinstance(pairs, Tensor) else next(iter(pairs.values()))
 
             def function(place: tuple[slice, ...]) -> Tensor:
@@ -80,12 +70,19 @@ class ContextTarget:
 
             return piecewise(function, some.shape[:2], some).flatten()
 
-        return Target(rows, self.space, self.dtype)
+        return Target(log_prob, self.space, self.dtype)
+
+
+def _by_context(value: Value, n: int) -> Value:
+    """Rows (draws · n, …) as (draws, n, …)."""
+    if isinstance(value, Tensor):
+        return value.unflatten(0, (-1, n))
+    return {name: x.unflatten(0, (-1, n)) for name, x in value.items()}
 
 
 @register
 class Given(Layer):
-    """A layer whose context is fixed.
+    """A conditional layer with its context fixed: a layer without a context.
 
     Args:
         layer: The layer.
@@ -115,7 +112,7 @@ class Given(Layer):
 
 
 class Standardise(nn.Module):
-    """Contexts with mean zero and standard deviation one over those of the fit."""
+    """Shifts and scales contexts to mean zero and standard deviation one over those of the fit."""
 
     mean: Tensor
     scale: Tensor

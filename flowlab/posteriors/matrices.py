@@ -1,4 +1,4 @@
-"""Bijectors that torch lacks: from vectors to Cholesky factors and to positive definite matrices."""
+"""Bijectors that torch lacks: from vectors to Cholesky factors, and from these to positive definite matrices."""
 
 import math
 
@@ -21,7 +21,7 @@ def bijector(constraint: constraints.Constraint) -> Transform:
 
 
 class VectorToCholesky(Transform):
-    """Vectors (*, d (d + 1) / 2), row after row, to lower triangular matrices (*, d, d) whose diagonal is the exponential of its entries.
+    """Vectors (*, d (d + 1) / 2) to lower triangular matrices (*, d, d) by rows; the diagonal is exponentiated.
 
     Example:
         >>> x = torch.tensor([0.0, 3.0, 1.0])
@@ -64,7 +64,10 @@ class VectorToCholesky(Transform):
 
 
 class CholeskyToCovariance(Transform):
-    """L to L Lᵀ. The log-determinant is between entries on and below the diagonals (Muirhead 1982, "Aspects of multivariate statistical theory", theorem 2.1.9)."""
+    """L to L Lᵀ, with densities over the entries on and below the diagonals.
+
+    The log-determinant: Muirhead 1982, "Aspects of multivariate statistical theory", theorem 2.1.9.
+    """
 
     domain = constraints.lower_cholesky
     codomain = constraints.positive_definite

@@ -1,11 +1,12 @@
-"""Where a posterior lies: Gaussians along the paths of many optimisers, and the modes at which the paths end.
+"""Pathfinder: Gaussian approximations along the paths of many optimisers, and the modes at which these end.
 
-Zhang, Carpenter, Gelman & Vehtari 2022, "Pathfinder: Parallel quasi-Newton variational inference", with Newton's method in place of
-L-BFGS where there are few parameters: the curvature comes from finite differences of the gradient.
+Zhang, Carpenter, Gelman & Vehtari 2022, "Pathfinder: Parallel quasi-Newton variational inference", but with Newton's
+method in place of L-BFGS where there are few parameters. Its curvature comes from finite differences of the gradient.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,28 +14,45 @@ from torch import Tensor
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.posteriors.target import PosteriorError, Target
 
-NEWTON = 100  # parameters up to which every step of the path takes curvature
+SPREAD = 1.0  # starts are uniform on ± this, in unconstrained space
+NEWTON = 100  # parameters up to which the path takes Newton steps
 FLAT = 1e-4  # smallest eigenvalue of a scaled precision matrix
-MEMORY = 10  # pairs that L-BFGS keeps
+MEMORY = 10  # pairs of differences that L-BFGS keeps
 DRAWS = 32  # for the evidence bound of a Gaussian on a path
-POOR = 10.0  # nats per parameter by which the log-density may fall, on average, from a Gaussian's centre to its draws; half a nat is right
+# Nats per parameter that the log-density may fall, on average, from a Gaussian's centre to its draws. Where it fits,
+# they are half a nat.
+POOR = 10.0
 
 
 @dataclass
 class Gaussian:
-    """A normal approximation N(mean, scale_tril scale_trilᵀ) with its evidence lower bound in nats, and the mode at which its path ended."""
+    """A Gaussian approximation on a path.
+
+    Attributes:
+        mean: Its mean (features,).
+        scale_tril: Cholesky factor (features, features) of its covariance.
+        elbo: Its evidence lower bound in nats.
+        mode: Where the path ended (features,).
+    """
 
     mean: Tensor
     scale_tril: Tensor
     elbo: float
     mode: Tensor
-    height: float
+
+
+class Differentiable(Protocol):
+    """A log-density with its gradient, in whatever coordinates: what ascents need of a target."""
+
+    def __call__(self, z: Tensor, /) -> Tensor: ...
+
+    def value_and_gradient(self, z: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
 class Whitened:
-    """A target as a function of u, where z = mean + scale_tril u."""
+    """A target in whitened coordinates: as a function of u, where z = mean + scale_tril u."""
 
-    def __init__(self, target: Target, mean: Tensor, scale_tril: Tensor) -> None:
+    def __init__(self, target: Differentiable, mean: Tensor, scale_tril: Tensor) -> None:
         self.target, self.mean, self.scale_tril = target, mean, scale_tril
 
     def forward(self, u: Tensor) -> Tensor:
@@ -67,19 +85,21 @@ def finite_starts(target: Target, count: int, spread: float, generator: torch.Ge
     if found:
         return torch.stack(found)
     raise PosteriorError(
-        f"log_prob, or its gradient, is not finite at any of {len(tries)} starting points within ±{spread:g} of zero in unconstrained space: "
-        f"{target.shown(tries[:1])}. Check the model there, declare supports=…, or shift and scale the parameters"
+        f"log_prob, or its gradient, is not finite at any of {len(tries)} starting points within ±{spread:g} of zero "
+        f"in unconstrained space: {target.describe(tries[:1])}. Check the model there, declare supports=…, or shift "
+        "and scale the parameters"
     )
 
 
 def find(
     target: Target, starts: Tensor, generator: torch.Generator, steps: int = 40, climb: bool = True
 ) -> list[Gaussian]:
-    """The best Gaussian on the path of each start (n, features), the best of all first; failed paths are left out.
+    """The Gaussian of highest evidence bound on the path from each start (n, features), the best first.
 
-    Above a hundred features L-BFGS climbs first, unless told not to, and Newton's steps are for the best two ends.
-    Where the best is far too wide, as curvature at a point says nothing of a log-density with kinks, paths are walked once more, by the
-    gradient's differences over whole standard deviations.
+    Paths without a finite bound are left out. Above a hundred features L-BFGS ascends first, if `climb`, and Newton's
+    method goes on from the best two ends. The curvature at a point is useless where a log-density has kinks: where the
+    best Gaussian is far too wide, paths are followed once more, with curvature from differences over whole standard
+    deviations.
     """
     if target.space.features > NEWTON and climb:
         ends, heights = ascend(target, starts)
@@ -92,9 +112,9 @@ def find(
 
 
 def separate(target: Target, found: list[Gaussian], share: float = 1e-3) -> list[Gaussian]:
-    """One Gaussian for each mode that holds more than about `share` of the mass, given Gaussians in falling order of their bounds.
+    """One Gaussian for each mode with more than about `share` of the mass, given Gaussians by descending bounds.
 
-    Paths end at one mode where their ends are close, or the log-density has no valley of a nat between them.
+    Two belong to one mode if their paths end close to each other, or without a valley of a nat between the ends.
     """
     kept: list[Gaussian] = []
     for candidate in found:
@@ -107,20 +127,22 @@ def separate(target: Target, found: list[Gaussian], share: float = 1e-3) -> list
 
 
 def ascend(
-    target: Target,
+    target: Differentiable,
     starts: Tensor,
     mean: Tensor | None = None,
     scale_tril: Tensor | None = None,
     steps: int = 200,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Ends (n, features) and log-densities (n,) of L-BFGS ascents from every start at once. Nocedal & Wright 2006, algorithm 7.4.
+    """L-BFGS ascents from all starts at once: their ends (n, features) and the log-densities (n,) there.
 
-    A path ends where a step gains less than `tolerance` nats. With a mean and a Cholesky factor they run in the coordinates that those whiten.
+    Nocedal & Wright 2006, algorithm 7.4. A path ends where a step gains less than `tolerance` nats. With a mean and a
+    Cholesky factor the ascents run in the coordinates that these whiten.
     """
     if mean is not None and scale_tril is not None:
         whitened = Whitened(target, mean, scale_tril)
-        ends, heights = ascend(whitened, whitened.inverse(starts), steps=steps, tolerance=tolerance)  # type: ignore[arg-type]
+        whitened_starts = whitened.inverse(starts)
+        ends, heights = ascend(whitened, whitened_starts, steps=steps, tolerance=tolerance)
         return whitened.forward(ends), heights
     x = starts.clone()
     value, gradient = target.value_and_gradient(x)
@@ -150,17 +172,21 @@ def ascend(
 
 
 def _too_wide(target: Target, found: Gaussian, noise: Tensor) -> bool:
+    """Whether the log-density falls much more from the Gaussian's centre to its draws than that of a Gaussian would."""
     values = target(torch.cat([found.mean.unsqueeze(0), found.mean + noise @ found.scale_tril.T]))
     return float(values[0] - values[1:].mean()) > POOR * len(found.mean)
 
 
 def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: bool = False) -> list[Gaussian]:
-    """The best Gaussian on each path, the best of all first; curvature is that over a standard deviation where `wide`, else at a point."""
+    """The best Gaussian on the path of Newton's method from each start (n, d), the best of all first.
+
+    With `wide`, curvature is measured over a standard deviation, else at a point.
+    """
     x = starts.clone()
     n, d = x.shape
     value, gradient = target.value_and_gradient(x)
     width = torch.full_like(x, 1.0 if wide else 1e-4)
-    best: list[Gaussian | None] = [None] * n
+    best: list[tuple[float, Tensor, Tensor] | None] = [None] * n  # bound, mean, Cholesky factor
     rates = torch.tensor([0.5, 0.2, 0.05, 0.01, 1e-3, 1e-5], dtype=x.dtype)
     alive = torch.isfinite(value).nonzero().squeeze(1)
     for _ in range(steps):
@@ -172,9 +198,9 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: boo
         settling = torch.zeros(len(alive), dtype=torch.bool)
         for j, i in enumerate(alive.tolist()):
             known = best[i]
-            if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known.elbo):
-                settling[j] = wide  # widths need some steps, also at the right place
-                best[i] = Gaussian(here[j].clone(), scale_tril[j].clone(), float(bounds[j]), here[j], 0.0)
+            if math.isfinite(float(bounds[j])) and (known is None or bounds[j] > known[0]):
+                settling[j] = wide  # the widths of differences go on converging where the point has
+                best[i] = float(bounds[j]), here[j].clone(), scale_tril[j].clone()
         step = (scale_tril @ (scale_tril.mT @ slope.unsqueeze(-1))).squeeze(-1)
         new, new_value, new_gradient = _step(target, here, value[alive], slope, step, rates)
         gain = new_value - value[alive]
@@ -185,18 +211,20 @@ def _newton(target: Target, starts: Tensor, noise: Tensor, steps: int, wide: boo
         alive = alive[(gain > 1e-3) | settling]
         if len(alive) == 0:
             break
-    kept = []
-    for i, gaussian in enumerate(best):
-        if gaussian is not None:
-            gaussian.mode, gaussian.height = x[i], float(value[i])
-            kept.append(gaussian)
-    return sorted(kept, key=lambda g: -g.elbo)
+    found = [
+        Gaussian(mean, scale_tril, elbo, mode=x[i])
+        for i, entry in enumerate(best)
+        if entry is not None
+        for elbo, mean, scale_tril in [entry]
+    ]
+    return sorted(found, key=lambda g: -g.elbo)
 
 
 def _curvature(target: Target, x: Tensor, width: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
-    """Cholesky factors (n, d, d) of the covariance that the log-density's curvature at x (n, d) suggests, and widths for the next differences.
+    """Cholesky factors (n, d, d) of the inverse negative Hessian at x (n, d), and widths (n, d) for more differences.
 
-    These are the standard deviations where `wide`, else a thousandth. Where the log-density is not concave, eigenvalues count by their size.
+    The widths are the standard deviations where `wide`, else a thousandth of them. Where the log-density is not
+    concave, eigenvalues of the Hessian are replaced by their absolute values.
     """
     n, d = x.shape
     shift = torch.diag_embed(width)
@@ -213,17 +241,18 @@ def _curvature(target: Target, x: Tensor, width: Tensor, wide: bool) -> tuple[Te
 
 
 def triangular(matrix: Tensor) -> Tensor:
-    """The Cholesky factors of matrix matrixᵀ (*, d, d), by QR: nothing is squared, so that none is too badly conditioned to have one."""
+    """The Cholesky factors of matrix matrixᵀ (*, d, d), by QR: without the product, any condition number will do."""
     factor = torch.linalg.qr(matrix.mT).R.mT
     return factor * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
 def _step(
-    target: Target, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, rates: Tensor
+    target: Differentiable, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, rates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a step from every x (n, d) leads, with log-densities and gradients there.
+    """Take a step from every x (n, d); returns the new points with their log-densities and gradients.
 
-    The whole direction where that rises enough (Armijo's rule); elsewhere the highest of the points x + rate · direction, or x where none is higher.
+    The full direction where Armijo's rule holds; elsewhere the highest of the full step and the points x + rate ·
+    direction.
     """
     new = x + direction
     new_value, new_gradient = target.value_and_gradient(new)
@@ -241,7 +270,7 @@ def _step(
 
 
 def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The L-BFGS direction of ascent (n, d), a row without positive curvature in a pair ignoring that pair."""
+    """The L-BFGS ascent direction (n, d) by the two-loop recursion; a row skips pairs without positive curvature."""
     q = gradient
     coefficients = []
     scale = torch.ones_like(gradient[:, :1])
@@ -261,6 +290,7 @@ def _two_loops(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _same_mode(target: Target, a: Gaussian, b: Gaussian) -> bool:
+    """Whether two paths ended at one mode."""
     apart = torch.linalg.solve_triangular(b.scale_tril, (a.mode - b.mode).unsqueeze(-1), upper=False)
     if float(apart.square().sum()) < 0.01 * len(a.mode):
         return True
@@ -268,7 +298,7 @@ def _same_mode(target: Target, a: Gaussian, b: Gaussian) -> bool:
 
 
 def valley(target: Target, a: Tensor, b: Tensor) -> bool:
-    """Whether the log-density falls more than a nat below both points (features,) somewhere on the line between them."""
+    """Whether the log-density falls more than a nat below both points (features,) somewhere between them."""
     steps = torch.linspace(0, 1, 33, dtype=a.dtype).unsqueeze(-1)
     along = target((1 - steps) * a + steps * b)
     return float(along.min()) < float(torch.minimum(along[0], along[-1])) - 1.0

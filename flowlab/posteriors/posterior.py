@@ -1,4 +1,4 @@
-"""`FlowPosterior`: a fitted variational posterior in the user's own parameters, which knows how good it is."""
+"""`FlowPosterior`: a fitted variational posterior over the user's parameters, with its diagnostics."""
 
 import math
 import os
@@ -16,21 +16,21 @@ from flowlab.posteriors.diagnostics import Diagnostics, diagnose
 from flowlab.posteriors.psis import KHAT
 from flowlab.posteriors.space import Space, Value
 from flowlab.posteriors.sparing import sparing
-from flowlab.posteriors.survey import QUANTILES, survey, weigh
+from flowlab.posteriors.survey import QUANTILES, draw_survey, weigh
 from flowlab.posteriors.target import PosteriorError, Target
 
 if TYPE_CHECKING:
     import pandas as pd
 
-AMPLE = 3  # effective draws for each that is resampled, from which on it is without replacement
+AMPLE = 3  # effective draws for each resampled one, above which resampling is without replacement
 
 
 class FlowPosterior(nn.Module):
-    """An approximate posterior: a flow over unconstrained numbers, and the map from there to named parameters in their supports.
+    """An approximate posterior: a flow over an unconstrained vector, and the map from there to named parameters.
 
-    A point is a tensor (*batch, features) where the posterior was fitted with `features`, else a dict of tensors (*batch, *shape).
-    Densities are those of the user's space, in nats. `fit_posterior` makes it; after `flowlab.load`, `attach` gives it back
-    its log-density, which no file holds.
+    A point is a tensor (*batch, features) where the posterior was fitted with `features`, else a dict of tensors
+    (*batch, *shape). Densities are those of the user's space, in nats. `fit_posterior` makes it. No file holds the
+    log-density: after `flowlab.load`, `attach` sets it again.
 
     Attributes:
         flow: The distribution of the unconstrained vector.
@@ -38,7 +38,7 @@ class FlowPosterior(nn.Module):
         target: The log-density it was fitted to; None after loading.
         restart_gap: Nats between the best of the optimiser's starts and their median.
         evaluations: Evaluations of the log-density during the fit.
-        prefit_seconds: CPU seconds of the process until the flow's own training began, or the fit was good without.
+        prefit_seconds: CPU seconds of the process until the flow's training began, or the fit ended without.
         history: ELBO along the fit: dicts of stage, step and elbo (nats).
     """
 
@@ -60,7 +60,7 @@ class FlowPosterior(nn.Module):
         self.history = [] if history is None else history
 
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Value:
-        """Draws, differentiable in the flow's parameters: (*shape, features), or a dict of (*shape, *own shape)."""
+        """Draws (*shape, features), or a dict of (*shape, *own shape), differentiable in the flow's parameters."""
         return self.space.constrain(self.flow.rsample(shape, generator=generator))[0]
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class FlowPosterior(nn.Module):
         return self.rsample(shape)
 
     def attach(self, log_prob: Callable[[Any], Tensor], dtype: torch.dtype = torch.float64) -> "FlowPosterior":
-        """Give a loaded posterior its log-density again; returns the posterior."""
+        """Set the log-density, which a loaded posterior lacks; returns the posterior."""
         self.target = Target(log_prob, self.space, dtype)
         return self
 
@@ -105,11 +105,12 @@ class FlowPosterior(nn.Module):
     def diagnostics(self, n: int = 10_000, random_state: int = 0) -> Diagnostics:
         """How good the fit is: k-hat, effective sample size, evidence, missed modes, and a verdict.
 
-        "good": plain draws can be used as they are. "usable after resampling": take draws from `resample`. "do not trust":
-        neither; `reasons` say why. Beside plain draws as many come from much wider and narrower copies of the fit, so that what it does not reach is
-        seen. No finite search can rule out a mode that nothing points to, and `reasons` say that, too: of two equal modes in five dimensions, one
-        twenty times narrower than the other, the narrow one is not found, and the verdict is "good" (benchmarks/results/posteriors.md).
-        It runs in one thread where the log-density is quick.
+        "good": plain draws can be used as they are. "usable after resampling": take draws from `resample`. "do not
+        trust": neither; `reasons` say why. Besides n plain draws, n come from a defensive proposal with much wider and
+        narrower copies of the fit, which reaches mass that the fit does not. No finite search can rule out a mode that
+        nothing points to, and `reasons` say that, too: of two equal modes in five dimensions, one twenty times
+        narrower than the other, the narrow one is not found, and the verdict is "good"
+        (benchmarks/results/posteriors.md). It runs in one thread where the log-density is quick.
         """
         target, generator = self._target(), self._generator(random_state)
         with sparing(target, generator.device):
@@ -117,24 +118,27 @@ class FlowPosterior(nn.Module):
 
     @torch.no_grad()
     def resample(self, n: int, random_state: int = 0) -> Value:
-        """n draws whose distribution is corrected by Pareto-smoothed importance weights.
+        """n draws, corrected by Pareto-smoothed importance resampling.
 
-        They are taken from ten times as many draws (at least 10,000), with probabilities given by the weights: without replacement, unless fewer than
-        three effective draws are there for each of them, since so many would have to be taken that their weights no longer showed.
+        They are resampled from ten times as many draws of the defensive proposal (at least 10,000), with probabilities
+        given by the weights: without replacement where there are three effective draws or more for each, else with
+        replacement, since a large share of the draws, taken without replacement, no longer has the weights'
+        distribution.
 
         Raises:
-            PosteriorError: The weights are worthless: k-hat is 0.7 or more.
+            PosteriorError: The weights cannot be relied on: k-hat is 0.7 or more.
         """
         generator = self._generator(random_state)
         with sparing(self._target(), generator.device):
-            wide = survey(self.flow, self._target(), max(10 * n, 10_000), generator)
-        z, smoothed = wide.z, wide.weights
+            survey = draw_survey(self.flow, self._target(), max(10 * n, 10_000), generator)
+        z, smoothed = survey.z, survey.weights
         if not smoothed.reliable:
             raise PosteriorError(
-                f"importance weights cannot correct this fit: k-hat is {smoothed.khat:.2f}, {KHAT} is the limit. See diagnostics()"
+                f"importance weights cannot correct this fit: k-hat is {smoothed.khat:.2f}, {KHAT} is the limit. "
+                "See diagnostics()"
             )
         if smoothed.ess * len(z) > AMPLE * n:
-            # The n largest of log-weight plus Gumbel noise are a sample without replacement.
+            # Gumbel top-k: the n largest log-weights plus Gumbel noise are a sample without replacement.
             noise = -torch.empty_like(smoothed.log_weights).exponential_(generator=generator).log()
             chosen = (smoothed.log_weights + noise).topk(n).indices
             chosen = chosen[torch.randperm(n, generator=generator, device=chosen.device)]
@@ -143,7 +147,7 @@ class FlowPosterior(nn.Module):
         return self.space.constrain(z[chosen])[0]
 
     def summary(self, n: int = 10_000, *, resample: bool = False, random_state: int = 0) -> "pd.DataFrame":
-        """Mean, standard deviation and quantiles of every parameter, by name, from n draws; corrected ones with `resample`."""
+        """Mean, standard deviation and quantiles of every parameter from n draws, which `resample` corrects if true."""
         import pandas as pd
 
         value = self.resample(n, random_state) if resample else self.sample((n,), self._generator(random_state))
@@ -156,7 +160,8 @@ class FlowPosterior(nn.Module):
     def to_arviz(self, n: int = 4_000, *, resample: bool = False, random_state: int = 0) -> Any:
         """Draws as ArviZ's `InferenceData`, or its `DataTree` from ArviZ 1 on: one chain, for its summaries and plots.
 
-        The draws are independent. What ArviZ says of R-hat and of mixing is therefore void: `diagnostics()` judges the fit.
+        The draws are independent: ArviZ's R-hat and its other measures of mixing say nothing. Use `diagnostics()`
+        instead.
 
         Raises:
             ImportError: ArviZ is not installed.
@@ -174,7 +179,7 @@ class FlowPosterior(nn.Module):
         return arviz.from_dict({"posterior": chain})
 
     def plot_pairs(self, names: Sequence[str] | None = None, n: int = 2_000, random_state: int = 0) -> Any:
-        """A matplotlib figure of draws of every pair of parameters, histograms on the diagonal; the first eight when None."""
+        """A matplotlib figure of draws of every pair of parameters, by default of the first eight, with histograms."""
         import matplotlib.pyplot as plt
 
         labels = list(self.space.labels[:8] if names is None else names)
@@ -225,17 +230,14 @@ class FlowPosterior(nn.Module):
         save(self, path)
 
     def _to_file(self) -> tuple[dict[str, Any], nn.Module]:
-        def known(number: float) -> float | None:
-            return number if math.isfinite(number) else None  # JSON has no other numbers
-
         header = {
             "kind": "FlowPosterior",
             "space": self.space.describe(),
             "evaluations": self.evaluations,
-            "restart_gap": known(self.restart_gap),
-            "prefit_seconds": known(self.prefit_seconds),
+            "restart_gap": _none_for_nan(self.restart_gap),
+            "prefit_seconds": _none_for_nan(self.prefit_seconds),
             "history": [
-                {name: known(value) if isinstance(value, float) else value for name, value in record.items()}
+                {name: _none_for_nan(value) if isinstance(value, float) else value for name, value in record.items()}
                 for record in self.history
             ],
         }
@@ -254,19 +256,13 @@ class FlowPosterior(nn.Module):
         records = {"stage": str, "step": int, "elbo": number}
         for record in facts["history"]:
             check_arguments("history", {name: record[name] for name in records}, records)
-        restart_gap, prefit_seconds = (
-            math.nan if facts[name] is None else facts[name] for name in ("restart_gap", "prefit_seconds")
-        )
-        history = [
-            {**record, "elbo": math.nan if record["elbo"] is None else record["elbo"]} for record in facts["history"]
-        ]
         return cls(
             module,
             space,
             evaluations=facts["evaluations"],
-            restart_gap=restart_gap,
-            prefit_seconds=prefit_seconds,
-            history=history,
+            restart_gap=_nan_for_none(facts["restart_gap"]),
+            prefit_seconds=_nan_for_none(facts["prefit_seconds"]),
+            history=[{**record, "elbo": _nan_for_none(record["elbo"])} for record in facts["history"]],
         ).train(False)
 
     def _target(self) -> Target:
@@ -280,3 +276,12 @@ class FlowPosterior(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(self.space.labels[:6]) + (", …" if len(self.space.labels) > 6 else "")
+
+
+def _none_for_nan(number: float) -> float | None:
+    """A number for JSON, which has no infinities and no NaN."""
+    return number if math.isfinite(number) else None
+
+
+def _nan_for_none(number: float | None) -> float:
+    return math.nan if number is None else number

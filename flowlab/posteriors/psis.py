@@ -1,4 +1,7 @@
-"""Pareto-smoothed importance sampling. Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling", JMLR 25(72)."""
+"""Pareto-smoothed importance sampling.
+
+Vehtari, Simpson, Gelman, Yao & Gabry 2024, "Pareto smoothed importance sampling", JMLR 25(72).
+"""
 
 import math
 from typing import NamedTuple
@@ -6,12 +9,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KHAT = 0.7  # Vehtari et al. 2024: weighted means are reliable below it
-HEAVY = 0.01  # share of all weights that one draw must have for the shape of their tail to matter: equal weights have a shape, too
+KHAT = 0.7  # weighted means are reliable below it (Vehtari et al. 2024)
+# The largest share of the weights that a draw may have for k-hat not to matter: nearly equal weights have a tail, too.
+HEAVY = 0.01
 
 
 class Smoothed(NamedTuple):
-    """Smoothed log-weights, normalised to sum to one, the shape k̂ of their tail, and the log of their mean before that."""
+    """Smoothed importance weights.
+
+    Attributes:
+        log_weights: Normalised log-weights (n,).
+        khat: Pareto k-hat, the shape of the weights' tail.
+        log_mean: Log of the mean of the weights before normalisation.
+    """
 
     log_weights: Tensor
     khat: float
@@ -24,19 +34,19 @@ class Smoothed(NamedTuple):
 
     @property
     def reliable(self) -> bool:
-        """Whether weighted means can be relied on: k̂ is below 0.7, or no draw weighs much."""
+        """Whether weighted means can be relied on: k-hat is below 0.7, or no draw has much of the weight."""
         return self.khat < KHAT or (math.isfinite(self.khat) and float(self.log_weights.max()) < math.log(HEAVY))
 
 
 def smooth(log_weights: Tensor) -> Smoothed:
-    """Replace the largest importance weights by the expected order statistics of a generalised Pareto distribution fitted to them.
+    """Replace the largest importance weights by quantiles of the generalised Pareto distribution fitted to them.
 
     Args:
         log_weights: Log importance weights (n,), up to a constant; −inf counts as a weight of zero.
 
     Returns:
-        Normalised log-weights in the same order, and k̂: below 0.7 weighted means are reliable, above 1 the weights' mean
-        need not even exist. k̂ is −inf where weights are equal, so that there is no tail, and inf where there are fewer than 25 finite ones.
+        Normalised log-weights in the same order, and k-hat: below 0.7 weighted means are reliable, above 1 the weights
+        may not even have a mean. k-hat is −inf where all weights are equal, and inf where fewer than 25 are finite.
 
     Example:
         >>> import torch
@@ -70,10 +80,10 @@ def smooth(log_weights: Tensor) -> Smoothed:
 
 
 def fit_pareto(x: Tensor) -> tuple[float, float]:
-    """Shape and scale of the generalised Pareto distribution for sorted exceedances x (n,), n ≥ 5.
+    """Fit shape and scale of a generalised Pareto distribution to sorted exceedances x (n,), n ≥ 5.
 
-    Zhang & Stephens 2009, "A new and efficient estimation method for the generalized Pareto distribution": the posterior mean on
-    a grid, with the weak prior towards 0.5 of Vehtari et al. 2024, appendix G.
+    Zhang & Stephens 2009, "A new and efficient estimation method for the generalized Pareto distribution": the
+    posterior mean on a grid, with the weak prior towards 0.5 of Vehtari et al. 2024, appendix G.
     """
     n = len(x)
     grid = 30 + int(math.sqrt(n))
@@ -90,7 +100,7 @@ def fit_pareto(x: Tensor) -> tuple[float, float]:
 
 
 def pareto_quantile(share: Tensor, shape: float, scale: float) -> Tensor:
-    """Quantiles of the generalised Pareto distribution that starts at zero."""
+    """Quantiles at probabilities `share` of the generalised Pareto distribution with location zero."""
     if abs(shape) < 1e-12:
         return -scale * torch.log1p(-share)
     return scale * torch.expm1(-shape * torch.log1p(-share)) / shape

@@ -1,4 +1,4 @@
-"""`Space`: named parameters in their own supports, and the unconstrained vector behind them."""
+"""`Space`: named parameters with supports, and the unconstrained vector that they are functions of."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ Supports = Mapping[str, tuple[Sequence[int], constraints.Constraint]]
 
 @dataclass(frozen=True)
 class Block:
-    """One named parameter: its shape and support, the bijector that reaches it, and its place in the unconstrained vector."""
+    """One named parameter: its shape, support and bijector, and its place in the unconstrained vector."""
 
     name: str
     shape: Size
@@ -43,8 +43,9 @@ class Block:
 class Space:
     """The parameters of a posterior: `features` unconstrained numbers, or names with shapes and supports.
 
-    Each parameter is reached from unconstrained numbers by torch's bijector – exp for positive ones, stick-breaking for a simplex, … –, or by one of
-    `matrices`: for Cholesky factors and covariances, whose densities count the entries on and below the diagonal.
+    A bijector maps unconstrained numbers to each parameter: torch's – exp for positive ones, stick-breaking for a
+    simplex, … – or one of `matrices` for Cholesky factors and covariances, whose densities are over the entries on and
+    below the diagonal.
 
     Args:
         features: Width of an unconstrained space without names.
@@ -88,7 +89,7 @@ class Space:
         self.labels = [label for block in self.blocks for label in block.labels]
 
     def constrain(self, z: Tensor) -> tuple[Value, Tensor]:
-        """Unconstrained z (*batch, features) in the user's space, and the log-determinant (*batch,) of getting there."""
+        """Map unconstrained z (*batch, features) to a value in the user's space, with the log-determinant (*batch,)."""
         if self.blocks is None:
             return z, z.new_zeros(z.shape[:-1])
         value, log_det = {}, z.new_zeros(z.shape[:-1])
@@ -99,7 +100,7 @@ class Space:
         return value, log_det
 
     def unconstrain(self, value: Value) -> tuple[Tensor, Tensor]:
-        """The unconstrained z (*batch, features) behind a value, and the log-determinant (*batch,) of `constrain` there.
+        """Map a value to unconstrained z (*batch, features), with the log-determinant (*batch,) of `constrain` at z.
 
         Outside of the support z is NaN.
 
@@ -135,7 +136,7 @@ class Space:
         return z, torch.stack([log_det.to(z.dtype).expand(batch) for log_det in log_dets]).sum(0)
 
     def columns(self, value: Value) -> Tensor:
-        """A value as one row of numbers for each draw (*batch, len(labels))."""
+        """Flatten a value to one row of numbers for each draw: (*batch, len(labels))."""
         if isinstance(value, Tensor):
             return value
         assert self.blocks is not None
@@ -143,17 +144,17 @@ class Space:
         return torch.cat(parts, -1)
 
     def describe(self) -> dict[str, Any]:
-        """What `from_description` needs, as JSON."""
+        """The space as JSON, which `from_description` reads."""
         if self.blocks is None:
             return {"features": self.features}
         return {"supports": {b.name: [list(b.shape), _describe_constraint(b.constraint)] for b in self.blocks}}
 
     @classmethod
     def from_description(cls, description: Any, width: int | None = None) -> "Space":
-        """The space that `describe` described, of so many unconstrained numbers where they are known.
+        """Build the space that `describe` described, and check that it has `width` unconstrained numbers, if given.
 
         Raises:
-            ValueError: It is none, or of another width, or constraints do not go with shapes.
+            ValueError: The description is of no space, or of another width, or a constraint does not fit its shape.
         """
         if not isinstance(description, dict) or len(description) != 1:
             raise ValueError(f"a space is {shown(description)}")
@@ -164,7 +165,8 @@ class Space:
         supports = description["supports"]
         if not fits(supports, dict[str, tuple[list[int], Any]]):
             raise ValueError(f"supports are {shown(supports)}")
-        # No support takes fewer unconstrained numbers than a quarter of its own: a Cholesky factor of a 2 × 2 correlation has four for one.
+        # No support has more than four numbers for each unconstrained one, as the Cholesky factor of a 2 × 2
+        # correlation.
         sizes = [max(math.prod(shape), *shape, 0) for shape, _ in supports.values()]
         if width is not None and sum(sizes) > 4 * width + SMALL:
             raise ValueError(f"the shapes of the parameters are larger than the flow's {width} features allow")

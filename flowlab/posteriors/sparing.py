@@ -1,4 +1,4 @@
-"""How many threads pay for a log-density."""
+"""The number of torch threads that a log-density is worth."""
 
 import time
 from collections.abc import Iterator
@@ -9,15 +9,16 @@ import torch
 from flowlab.posteriors.target import Target
 from flowlab.runtime import threads
 
-BATCH = 256  # draws of a step, as a rule
-# CPU seconds of one thread from which on a log-density's work on these is shared. A linear model of 200,000 numbers takes as long. Below, what a
-# second thread gains is small, and on a machine whose cores are busy each of hundreds of small kernels waits for it.
+BATCH = 256  # typical draws of a step
+# CPU seconds of one thread for the log-density of a batch, above which several threads share the work; a linear model
+# with 200,000 numbers of data takes as long. Below, a second thread gains little, and on a busy machine each of
+# hundreds of small kernels waits for it.
 LONG = 0.01
 
 
 @contextmanager
 def sparing(target: Target, device: torch.device | str = "cpu") -> Iterator[None]:
-    """One thread of torch inside the block, unless a batch of draws is so much work that the threads set before pay, or the work is a GPU's."""
+    """Run the block in one torch thread, unless it computes on a GPU or the log-density is slow enough to share."""
     before = torch.get_num_threads()
     if before == 1 or torch.device(device).type != "cpu":
         yield

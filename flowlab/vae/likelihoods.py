@@ -1,7 +1,7 @@
-"""What a decoder's outputs say about a row of data: the likelihoods of a `VAE`."""
+"""The likelihoods of a `VAE`: distributions of a row of data, given a decoder's outputs."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 
 
 class Likelihood(nn.Module):
-    """The distribution of rows x (*batch, features), given a decoder's outputs (*batch, width). A subclass writes the methods.
+    """The distribution of rows x (*batch, features), given a decoder's outputs (*batch, width); made to be subclassed.
 
     Attributes:
         takes: What rows may hold, for messages.
@@ -40,12 +40,14 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def fits(self, x: Tensor) -> Tensor:
-        """Which numbers of x (n, features) a row may hold: booleans of its shape."""
+        """Which entries of x (n, features) are values that a row may hold: booleans of its shape."""
         return torch.isfinite(x)
 
 
 class Bernoulli(Likelihood):
-    """Zeros and ones, independent given their logits. A grey level between them counts as a share of ones, which is no density.
+    """Zeros and ones, independent given their logits.
+
+    A grey level between them counts as a share of ones; the result is then not a normalised density.
 
     Example:
         >>> import torch
@@ -72,8 +74,8 @@ class Normal(Likelihood):
     """Numbers with normal noise around the outputs.
 
     Args:
-        noise: Standard deviation of the noise in units of x: a number, "learnt" for a single value that training decides, at first 1, or
-            "decoder" for outputs of twice the width, means and then logarithms of standard deviations.
+        noise: Standard deviation of the noise in units of x: a number, "learnt" for a single trained value, at first
+            1, or "decoder" for outputs of twice the width, means and then logarithms of standard deviations.
 
     Example:
         >>> import torch
@@ -121,7 +123,9 @@ class Normal(Likelihood):
 
 
 class Categorical(Likelihood):
-    """Whole numbers below `classes` in every feature, as floating-point numbers; outputs are the logits of the first feature, then of the second.
+    """Whole numbers below `classes` in every feature, as floating-point numbers.
+
+    Outputs are logits: those of the first feature, then those of the second, and so on.
 
     Example:
         >>> import torch
@@ -139,7 +143,8 @@ class Categorical(Likelihood):
     def features(self, width: int) -> int:
         if width % self.classes:
             raise ValueError(
-                f"the decoder must return {self.classes} logits for each feature, a multiple of {self.classes} numbers, not {width}"
+                f"the decoder must return {self.classes} logits for each feature, "
+                f"a multiple of {self.classes} numbers, not {width}"
             )
         return width // self.classes
 
@@ -166,3 +171,16 @@ class Categorical(Likelihood):
 
     def extra_repr(self) -> str:
         return f"classes={self.classes}"
+
+
+def likelihood_of(likelihood: Any, noise: float | Literal["learnt", "decoder"], classes: int) -> Likelihood:
+    """The likelihood that the arguments of a `VAE` name."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if likelihood == "bernoulli":
+        return Bernoulli()
+    if likelihood == "gaussian":
+        return Normal(noise)
+    if likelihood == "categorical":
+        return Categorical(classes)
+    raise ValueError(f'likelihood must be "bernoulli", "gaussian", "categorical" or a Likelihood, not {likelihood!r}')

@@ -2,44 +2,47 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from flowlab.arguments import floating, is_whole, real, sizes, whole
+from flowlab.arguments import floating, is_whole, sizes, whole
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow, dtype_of
 from flowlab.mixture import FlowMixture
 from flowlab.training import History, fit
-from flowlab.training.objectives import Drawing
-from flowlab.vae.likelihoods import Bernoulli, Categorical, Likelihood, Normal
+from flowlab.vae.likelihoods import Likelihood, likelihood_of
+from flowlab.vae.objective import NegativeBound
 
 AT_ONCE = 16_384  # draws of z that a decoder gets at once where no gradient is recorded
 WIDEST = 30.0  # nats by which a posterior's log-sd may differ from zero
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: z from a prior, x from a likelihood around decoder(z), and a flow as the posterior of z given x.
+    """A variational autoencoder: a prior of z, a likelihood of x given decoder(z), a flow as the posterior q(z | x).
 
-    The posterior draws noise ε from N(0, I), u from the flow's layers, given a context, and returns z = mean + exp(log-sd) · u. Mean, log-sd
-    and context are what the encoder makes of x. A new flow changes nothing, so that at first the posterior is that of the diagonal
-    Gaussian VAE; training draws from it and never inverts it. Kingma & Welling 2014, "Auto-encoding variational Bayes"; Rezende
-    & Mohamed 2015, "Variational inference with normalizing flows", equation 15, is the bound.
+    A draw of the posterior is z = mean + exp(log-sd) · u, where the flow draws u given a context; the encoder returns
+    mean, log-sd and context for each x. A new flow is the identity, so that at first the posterior is that of the
+    diagonal Gaussian VAE; training draws from it and never inverts it. Kingma & Welling 2014, "Auto-encoding
+    variational Bayes"; the bound is equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing
+    flows".
 
-    Rows are (*batch, features), also those of images; an encoder begins with `nn.Unflatten` where it wants another shape.
-    `flowlab.fit(vae, x, objective=vae.objective())` trains, and so does `fit`. Encoder and decoder are code of yours, from which no file could
-    build them again: keep the `state_dict`, and load it into a VAE built alike. `flow` and `prior` alone are flows that `flowlab.save` takes.
+    Rows are (*batch, features), also those of images; an encoder begins with `nn.Unflatten` where it wants another
+    shape. `fit` trains, and so does `flowlab.fit(vae, x, objective=vae.objective())`. Encoder and decoder are your own
+    code, which no file could build: keep the `state_dict`, and load it into a VAE built alike. `flow` and `prior`
+    alone are flows that `flowlab.save` takes.
 
     Args:
-        encoder: From x (n, features) to (n, 2 · latent + context_features): the posterior's means, the logarithms of its scales, then
-            the flow's context if it takes one.
-        decoder: From z (n, latent) to what the likelihood wants: (n, features) logits or means; twice that with noise="decoder";
-            (n, features · classes) logits. Its width decides `features`.
-        flow: The posterior's flow, of `latent` features, whose fast direction is sampling: presets planar, radial, sylvester, iaf, real_nvp,
-            nsf. A whole number of latent features stands for a flow without layers, which gives the diagonal Gaussian.
-        prior: A flow of `latent` features, trained along, whose fast direction is density: presets maf, real_nvp, nsf. N(0, I) when None.
+        encoder: From x (n, features) to (n, 2 · latent + context_features): means, logarithms of scales, then the
+            flow's context if it takes one.
+        decoder: From z (n, latent) to the likelihood's parameters: (n, features) logits or means; twice that with
+            noise="decoder"; (n, features · classes) logits. Its width decides `features`.
+        flow: The posterior's flow, of `latent` features, whose fast direction is sampling: presets planar, radial,
+            sylvester, iaf, real_nvp, nsf. A whole number of latent features stands for a flow without layers, which
+            gives the diagonal Gaussian.
+        prior: A flow of `latent` features, trained along, whose fast direction is density: presets maf, real_nvp, nsf.
+            N(0, I) when None.
         likelihood: "bernoulli", "gaussian", "categorical", or a `Likelihood` of your own.
         noise: Standard deviation of the Gaussian likelihood: a number, "learnt" for a single one, or "decoder".
         classes: Number of classes of the categorical likelihood, the same in every feature.
@@ -49,8 +52,9 @@ class VAE(nn.Module):
         latent: Width of z.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: Widths do not fit, or a flow is slow in the direction that training takes; the message names the argument.
+        TypeError: An argument is of the wrong type.
+        ValueError: Widths do not fit, or a flow is slow in the direction that training takes; the message names the
+            argument.
 
     Example:
         >>> import torch, flowlab
@@ -88,13 +92,14 @@ class VAE(nn.Module):
             raise TypeError(f"flow must be a Flow, or the number of latent features for none, not {flow!r}")
         if flow.fast not in ("both", "sampling"):
             raise ValueError(
-                f"flow draws slowly (fast is {flow.fast!r}), and training draws from it: take presets.iaf in place of maf, real_nvp or nsf"
+                f"flow draws slowly (fast is {flow.fast!r}), and training draws from it: "
+                "take presets.iaf in place of maf, real_nvp or nsf"
             )
         self.encoder, self.decoder, self.flow = encoder, decoder, flow
         self.latent: int = flow.features
-        self.prior: Flow | FlowMixture = _prior(prior, self.latent)
-        self.likelihood = _likelihood(likelihood, noise, classes)
-        self.features: int = self.likelihood.features(_width(decoder, self.latent))
+        self.prior: Flow | FlowMixture = _checked_prior(prior, self.latent)
+        self.likelihood = likelihood_of(likelihood, noise, classes)
+        self.features: int = self.likelihood.features(_decoder_width(decoder, self.latent))
         self.context_features = 0  # what `flowlab.fit` asks for: rows have no context besides themselves
 
     # ---- the bound ------------------------------------------------------------------------------------------------
@@ -113,10 +118,12 @@ class VAE(nn.Module):
         Args:
             x: Rows.
             draws: Draws of z for each row, over which the bound is averaged.
-            beta: Weight of the KL term, for a warm-up (Bowman et al. 2016, "Generating sentences from a continuous space", section 3.1).
-            free_bits: Nats of KL, of all latent features together and on the batch's average, that cost as much as none would: below,
-                the KL term counts as this constant (Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
-                equation 15, with one group). The result is then no longer the bound, but what is to be maximised.
+            beta: Weight of the KL term, for a warm-up (Bowman et al. 2016, "Generating sentences from a continuous
+                space", section 3.1).
+            free_bits: Nats of KL, summed over latent features and averaged over the batch, below which the KL term
+                counts as this constant (Kingma et al. 2016, "Improving variational inference with inverse
+                autoregressive flow", equation 15, with one group). The result is then not the bound, but the objective
+                to be maximised.
             generator: Source of the draws.
 
         Raises:
@@ -138,12 +145,13 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Log-likelihood of rows x (*batch, features) by importance sampling: (*batch,), nats, without a gradient.
 
-        In expectation a lower bound, which rises to log p(x) with k. Burda et al. 2016, "Importance weighted autoencoders", equation 8.
+        In expectation a lower bound, which rises to log p(x) with k: Burda et al. 2016, "Importance weighted
+        autoencoders", equation 8.
 
         Args:
             x: Rows.
             k: Draws of z for each row.
-            chunk_size: Draws at once, which bounds the memory; the result depends on it only by which draws are taken.
+            chunk_size: Draws at once, which bounds the memory; which draws are taken depends on it.
             generator: Source of the draws.
         """
         return self.log_prob_and_error(x, k, chunk_size=chunk_size, generator=generator)[0]
@@ -154,7 +162,7 @@ class VAE(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`log_prob` and its Monte Carlo standard error by the delta method, both (*batch,), nats.
 
-        Where errors are much above 0.1, take more draws: the bound is then loose as well.
+        Where errors are much above 0.1, the bound is loose as well: take more draws.
         """
         if not is_whole(k) or k < 1:
             raise ValueError(
@@ -166,9 +174,8 @@ class VAE(nn.Module):
             parts = [self.log_weights(some, n, generator) for n in _portions(k, chunk_size)]
             log_w = torch.cat(parts).double()
             total = log_w.logsumexp(0)
-            relative = (2 * (log_w - total)).exp().sum(
-                0
-            ) - 1 / k  # the weights' variance over their mean's square, over k
+            # The weights' variance over their squared mean, over k.
+            relative = (2 * (log_w - total)).exp().sum(0) - 1 / k
             found.append(torch.stack([total - math.log(k), relative.clamp(min=0).sqrt()]))
         log_p, error = torch.cat(found, 1).to(x.dtype).unbind(0)
         return log_p.view(x.shape[:-1]), error.view(x.shape[:-1])
@@ -188,7 +195,10 @@ class VAE(nn.Module):
     def rsample_and_log_prob(
         self, x: Tensor, shape: int | Sequence[int] = (), generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws of z (*shape, *batch, latent) given rows x (*batch, features), and their log q(z | x) (*shape, *batch), nats, both differentiable."""
+        """Draws of z (*shape, *batch, latent) given x (*batch, features), and log q(z | x) (*shape, *batch) in nats.
+
+        Both are differentiable.
+        """
         mean, log_sd, context = self._encoded(self._check(x))
         batch = () if context is not None else mean.shape[:-1]
         u, log_q = self.flow.rsample_and_log_prob((*sizes(shape), *batch), context, generator)
@@ -197,7 +207,7 @@ class VAE(nn.Module):
     def posterior_log_prob(self, z: Tensor, x: Tensor) -> Tensor:
         """Log q(z | x) (*batch,) in nats at any z (*batch, latent), given rows x (*batch, features); batches broadcast.
 
-        It takes the flow's density direction, which for planar and autoregressive ones is slow. Training does without.
+        It inverts the flow, which for planar and autoregressive ones is slow. Training does without.
         """
         mean, log_sd, context = self._encoded(self._check(x))
         return self.flow.log_prob((z - mean) * (-log_sd).exp(), context) - log_sd.sum(-1)
@@ -208,7 +218,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, draws: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Rows x (*batch, features) as the likelihood's mean, averaged over draws of their posteriors: of x's shape."""
+        """The likelihood's mean for rows x (*batch, features), averaged over draws of their posteriors: x's shape."""
         return self.decode(self.encode(x, (draws,), generator)).mean(0)
 
     @torch.no_grad()
@@ -219,7 +229,7 @@ class VAE(nn.Module):
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def objective(self, *, draws: int = 1, kl_warmup: int = 0, free_bits: float = 0.0) -> "NegativeBound":
+    def objective(self, *, draws: int = 1, kl_warmup: int = 0, free_bits: float = 0.0) -> NegativeBound:
         """What `flowlab.fit(vae, x, objective=…)` minimises: each row's negative bound; see `fit`."""
         return NegativeBound(draws, kl_warmup, free_bits)
 
@@ -230,7 +240,7 @@ class VAE(nn.Module):
             x: Rows (n, features).
             draws: Draws of z for each row in a step.
             kl_warmup: Steps over which the KL term's weight rises from zero to one.
-            free_bits: Nats of KL without a price (see `elbo`).
+            free_bits: Nats below which the KL term is constant (see `elbo`).
             **options: Of `flowlab.fit`: validation, epochs, learning_rate, generator, …
 
         Returns:
@@ -240,10 +250,10 @@ class VAE(nn.Module):
         return fit(self, self._check(x), objective=objective, **options)  # type: ignore[arg-type]
 
     def initialise(self, x: Tensor) -> None:
-        """Look whether rows x (n, features) fit the likelihood; `flowlab.fit` calls it before training.
+        """Check that the likelihood takes rows x (n, features); `flowlab.fit` calls it before training.
 
         Raises:
-            ValueError: They do not; the message names row and column.
+            ValueError: It does not; the message names row and column.
         """
         bad = ~self.likelihood.fits(self._check(x))
         if bool(bad.any()):
@@ -261,18 +271,18 @@ class VAE(nn.Module):
     # ---- inside ---------------------------------------------------------------------------------------------------
 
     def _terms(self, x: Tensor, draws: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Log p(x | z), and log q(z | x) − log p(z), of draws of z: each (draws, *batch)."""
+        """Log p(x | z) and log q(z | x) − log p(z) at draws of z given x: each (draws, *batch)."""
         z, log_q = self.rsample_and_log_prob(x, (draws,), generator)
         return self.likelihood.log_prob(self._decoded(z), x), log_q - self.prior.log_prob(z)
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Mean, log-sd, and the flow's context, each (*batch, …)."""
+        """The posterior's mean and log-sd, and the flow's context, each (*batch, …)."""
         widths = [self.latent, self.latent, self.flow.context_features]
         outputs = self.encoder(x.reshape(-1, self.features))
         if outputs.ndim != 2 or outputs.shape[1] != sum(widths):
             raise ValueError(
-                f"encoder must return (n, {sum(widths)}): {self.latent} means, {self.latent} log-sds and {widths[2]} numbers of "
-                f"context for the flow; not {tuple(outputs.shape)}"
+                f"encoder must return (n, {sum(widths)}): {self.latent} means, {self.latent} log-sds and {widths[2]} "
+                f"numbers of context for the flow; not {tuple(outputs.shape)}"
             )
         mean, log_sd, context = outputs.view(*x.shape[:-1], sum(widths)).split(widths, -1)
         return mean, log_sd.clamp(-WIDEST, WIDEST), context if widths[2] else None
@@ -294,55 +304,21 @@ class VAE(nn.Module):
         return f"{self.features} features, {self.latent} latent"
 
 
-@dataclass(eq=False)
-class NegativeBound(Drawing):
-    """An objective for `flowlab.fit`: each row's negative bound, nats.
+def _checked_prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | FlowMixture:
+    """The prior, or N(0, I) for None.
 
-    In evaluation mode it is the bound itself, without warm-up and free bits, by the same draws every time: what differs between
-    two evaluations is the model.
-
-    Attributes:
-        draws: Draws of z for each row.
-        kl_warmup: Steps over which the KL term's weight rises from zero to one.
-        free_bits: Nats of KL without a price.
-        generator: Source of the draws in training; that of the fit when None.
-        taken: Steps so far.
+    Raises:
+        TypeError: It is not a flow.
+        ValueError: It has another width, takes a context, or its density is slow.
     """
-
-    draws: int = 1
-    kl_warmup: int = 0
-    free_bits: float = 0.0
-    generator: torch.Generator | None = field(default=None, repr=False)
-    taken: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self.draws, self.kl_warmup = whole("draws", self.draws), whole("kl_warmup", self.kl_warmup, 0)
-        if real("free_bits", self.free_bits) < 0:
-            raise ValueError(f"free_bits must not be negative, as {self.free_bits} is")
-
-    def for_fit(self, generator: torch.Generator) -> Self:
-        own = super().for_fit(generator)
-        own.taken = 0
-        return own
-
-    def __call__(self, vae: VAE, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if not vae.training:
-            fixed = torch.Generator(x.device).manual_seed(0)
-            return -vae.elbo(x, draws=self.draws, generator=fixed)
-        beta = min(self.taken / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
-        self.taken += 1
-        options: dict[str, Any] = {"beta": beta, "free_bits": self.free_bits, "generator": self.generator}
-        return -vae.elbo(x, draws=self.draws, **options)
-
-
-def _prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | FlowMixture:
     if prior is None:
         return Flow(Gaussian(latent), [])
     if not isinstance(prior, Flow | FlowMixture):
         raise TypeError(f"prior must be a Flow or a FlowMixture, not {type(prior).__name__}")
     if prior.features != latent or prior.context_features:
         raise ValueError(
-            f"prior must have {latent} features, as flow has, and no context, not {prior.features} and {prior.context_features}"
+            f"prior must have {latent} features, as flow has, and no context, "
+            f"not {prior.features} and {prior.context_features}"
         )
     if prior.fast not in ("both", "density"):
         raise ValueError(
@@ -351,21 +327,9 @@ def _prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | FlowMixture:
     return prior
 
 
-def _likelihood(likelihood: Any, noise: Any, classes: int) -> Likelihood:
-    if isinstance(likelihood, Likelihood):
-        return likelihood
-    if likelihood == "bernoulli":
-        return Bernoulli()
-    if likelihood == "gaussian":
-        return Normal(noise)
-    if likelihood == "categorical":
-        return Categorical(classes)
-    raise ValueError(f'likelihood must be "bernoulli", "gaussian", "categorical" or a Likelihood, not {likelihood!r}')
-
-
 @torch.no_grad()
-def _width(decoder: nn.Module, latent: int) -> int:
-    """Width of a decoder's outputs, by a trial in evaluation mode."""
+def _decoder_width(decoder: nn.Module, latent: int) -> int:
+    """Width of a decoder's outputs, found by calling it once in evaluation mode."""
     modes = [(module, module.training) for module in decoder.modules()]
     place = next(decoder.parameters(), torch.zeros(()))
     z = torch.zeros(2, latent, dtype=dtype_of(decoder) or place.dtype, device=place.device)
@@ -388,4 +352,5 @@ def _width(decoder: nn.Module, latent: int) -> int:
 
 
 def _portions(total: int, most: int) -> list[int]:
+    """A total split into parts of at most so many."""
     return [most] * (total // most) + ([total % most] if total % most else [])

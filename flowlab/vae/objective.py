@@ -1,0 +1,54 @@
+"""The objective of a `VAE` in training: the negative evidence lower bound, with KL warm-up and free bits."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from flowlab.arguments import real, whole
+from flowlab.training.objectives import Drawing
+
+if TYPE_CHECKING:
+    from flowlab.vae.model import VAE
+
+
+@dataclass(eq=False)
+class NegativeBound(Drawing):
+    """An objective for `flowlab.fit`: each row's negative bound, nats.
+
+    In evaluation mode it is the bound itself, without warm-up and free bits, and with the same draws every time, so
+    that only the model differs between two evaluations.
+
+    Attributes:
+        draws: Draws of z for each row.
+        kl_warmup: Steps over which the KL term's weight rises from zero to one.
+        free_bits: Nats below which the KL term is constant.
+        generator: Source of the draws in training; that of the fit when None.
+        taken: Steps so far.
+    """
+
+    draws: int = 1
+    kl_warmup: int = 0
+    free_bits: float = 0.0
+    generator: torch.Generator | None = field(default=None, repr=False)
+    taken: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.draws, self.kl_warmup = whole("draws", self.draws), whole("kl_warmup", self.kl_warmup, 0)
+        if real("free_bits", self.free_bits) < 0:
+            raise ValueError(f"free_bits must not be negative, as {self.free_bits} is")
+
+    def for_fit(self, generator: torch.Generator) -> Self:
+        own = super().for_fit(generator)
+        own.taken = 0
+        return own
+
+    def __call__(self, vae: "VAE", x: Tensor, context: Tensor | None = None) -> Tensor:
+        if not vae.training:
+            fixed = torch.Generator(x.device).manual_seed(0)
+            return -vae.elbo(x, draws=self.draws, generator=fixed)
+        beta = min(self.taken / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
+        self.taken += 1
+        options: dict[str, Any] = {"beta": beta, "free_bits": self.free_bits, "generator": self.generator}
+        return -vae.elbo(x, draws=self.draws, **options)
