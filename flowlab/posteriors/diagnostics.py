@@ -24,6 +24,8 @@ SCAN, SCANNED = (
     10.0,
 )  # points at which a search for modes looks before it climbs, and how far out, in the fit's widths
 UNEVEN = 0.03  # by which the posterior's share below a quantile of the fit may differ from the fit's
+ERRORS = 2.0  # standard errors that a shift must stay below its limit; heavy tails make them look smaller than they are
+AGAIN = 5  # times as many draws for a second survey, where the first cannot tell
 UNCHECKED = "unchecked: modes much narrower than the fit that lie away from it"
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
 
@@ -37,7 +39,7 @@ class Diagnostics:
         ess: Effective sample size of the plain draws, as a share.
         elbo: Evidence lower bound.
         log_evidence: Log of the evidence, by importance sampling.
-        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, with its standard error.
+        shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard deviation, with two standard errors.
         modes: Number of modes in the fit.
         missed: Estimated share of the posterior's mass at modes which the fit does not cover, as far as a search found them.
         restart_gap: Nats between the best of the optimiser's starts and their median.
@@ -47,7 +49,7 @@ class Diagnostics:
         uncovered: Share of the posterior where it has more than twenty times the fit's density, as far as draws from much wider and narrower
             copies of the fit see it.
         heaviest: Largest share of the weights that one draw has. The shape of their tail, k-hat, says something from 1 % on.
-        quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit, with its standard error.
+        quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit, with two standard errors.
         reasons: Why the verdict is not better, in plain words.
     """
 
@@ -91,6 +93,8 @@ def diagnose(
     """Look at a fitted flow from all sides; it is in double precision."""
     _, log_w = weigh(flow, target, n, generator)
     wide = survey(flow, target, n, generator)
+    if _undecided(wide):
+        wide = survey(flow, target, AGAIN * n, generator)
     plain, defensive = smooth(log_w), wide.weights
     finite = torch.isfinite(log_w)
     share = float(finite.double().mean())
@@ -99,13 +103,13 @@ def diagnose(
     best = int(errors[1] < errors[0] or wide.uncovered > MISSED)
     evidence = Estimate((plain, defensive)[best].log_mean, errors[best])
     gap = Estimate(abs(plain.log_mean - defensive.log_mean), math.hypot(*errors))
-    missing = missed(flow, target, evidence.value, wide, generator) if share > 0 else []
+    missing = missed(flow, target, evidence.value, wide, generator, max(n, SCAN)) if share > 0 else []
     found = Diagnostics(
         khat=defensive.khat,
         ess=plain.ess,
         elbo=Estimate(float(elbo), float(log_w[finite].std()) / math.sqrt(max(int(finite.sum()), 1))),
         log_evidence=evidence,
-        shift=wide.moment_shift(1.0),
+        shift=wide.moment_shift(ERRORS),
         modes=len(flow.flows) if isinstance(flow, FlowMixture) else 1,
         missed=min(sum(mass for _, mass in missing), 1.0),
         restart_gap=restart_gap,
@@ -113,15 +117,26 @@ def diagnose(
         non_finite=1 - share,
         draws=n,
         uncovered=wide.uncovered,
-        quantile_shift=wide.quantile_shift(1.0),
+        quantile_shift=wide.quantile_shift(ERRORS),
         heaviest=float(defensive.log_weights.max().exp()),
     )
     _judge(found, wide)
     return found
 
 
+def _undecided(wide: Survey) -> bool:
+    """Whether a shift of moments or quantiles is on one side of its limit or on the other, by twice its standard errors."""
+    shifts = ((wide.moment_shift, SHIFT), (wide.quantile_shift, UNEVEN))
+    return any(shift(-2 * ERRORS) <= limit < shift(2 * ERRORS) for shift, limit in shifts)
+
+
 def missed(
-    flow: Flow | FlowMixture, target: Target, log_evidence: float, wide: Survey, generator: torch.Generator
+    flow: Flow | FlowMixture,
+    target: Target,
+    log_evidence: float,
+    wide: Survey,
+    generator: torch.Generator,
+    scan: int = SCAN,
 ) -> list[tuple[pathfinder.Gaussian, float]]:
     """Modes that the fit does not cover, each with the share of the posterior's mass that lies there, the heaviest first.
 
@@ -138,8 +153,8 @@ def missed(
         * draws.new_tensor([3.0, 10.0, 100.0]).repeat(6)[:, None]
     )
     # A narrow mode may lie among these, far from any ascent.
-    radii = (draws.new_empty(SCAN).uniform_(generator=generator) * math.log(SCANNED)).exp().tolist()
-    seen = _wide(mean, scale_tril, SCAN, radii, generator)
+    radii = (draws.new_empty(scan).uniform_(generator=generator) * math.log(SCANNED)).exp().tolist()
+    seen = _wide(mean, scale_tril, scan, radii, generator)
     with torch.no_grad():
         promising = (target(seen) - flow.log_prob(seen)).topk(8).indices
     starts = torch.cat([draws[:4], starts, raw, seen[promising], wide.z[_promising(wide)]])
