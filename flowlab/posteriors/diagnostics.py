@@ -21,6 +21,8 @@ CLOSE = 0.2  # nats between evidence and bound that plain draws may lack
 SHIFT = 0.1  # standard deviations by which weighting may move a mean, or nats a log standard deviation
 MISSED = 0.01  # share of the mass that may lie where the fit has less than a twentieth of the posterior's density
 UNEVEN = 0.03  # by which the posterior's share below a quantile of the fit may differ from the fit's
+ERRORS = 2.0  # standard errors that a shift must stay below its limit; heavy tails make them look smaller than they are
+AGAIN = 5  # times as many draws for a second survey, where the first cannot tell
 UNCHECKED = "unchecked: modes much narrower than the fit that lie away from it"
 AGREE = 0.05  # nats between two estimates of the evidence, besides four standard errors
 # A search for modes evaluates the log-density at so many points before it climbs, out to so many times the fit's width.
@@ -38,7 +40,7 @@ class Diagnostics:
         elbo: Evidence lower bound.
         log_evidence: Log of the evidence, by importance sampling.
         shift: Largest change, in standard deviations, that weighting makes to a mean, or in nats to a log standard
-            deviation, with its standard error.
+            deviation, with two standard errors.
         modes: Number of modes in the fit.
         missed: Estimated share of the posterior's mass at modes that the fit does not cover, as far as a search found
             them.
@@ -50,7 +52,7 @@ class Diagnostics:
             much wider and narrower copies of the fit see it.
         heaviest: Largest share of the weights that one draw has; k-hat counts from 1 % on.
         quantile_shift: Largest change that weighting makes to the share of the posterior below a quantile of the fit,
-            with its standard error.
+            with two standard errors.
         reasons: Why the verdict is not better, in plain words.
         verdict: "good", "usable after resampling" or "do not trust".
     """
@@ -98,21 +100,23 @@ def diagnose(
     """Diagnose a flow in double precision by n of its draws, n draws of a survey, and a search for missed modes."""
     _, log_w = weigh(flow, target, n, generator)
     survey = draw_survey(flow, target, n, generator)
+    if _undecided(survey):
+        survey = draw_survey(flow, target, AGAIN * n, generator)
     plain, defensive = smooth(log_w), survey.weights
     finite = torch.isfinite(log_w)
     share = float(finite.double().mean())
     elbo = log_w[finite].mean() if share > 0 else torch.tensor(-math.inf)
-    errors = [_log_mean_error(weights, n) for weights in (plain, defensive)]
+    errors = [_log_mean_error(plain, n), _log_mean_error(defensive, len(survey.z))]
     best = int(errors[1] < errors[0] or survey.uncovered > MISSED)
     evidence = Estimate((plain, defensive)[best].log_mean, errors[best])
     gap = Estimate(abs(plain.log_mean - defensive.log_mean), math.hypot(*errors))
-    missing = missed_modes(flow, target, evidence.value, survey, generator) if share > 0 else []
+    missing = missed_modes(flow, target, evidence.value, survey, generator, max(n, SCAN)) if share > 0 else []
     figures = Diagnostics(
         khat=defensive.khat,
         ess=plain.ess,
         elbo=Estimate(float(elbo), float(log_w[finite].std()) / math.sqrt(max(int(finite.sum()), 1))),
         log_evidence=evidence,
-        shift=survey.moment_shift(1.0),
+        shift=survey.moment_shift(ERRORS),
         modes=len(flow.flows) if isinstance(flow, FlowMixture) else 1,
         missed=min(sum(mass for _, mass in missing), 1.0),
         restart_gap=restart_gap,
@@ -120,15 +124,26 @@ def diagnose(
         non_finite=1 - share,
         draws=n,
         uncovered=survey.uncovered,
-        quantile_shift=survey.quantile_shift(1.0),
+        quantile_shift=survey.quantile_shift(ERRORS),
         heaviest=float(defensive.log_weights.max().exp()),
     )
     verdict, reasons = _judge(figures, survey)
     return replace(figures, verdict=verdict, reasons=reasons)
 
 
+def _undecided(survey: Survey) -> bool:
+    """Whether twice their standard errors leave open on which side of its limit a shift of moments or quantiles is."""
+    shifts = ((survey.moment_shift, SHIFT), (survey.quantile_shift, UNEVEN))
+    return any(shift(-2 * ERRORS) <= limit < shift(2 * ERRORS) for shift, limit in shifts)
+
+
 def missed_modes(
-    flow: Flow | FlowMixture, target: Target, log_evidence: float, survey: Survey, generator: torch.Generator
+    flow: Flow | FlowMixture,
+    target: Target,
+    log_evidence: float,
+    survey: Survey,
+    generator: torch.Generator,
+    scan: int = SCAN,
 ) -> list[tuple[pathfinder.Gaussian, float]]:
     """Modes that the fit does not cover, each with its share of the posterior's mass, the heaviest first.
 
@@ -144,8 +159,8 @@ def missed_modes(
     cube = draws.new_empty(18, d).uniform_(-1, 1, generator=generator)
     cube = cube * draws.new_tensor([3.0, 10.0, 100.0]).repeat(6)[:, None]
     # The densest of many points: a narrow mode may lie among these, far from the path of any ascent.
-    radii = (draws.new_empty(SCAN).uniform_(generator=generator) * math.log(SCAN_RADIUS)).exp().tolist()
-    scanned = _on_spheres(mean, scale_tril, SCAN, radii, generator)
+    radii = (draws.new_empty(scan).uniform_(generator=generator) * math.log(SCAN_RADIUS)).exp().tolist()
+    scanned = _on_spheres(mean, scale_tril, scan, radii, generator)
     with torch.no_grad():
         promising = (target(scanned) - flow.log_prob(scanned)).topk(8).indices
     starts = torch.cat([draws[:4], starts, cube, scanned[promising], survey.z[_uncovered_draws(survey)]])
