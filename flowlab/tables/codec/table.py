@@ -175,7 +175,8 @@ class Table:
             least, most = column.seen
             if asked and j in asked and all(high < least or low > most for low, high in asked[j]):
                 continue
-            beyond = np.maximum(least - numbers[:, j], numbers[:, j] - most) - column.tolerance
+            slack = 0.0 if column.modelled else column.tolerance
+            beyond = np.maximum(least - numbers[:, j], numbers[:, j] - most) - slack
             worst = np.maximum(worst, beyond / (most - least))
         return worst
 
