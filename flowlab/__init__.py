@@ -25,6 +25,7 @@ from flowlab.training.objectives import (
     StickingTheLanding,
     Tempered,
 )
+from flowlab.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from flowlab import datasets
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from flowlab.tables.supervised import FlowClassifier, FlowRegressor
     from flowlab.training import gradients
     from flowlab.vae import VAE
-
-__version__ = "0.1.0"
 
 __all__ = [
     "IWAE",

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import flowlab
-from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member
+from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member, registry
 from flowlab.files import FileError, register
 from flowlab.layers import Coupling, LULinear, Permutation, Whitening
 from flowlab.posteriors import FlowPosterior
@@ -83,8 +83,22 @@ def test_a_registered_layer_of_ones_own_is_kept_and_a_foreign_one_refused(tmp_pa
     register(Mine)
     flowlab.save(flow, path)
     assert flowlab.load(path).layers[0].power == 3.0
+    for name in ("Coupling", "Steps", "Mine"):  # also where the class of that name was not imported yet
+        with pytest.raises(ValueError, match=f"the name {name} is taken by <class"):
+            register(type(name, (), {}))
+
+
+def test_files_with_the_former_name_of_a_class_load(saved, monkeypatch):
+    expected = flowlab.load(saved).log_prob(torch.zeros(3))
+    data = saved.read_bytes()
+    assert b'\\"Coupling\\"' in data
+    saved.write_bytes(data.replace(b'\\"Coupling\\"', b'\\"Unfolded\\"'))
+    with pytest.raises(FileError, match="unknown class 'Unfolded'"):
+        flowlab.load(saved)
+    monkeypatch.setitem(registry._ALIASES, "Unfolded", "Coupling")
+    assert torch.equal(flowlab.load(saved).log_prob(torch.zeros(3)), expected)
     with pytest.raises(ValueError, match="taken"):
-        register(type("Coupling", (), {}))
+        register(type("Unfolded", (), {}))
 
 
 def test_a_saved_flow_holds_no_pickle(saved):
@@ -317,12 +331,10 @@ def test_whatever_can_be_saved_is_found_by_a_process_that_has_only_imported_flow
     lost = """
 import importlib, pkgutil
 import flowlab
-from flowlab import files
-known = dict(files._classes)
+from flowlab import registry
 for module in pkgutil.walk_packages(flowlab.__path__, "flowlab."):
     if not module.name.startswith("flowlab.__"):
         importlib.import_module(module.name)
-own = {name: c.__module__ for name, c in files._classes.items() if name not in known}
-print({name: module for name, module in own.items() if files._lazy.get(name) != module})
+print(registry._registered, [name for name in registry.own_names() if not registry.is_known(registry.find(name))])
 """
-    assert subprocess.run([sys.executable, "-c", lost], capture_output=True, text=True, check=True).stdout == "{}\n"
+    assert subprocess.run([sys.executable, "-c", lost], capture_output=True, text=True, check=True).stdout == "{} []\n"

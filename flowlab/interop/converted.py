@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowlab.files import register
 from flowlab.interop.steps import Steps
 from flowlab.kernels import columns
 from flowlab.layers import Additive, Autoregressive, Coupling, Layer, ScalarMap
 from flowlab.layers.conditioner import by_parameter, rows
 from flowlab.layers.layer import Fast
 from flowlab.layers.scalar.spline import OnBox, cumulated, rational_quadratic, soft_clip, within
+from flowlab.registry import register
 
 # Layers ----------------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from flowlab.flow import Flow
 from flowlab.interop.onnx_operators import decompositions, translations
 from flowlab.layers import Marginal
 from flowlab.mixture import FlowMixture
+from flowlab.version import __version__
 from flowlab.writing import written_whole
 
 if TYPE_CHECKING:
@@ -239,8 +240,6 @@ def _private(flow: Flow | FlowMixture) -> Any:
 
 
 def _metadata(model: Any, what: What) -> dict[str, str]:
-    from flowlab import __version__
-
     found = {"flowlab": __version__, "what": what}
     if hasattr(model, "columns_"):
         found["columns"] = json.dumps([column.name for column in model.columns_.columns])

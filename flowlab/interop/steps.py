@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlab.files import register
 from flowlab.kernels import network as product_and_bias
 from flowlab.networks import Dropout, Linear
+from flowlab.registry import register
 
 Step = Sequence[Any]  # a word and its arguments; plain lists, so that a file can hold them
 
