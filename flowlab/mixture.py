@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowlab.arguments import real, sizes
-from flowlab.flow import FlowDistribution
+from flowlab.distribution import FlowDistribution
 
 
 class FlowMixture(nn.Module):

@@ -20,7 +20,8 @@ from flowlab.kernels import columns
 from flowlab.layers import Additive, Autoregressive, Coupling, Layer, ScalarMap
 from flowlab.layers.conditioner import by_parameter, rows
 from flowlab.layers.layer import Fast
-from flowlab.layers.scalar.spline import OnBox, cumulated, rational_quadratic, soft_clip, within
+from flowlab.layers.scalar.rational_quadratic import cumulated, rational_quadratic, soft_clip, within
+from flowlab.layers.scalar.spline import OnBox
 from flowlab.registry import register
 
 # Layers ----------------------------------------------------------------------------------------------------------------

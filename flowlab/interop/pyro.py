@@ -22,7 +22,8 @@ except ImportError as error:
     raise ImportError("flowlab.interop.pyro needs Pyro: pip install pyro-ppl") from error
 
 from flowlab import presets
-from flowlab.flow import Flow, FlowDistribution
+from flowlab.distribution import Density, FlowDistribution
+from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors import FlowPosterior, fit_posterior
 from flowlab.posteriors.space import Space
@@ -294,7 +295,7 @@ def _named(described: list[Any]) -> str:
 class PyroFlow(FlowDistribution, TorchDistributionMixin):  # type: ignore[override]
     """A flow, given a context, as a Pyro distribution: for `pyro.sample`, with `to_event`, `mask` and plates. Draws bring their density along."""
 
-    def __init__(self, flow: Flow | FlowMixture, context: Tensor | None = None, batch_shape: Any = None) -> None:
+    def __init__(self, flow: Density, context: Tensor | None = None, batch_shape: Any = None) -> None:
         super().__init__(flow, context, batch_shape, validate_args=False)
         self.drawn: tuple[Tensor, Tensor] | None = None
 

@@ -11,7 +11,7 @@ from flowlab.arguments import is_whole, whole
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.linear import mean_and_scale
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf, log_cdf_and_hazard
-from flowlab.layers.scalar.spline import rational_quadratic
+from flowlab.layers.scalar.rational_quadratic import rational_quadratic
 
 FAR = 12.0  # noise beyond ±12 (probability 1e-33) continues on a straight line, so that no tail overflows
 BIN_CHOICES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)

@@ -1,6 +1,5 @@
 """The mixture-of-Gaussians scalar map: the data are a Gaussian mixture, the noise is its normal score."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +9,7 @@ from torch import Tensor
 from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
 from flowlab.layers.root_finding import solve
-from flowlab.layers.scalar.mixture_kernel import MixtureKernel
-from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
-from flowlab.layers.scalar.spline import soft_clip
+from flowlab.layers.scalar.mixture_kernel import MixtureKernel, normal_score
 
 
 @dataclass(frozen=True)
@@ -69,41 +66,14 @@ class MixtureCDF:
     def _kernel(self) -> MixtureKernel:
         return MixtureKernel(self.components, self.log_scale_bound, self.floor)
 
-    def plain_inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """`inverse` in differentiable torch operations, exact however far out."""
-        return self._normal_score(x, *self._components(params))
-
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_weights, means, log_scales = self._components(params)
+        log_weights, means, log_scales = self._kernel().components_of(params)
         # Each component alone would put the root here; the mixture's root lies between the extremes.
         alone = means + log_scales.exp() * z
         x = solve(
-            lambda x: self._normal_score(x, log_weights, means, log_scales),
+            lambda x: normal_score(x, log_weights, means, log_scales),
             z,
             alone.amin(0),
             alone.amax(0),
         )
-        return x, -self._normal_score(x, log_weights, means, log_scales)[1]
-
-    def _components(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, means, log_scales = params.split(self.components)
-        log_weights = torch.log_softmax(logits, 0) + math.log1p(-self.floor)
-        zero = torch.zeros_like(params[:1])
-        return (
-            torch.cat([log_weights, zero + math.log(self.floor)]),
-            torch.cat([means, zero]),
-            torch.cat([soft_clip(log_scales, self.log_scale_bound), zero]),
-        )
-
-    @staticmethod
-    def _normal_score(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        u = (x - means) * (-log_scales).exp()
-        with torch.no_grad():  # work on the side of the nearer tail, where log Φ has digits
-            sign = torch.where((log_weights.exp() * torch.special.ndtr(u)).sum(0) > 0.5, -1.0, 1.0).to(x.dtype)
-        log_cdf, log_hazard = log_cdf_and_hazard(sign * u)
-        terms = log_weights + log_cdf
-        log_p = torch.logsumexp(terms, 0)
-        z = inverse_log_cdf(log_p)
-        # dz/dx = f(x)/φ(z) = Σ r_k h(u_k)/σ_k / h(z), with h = φ/Φ and r_k the components' shares of the tail.
-        log_slope = torch.logsumexp(terms - log_p + log_hazard - log_scales, 0) - log_cdf_and_hazard(z)[1]
-        return sign * z, log_slope
+        return x, -normal_score(x, log_weights, means, log_scales)[1]

@@ -1,6 +1,6 @@
 """The rational-quadratic spline as one autograd function with an analytic backward: what training and scoring run.
 
-`spline.py` has the same map in plain differentiable form, which is the reference, and which double backward, torch.func,
+`rational_quadratic.py` has the same map in plain differentiable form, which is the reference, and which double backward, torch.func,
 torch.compile and torch.export use. What makes this form fast: bins never lie on the last axis, which is the batch; only the softmax and
 its gradient touch all bins, everything else works on the two knots around each value; comparisons write
 floats (torch's booleans are slow to make and to sum); temporaries are reused in place.
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from flowlab.layers.scalar.rational_quadratic import plain_spline
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,7 @@ class SplineKernel:
         return grad
 
     def plain(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        from flowlab.layers.scalar.spline import plain
-
-        return plain(value, params, self.bins, self.bound, self.slope, self.periodic, self.inverse)
+        return plain_spline(value, params, self.bins, self.bound, self.slope, self.periodic, self.inverse)
 
 
 def _soft_clip_divisor(x: Tensor, bound: float) -> Tensor:
