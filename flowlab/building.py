@@ -91,8 +91,7 @@ def describe(value: Any) -> Any:
         return value
     name = type(value).__name__
     if not registry.is_known(type(value)):
-        reason = getattr(value, "unsaved", "decorate the class with flowlab.files.register")
-        raise TypeError(f"cannot save a {name}: {reason}")
+        raise TypeError(f"cannot save a {name}: {registry.reason(type(value))}")
     found = {}
     for argument in arguments(type(value)):
         try:
@@ -281,7 +280,9 @@ def _construct(description: Any) -> Any:
     cls = class_of(description["class"])
     args = {name: _construct(value) for name, value in description["args"].items()}
     if is_own(cls):
-        check_arguments(cls.__name__, args, argument_hints(cls))
+        # What objects of a program's own classes are good for, the constructor will find out.
+        own = {name: value for name, value in args.items() if not registry.is_registered(type(value))}
+        check_arguments(cls.__name__, own, argument_hints(cls))
     if "generator" in inspect.signature(cls).parameters:
         args["generator"] = torch.Generator()  # the weights are the file's: none come from a generator of the program
     return cls(**args)

@@ -11,7 +11,7 @@ from flowlab.arguments import floating, sizes
 from flowlab.bases import Base
 from flowlab.distribution import FlowDistribution
 from flowlab.kernels import transforming
-from flowlab.layers.layer import Layer
+from flowlab.layers.layer import Layer, awaits_data
 
 CHUNK = 4096  # rows handled at once where memory would grow with their number
 VALUES = 2**17  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
@@ -123,7 +123,7 @@ class Flow(nn.Module):
         with torch.no_grad():
             for layer in reversed(list(self)):
                 value = x.to(dtype_of(layer) or x.dtype)
-                if not bool(getattr(layer, "initialised", True)):
+                if awaits_data(layer):
                     layer.initialise(value)
                 if layer.context_features:
                     return  # what lies further towards the noise depends on a context

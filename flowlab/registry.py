@@ -5,6 +5,7 @@ saved, so that files of flows need neither pandas nor scikit-learn.
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound=type)
@@ -52,6 +53,7 @@ _KINDS: dict[str, str] = {
     "FlowOutlier": "flowlab.tables.outlier",
     "FlowPosterior": "flowlab.posteriors.posterior",
 }
+_refused: dict[type, str] = {}  # why objects of a class cannot be saved
 _registered: dict[str, type] = {}  # the classes of the program that uses flowlab
 
 
@@ -89,7 +91,28 @@ def find(name: str) -> type | None:
 def is_known(cls: type) -> bool:
     """Whether files may hold objects of a class."""
     name = cls.__name__
-    return _MODULE_OF.get(name) == cls.__module__ or _registered.get(name) is cls
+    return _MODULE_OF.get(name) == cls.__module__ or is_registered(cls)
+
+
+def is_registered(cls: type) -> bool:
+    """Whether a class is one that a program registered, not flowlab's own."""
+    return _registered.get(cls.__name__) is cls
+
+
+def refuse(reason: str) -> Callable[[T], T]:
+    """Class decorator that says why objects of a class cannot be saved, and what to do."""
+
+    def note(cls: T) -> T:
+        _refused[cls] = reason
+        return cls
+
+    return note
+
+
+def reason(cls: type) -> str:
+    """Why objects of a class that is not known cannot be saved."""
+    found = (_refused[base] for base in cls.__mro__ if base in _refused)
+    return next(found, "decorate the class with flowlab.files.register")
 
 
 def own_names() -> list[str]:

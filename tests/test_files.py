@@ -5,7 +5,9 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 import flowlab
 from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member, registry
 from flowlab.files import FileError, register
-from flowlab.layers import Coupling, LULinear, Permutation, Whitening
+from flowlab.layers import Autoregressive, Coupling, LULinear, Permutation, Whitening
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.space import Space
 
@@ -99,6 +101,39 @@ def test_files_with_the_former_name_of_a_class_load(saved, monkeypatch):
     assert torch.equal(flowlab.load(saved).log_prob(torch.zeros(3)), expected)
     with pytest.raises(ValueError, match="taken"):
         register(type("Unfolded", (), {}))
+
+
+@pytest.mark.parametrize("derived", [True, False])
+@pytest.mark.parametrize("layer", [Coupling, Autoregressive])
+def test_a_scalar_map_of_ones_own(derived, layer, tmp_path, generator, monkeypatch):
+    """Whether it derives from `ScalarMap` or, as it was enough before, only has its methods."""
+
+    @dataclass(frozen=True)
+    class Scaling(flowlab.layers.ScalarMap if derived else object):
+        most: float = 2.0
+
+        count: ClassVar[int] = 1
+        periodic: ClassVar[bool] = False
+        box: ClassVar[None] = None
+
+        def forward(self, z, params):
+            log_scale = self.most * params[0].tanh()
+            return z * log_scale.exp(), log_scale.expand_as(z)
+
+        def inverse(self, x, params):
+            log_scale = self.most * params[0].tanh()
+            return x * (-log_scale).exp(), -log_scale.expand_as(x)
+
+    monkeypatch.setattr(registry, "_registered", {})
+    register(Scaling)
+    flow = flowlab.Flow(flowlab.bases.Gaussian(3), [layer(3, Scaling(1.5), hidden=(8,), generator=generator)])
+    x = torch.randn(60, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.5])
+    flowlab.fit(flow, x, epochs=3, progress=False, generator=generator)
+    flowlab.check_flow(flow, draws=2_000)
+    flowlab.save(flow, tmp_path / "m.flow")
+    loaded = flowlab.load(tmp_path / "m.flow")
+    assert loaded.layers[0].scalar == Scaling(1.5)
+    assert torch.equal(loaded.log_prob(x), flow.log_prob(x))
 
 
 def test_a_saved_flow_holds_no_pickle(saved):

@@ -146,7 +146,7 @@ def check_widths(network: Steps, inputs: int, outputs: int) -> None:
 
 @register
 @dataclass(frozen=True)
-class Backwards:
+class Backwards(ScalarMap):
     """A scalar map with its two directions exchanged.
 
     Attributes:
@@ -154,8 +154,6 @@ class Backwards:
     """
 
     scalar: ScalarMap
-
-    periodic: ClassVar[bool] = False
 
     @property
     def box(self) -> tuple[float, float] | None:
@@ -174,7 +172,7 @@ class Backwards:
 
 @register
 @dataclass(frozen=True)
-class ScaleAndShift:
+class ScaleAndShift(ScalarMap):
     """z = scale · x + shift, with parameters shift and a raw scale.
 
     Attributes:
@@ -186,8 +184,6 @@ class ScaleAndShift:
     scale: Literal["softplus", "sigmoid", "soft clip", "exp"]
     least: float = 1e-3
 
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
     count: ClassVar[int] = 2
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,14 @@ from torch.distributions import Transform, constraints
 
 from flowlab.flow import Flow
 from flowlab.layers.layer import Layer
+from flowlab.registry import refuse
 
 CONTAINERS = ("base_transform", "parts", "tseq", "transforms", "_inv")  # where transforms keep other ones
 
 
+@refuse(
+    "an object of torch.distributions has no description. Save the flow without this layer, and add it after loading"
+)
 class TransformLayer(Layer):
     """A bijective `torch.distributions.Transform` as a layer: from noise to data it is the transform.
 
@@ -36,8 +40,6 @@ class TransformLayer(Layer):
         >>> bool((flow.sample((100,)) > 0).all()), flow.support
         (True, IndependentConstraint(GreaterThan(lower_bound=0.0), 1))
     """
-
-    unsaved = "an object of torch.distributions has no description. Save the flow without this layer, and add it after loading"
 
     def __init__(self, transform: Transform, features: int) -> None:
         super().__init__()

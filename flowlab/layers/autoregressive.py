@@ -14,12 +14,12 @@ from flowlab.layers.conditioner import (
     by_parameter,
     conditioned,
     conditioner_inputs,
-    initial_parameters,
     scalar_support,
 )
 from flowlab.layers.layer import Layer
 from flowlab.layers.linear import ordering
 from flowlab.layers.scalar import Affine, ScalarMap
+from flowlab.layers.scalar.scalar_map import initial_parameters
 from flowlab.networks import MaskedMLP, start_at
 
 

@@ -26,7 +26,7 @@ from flowlab.kernels import (
     transforming,
     within,
 )
-from flowlab.layers.scalar import ScalarMap
+from flowlab.layers.scalar.scalar_map import ScalarMap, kernel_of
 from flowlab.networks import MLP
 
 Rows = Tensor | slice  # indices of rows, or evenly spaced rows, which are read without copying
@@ -61,7 +61,7 @@ def conditioned(
         dropout: Whether the network's dropout is on, in training.
     """
     given = None if context is None else columns(context)
-    kernel = scalar.kernel(inverse) if hasattr(scalar, "kernel") else None
+    kernel = kernel_of(scalar, inverse)
     dropped = dropout and network.training and network.dropout > 0
     if kernel is None or not network.plain or dropped or transforming():
         run = functools.partial(network.columns, dropout=dropout)
@@ -198,13 +198,8 @@ def by_parameter(output: Tensor, count: int) -> Tensor:
 
 def scalar_support(scalar: ScalarMap, noise: constraints.Constraint) -> constraints.Constraint:
     """Where data lie when a scalar map is applied to noise in `noise`: a box around the map's own stays as it is."""
-    side = getattr(noise, "base_constraint", None)
+    side = noise.base_constraint if isinstance(noise, constraints.independent) else None
     if scalar.box is None or not isinstance(side, constraints.interval):
         return constraints.real_vector
     keeps = side.lower_bound <= scalar.box[0] and side.upper_bound >= scalar.box[1]
     return noise if keeps else constraints.real_vector
-
-
-def initial_parameters(scalar: ScalarMap) -> Tensor | None:
-    """Where a scalar map's parameters start, None for zero."""
-    return scalar.initial() if hasattr(scalar, "initial") else None

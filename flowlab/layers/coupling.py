@@ -8,9 +8,10 @@ from torch.distributions import constraints
 
 from flowlab.arguments import whole, widths
 from flowlab.kernels import columns
-from flowlab.layers.conditioner import Places, conditioned, initial_parameters, scalar_support
+from flowlab.layers.conditioner import Places, conditioned, scalar_support
 from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
+from flowlab.layers.scalar.scalar_map import initial_parameters
 from flowlab.networks import MLP, start_at
 
 

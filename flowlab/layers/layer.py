@@ -61,6 +61,12 @@ class Layer(nn.Module):
         return str(self.features)
 
 
+def awaits_data(layer: nn.Module) -> bool:
+    """Whether a layer learns from data and has not done so yet, by its buffer `initialised`."""
+    initialised = layer._buffers.get("initialised")
+    return initialised is not None and not bool(initialised)
+
+
 def flat(x: Tensor) -> Tensor:
     """(*batch, width) as rows (n, width)."""
     return x.reshape(-1, x.shape[-1])

@@ -1,7 +1,6 @@
 """The mixture-of-Gaussians scalar map: the data are a Gaussian mixture, the noise is its normal score."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,10 +9,11 @@ from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
 from flowlab.layers.root_finding import solve
 from flowlab.layers.scalar.mixture_kernel import MixtureKernel, normal_score
+from flowlab.layers.scalar.scalar_map import ScalarMap
 
 
 @dataclass(frozen=True)
-class MixtureCDF:
+class MixtureCDF(ScalarMap):
     """z = Φ⁻¹(Σ π_k Φ((x − μ_k) / σ_k)): under standard normal noise, x is a mixture of Gaussians.
 
     Ho et al. 2019, "Flow++", section 3.2, with normal in place of logistic components. The density direction
@@ -31,9 +31,6 @@ class MixtureCDF:
     components: int = 8
     log_scale_bound: float = 7.0
     floor: float = 1e-3
-
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         bound = real("log_scale_bound", self.log_scale_bound, 0)

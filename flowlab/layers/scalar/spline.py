@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
+from flowlab.layers.scalar.scalar_map import ScalarMap
 from flowlab.layers.scalar.spline_kernel import SplineKernel
 
 
@@ -17,12 +18,11 @@ def spline(value: Tensor, params: Tensor, kernel: SplineKernel) -> tuple[Tensor,
     return kernel.plain(value, params) if kernel.bins == 1 else scalar_map(value, params, kernel)
 
 
-class OnBox:
+class OnBox(ScalarMap):
     """What splines on [-bound, bound] with slope one at its ends have in common."""
 
     bins: int
     bound: float
-    periodic: ClassVar[bool] = False
 
     @property
     def box(self) -> tuple[float, float]:
@@ -73,7 +73,7 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CircularSpline:
+class CircularSpline(ScalarMap):
     """A smooth invertible map of the circle [-π, π) onto itself: a periodic spline followed by a rotation.
 
     Rezende et al. 2020, "Normalizing flows on tori and spheres", section 2.1. Any real number is taken as
