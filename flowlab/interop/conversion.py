@@ -158,12 +158,7 @@ def elementwise(
 
 def scale_and_shift(scale: Tensor, shift: Tensor, like: Tensor) -> ElementwiseAffine:
     """The layer whose way to the noise is z = scale · x + shift, from double-precision scale and shift (features,)."""
-    log_scale = -scale.log()
-    bound = max(30.0, 2 * float(log_scale.abs().max()))
-    layer = ElementwiseAffine(len(scale), bound=bound).to(like)
-    with torch.no_grad():
-        layer.parameters_.value.copy_(torch.cat([-shift / scale, (log_scale / bound).atanh() * bound]))
-    return layer
+    return ElementwiseAffine.from_moments(-shift / scale, -scale.log()).to(like)
 
 
 def verify(flow: Flow, model: M, log_prob: Callable[[M, Tensor, Tensor | None], Tensor]) -> None:

@@ -57,20 +57,16 @@ def base_of(distribution: Any, empty: Tensor) -> tuple[Base, list[Layer]]:
             f"the distribution has shape {tuple(distribution._shape)}: flowlab's flows are over vectors"
         )
     features = int(distribution._shape[0])
-    base = Gaussian(features, learnable=type(distribution) is DiagonalNormal)
-    layers: list[Layer] = []
     if type(distribution) is DiagonalNormal:
-        base = base.to(empty)
-        with torch.no_grad():
-            base.loc.copy_(distribution.mean_[0])
-            base.log_scale.copy_(distribution.log_std_[0])
-    elif type(distribution) is ConditionalDiagonalNormal:
+        return Gaussian.from_moments(distribution.mean_[0], distribution.log_std_[0]).to(empty), []
+    layers: list[Layer] = []
+    if type(distribution) is ConditionalDiagonalNormal:
         recipe, context_features = _encoder(distribution._context_encoder)
         *inner, last = recipe.sources
         order = [k * features + i for i in range(features) for k in range(2)]
         recipe = Recipe([["join"], *recipe.steps], [*inner, last.select(order)])
         layers = [elementwise(features, Backwards(ScaleAndShift("exp")), recipe, context_features, empty)]
-    return base, layers
+    return Gaussian(features), layers
 
 
 def _encoder(encoder: Any) -> tuple[Recipe, int]:
@@ -195,13 +191,7 @@ def _lu(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
 
 
 def _mixing(lower: Tensor, upper: Tensor, shift: Tensor, empty: Tensor) -> Layer:
-    layer = LULinear(len(shift)).to(empty)
-    with torch.no_grad():
-        layer.lower.copy_(lower.tril(-1))
-        layer.upper.copy_(upper.triu(1))
-        layer.diagonal.copy_(upper.diagonal().expm1().log())
-        layer.shift.copy_(shift)
-    return Inverse(layer)
+    return Inverse(LULinear.from_factors(lower, upper, shift.double()).to(empty))
 
 
 def _householder(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
@@ -210,10 +200,7 @@ def _householder(t: Any, features: int, where: str, empty: Tensor) -> list[Layer
             f"{where} has {t.num_transforms} reflections: flowlab's Householder has an even number. "
             "convert(model, wrap=True) keeps it as from_nflows wraps it"
         )
-    layer = Householder(features, t.num_transforms, generator=torch.Generator().manual_seed(0)).to(empty)
-    with torch.no_grad():
-        layer.vectors.copy_(t.q_vectors)
-    return [Inverse(layer)]
+    return [Inverse(Householder.from_vectors(t.q_vectors).to(empty))]
 
 
 @torch.no_grad()
@@ -232,9 +219,8 @@ def _svd(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
 
 @torch.no_grad()
 def _actnorm(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
-    inner = scale_and_shift(t.log_scale.double().exp(), t.shift.double(), empty)
-    layer = ActNorm(features, bound=inner.bound).to(empty)
-    layer.parameters_.value.copy_(inner.parameters_.value)
+    scale, shift = t.log_scale.double().exp(), t.shift.double()
+    layer = ActNorm.from_moments(-shift / scale, -scale.log()).to(empty)
     layer.initialised.copy_(t.initialized)
     return [layer]
 

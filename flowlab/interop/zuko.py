@@ -106,13 +106,9 @@ def _base(base: Any, empty: Tensor) -> Gaussian:
     loc, scale = given["loc"].detach(), given["scale"].detach()
     trained = next(base.parameters(), None) is not None
     learnable = trained or bool((loc != 0).any() or (scale != 1).any())
-    made = Gaussian(len(loc), learnable=learnable).to(empty)
-    if learnable:
-        with torch.no_grad():
-            made.loc.copy_(loc)
-            made.log_scale.copy_(scale.double().log())
-        made.requires_grad_(trained)
-    return made
+    if not learnable:
+        return Gaussian(len(loc)).to(empty)
+    return Gaussian.from_moments(loc, scale.double().log()).to(empty).requires_grad_(trained)
 
 
 # Transforms ------------------------------------------------------------------------------------------------------------
