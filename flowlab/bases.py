@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture as SklearnMixture
 
 
+__all__ = ["Base", "Gaussian", "GaussianMixture", "Kernels", "StudentT", "Uniform"]
+
+
+def __dir__() -> list[str]:
+    """The bases, for tab completion."""
+    return __all__
+
+
 class Base(nn.Module):
     """A distribution over noise z (*batch, features).
 

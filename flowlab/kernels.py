@@ -7,12 +7,13 @@ matrices (features, n) whose rows are long, so that kernels run along the batch.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.nn import functional as F
+
+from flowlab.activations import ACTIVATIONS
 
 _functorch_stack = torch._C._functorch.peek_interpreter_stack
 
@@ -54,7 +55,7 @@ def plain_backward(*grads: Tensor) -> bool:
     return torch.is_grad_enabled() or transforming() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 
-def columns(x: Tensor) -> Tensor:
+def to_features_first(x: Tensor) -> Tensor:
     """(*batch, features) with features first: (features, n). Copies only where memory is not already laid out so."""
     rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(x.shape[:-1].numel(), 0)
     return rows.T.contiguous()
@@ -92,32 +93,6 @@ def affine_product(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
 # ---- networks ---------------------------------------------------------------------------------------------------
 
 
-class Activation(NamedTuple):
-    """An activation and its gradient."""
-
-    plain: Callable[[Tensor], Tensor]
-    run: Callable[[Tensor], Tensor]  # the same; may overwrite its argument
-    pull: Callable[[Tensor, Tensor], Tensor]  # overwrites the gradient by that in the argument
-    of_result: bool  # whether `pull` is given the result, which then is all that has to be kept, or the argument
-
-
-_aten = torch.ops.aten
-ACTIVATIONS = {
-    "relu": Activation(
-        torch.relu,
-        torch.relu_,
-        lambda grad, y: _aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad),
-        True,
-    ),
-    "tanh": Activation(
-        torch.tanh, torch.tanh_, lambda grad, y: _aten.tanh_backward.grad_input(grad, y, grad_input=grad), True
-    ),
-    "silu": Activation(F.silu, F.silu, lambda grad, x: _aten.silu_backward.grad_input(grad, x, grad_input=grad), False),
-    "gelu": Activation(F.gelu, F.gelu, lambda grad, x: _aten.gelu_backward.grad_input(grad, x, grad_input=grad), False),
-    "elu": Activation(
-        F.elu, F.elu, lambda grad, x: _aten.elu_backward.grad_input(grad, 1, 1, 1, False, x, grad_input=grad), False
-    ),
-}
 Masks = Sequence[Tensor | None]
 
 

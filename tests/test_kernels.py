@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import flowlab
+from flowlab.activations import ACTIVATIONS
 from flowlab.kernels import network, permute, tame
 from flowlab.layers import Affine, MixtureCDF, RationalQuadraticSpline, SinhArcsinh
 from flowlab.layers.conditioner import Places, conditioned
@@ -154,7 +155,7 @@ KERNELS |= {
         ((4,), (5, 4), (5,), (3, 5), (3,)),
         1,
     )
-    for activation in ("relu", "tanh", "silu", "gelu", "elu")
+    for activation in ACTIVATIONS
     for masked, masks in ((False, [None, None]), (True, [MASK, None]))
 }
 KERNELS |= {

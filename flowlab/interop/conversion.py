@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from flowlab.activations import ACTIVATIONS
 from flowlab.flow import Flow
 from flowlab.interop.converted import ConvertedCoupling
 from flowlab.interop.steps import Step, Steps
@@ -75,21 +75,7 @@ class Recipe(NamedTuple):
         return network
 
 
-_FUNCTIONS: dict[object, str] = {
-    F.relu: "relu",
-    F.leaky_relu: "leaky_relu",
-    F.silu: "silu",
-    F.gelu: "gelu",
-    F.elu: "elu",
-    F.selu: "selu",
-    F.tanh: "tanh",
-    F.sigmoid: "sigmoid",
-    F.softplus: "softplus",
-    torch.relu: "relu",
-    torch.selu: "selu",
-    torch.tanh: "tanh",
-    torch.sigmoid: "sigmoid",
-}
+_NAMES = {function: name for name, own in ACTIVATIONS.items() for function in own.functions}
 
 
 def activation(given: object, where: str) -> Step:
@@ -112,7 +98,7 @@ def activation(given: object, where: str) -> Step:
                 return [type(given).__name__.lower()]
         raise ConversionError(f"{where}: the activation {type(given).__name__} has no counterpart")
     try:
-        return [_FUNCTIONS[given]]
+        return [_NAMES[given]]
     except (KeyError, TypeError):
         name = getattr(given, "__name__", type(given).__name__)
         raise ConversionError(f"{where}: the activation {name} has no counterpart") from None

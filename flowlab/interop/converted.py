@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowlab.interop.steps import Steps
-from flowlab.kernels import columns
+from flowlab.kernels import to_features_first
 from flowlab.layers import Additive, Autoregressive, Coupling, Layer, ScalarMap
 from flowlab.layers.conditioner import by_parameter, rows
 from flowlab.layers.layer import Fast
@@ -73,7 +73,7 @@ class ConvertedCoupling(Coupling):
         self.network = network
 
     def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        x, given = columns(value), None if context is None else columns(context)
+        x, given = to_features_first(value), None if context is None else to_features_first(context)
         kept, changed = rows(x, self.evenly[0] or self.kept), rows(x, self.evenly[1] or self.changed)
         params = by_parameter(self.network.columns(kept, given), self.scalar.count)
         mapped, log_slope = (self.scalar.inverse if inverse else self.scalar.forward)(changed, params)
@@ -111,7 +111,7 @@ class ConvertedAutoregressive(Autoregressive):
         self.sizes = [found[k] for k in range(len(found))]
 
     def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        x, given = columns(value), None if context is None else columns(context)
+        x, given = to_features_first(value), None if context is None else to_features_first(context)
         if inverse:
             mapped, log_slope = self.scalar.inverse(x, by_parameter(self.network.columns(x, given), self.scalar.count))
             log_det = log_slope.sum(0)

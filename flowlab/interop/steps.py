@@ -4,30 +4,18 @@ Converted flows use it: nflows lets the context enter by gates and in every resi
 layers, and both let hidden units see the features in an order of their own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from flowlab.activations import ACTIVATIONS
 from flowlab.kernels import network as product_and_bias
 from flowlab.networks import Dropout, Linear
 from flowlab.registry import register
 
 Step = Sequence[Any]  # a word and its arguments; plain lists, so that a file can hold them
-
-ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "elu": F.elu,
-    "selu": F.selu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softplus": F.softplus,
-}
 
 
 @register
@@ -37,7 +25,7 @@ class Steps(nn.Module):
     - `["join"]`: append the context;
     - `["linear", width]`, `["masked", width]`: weights and a bias, with a mask of the weights;
     - `["constant", width]`: a bias alone, whatever came before;
-    - an activation by its name in `ACTIVATIONS`, with arguments as `torch.nn.functional` has them: `["elu", 1.0]`;
+    - an activation by its name in `flowlab.activations`, with arguments as `torch.nn.functional` has them: `["elu", 1.0]`;
     - `["standardise", eps]`: mean zero and variance one over the units;
     - `["dropout", share]`;
     - `["residual", steps]`: add what the steps make of the values;
@@ -90,7 +78,7 @@ class Steps(nn.Module):
                     pass
                 case [str(word), *given] if word in ACTIVATIONS:
                     try:
-                        ACTIVATIONS[word](torch.zeros(1, device="cpu"), *given)
+                        ACTIVATIONS[word].plain(torch.zeros(1, device="cpu"), *given)
                     except (TypeError, RuntimeError, ValueError) as error:
                         raise ValueError(f"the step {word!r} cannot have the arguments {given}") from error
                 case _:
@@ -139,7 +127,7 @@ class Steps(nn.Module):
                 variance, mean = torch.var_mean(x, dim=0, keepdim=True)
                 x = (x - mean) / (variance + given[0]).sqrt()
             else:
-                x = ACTIVATIONS[word](x, *given)
+                x = ACTIVATIONS[word].plain(x, *given)
         return x
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowlab.arguments import whole, widths
-from flowlab.kernels import columns, permute, transforming
+from flowlab.kernels import permute, to_features_first, transforming
 from flowlab.layers.autoregressive_inverse import Implicit, Map, Sweep
 from flowlab.layers.conditioner import (
     by_parameter,
@@ -103,7 +103,7 @@ class Autoregressive(Layer):
         return self._run(x, context, inverse=True)
 
     def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        ordered = columns(value)
+        ordered = to_features_first(value)
         if self.permutes:
             ordered = permute(ordered, self.order, self.rank)
         if inverse == (self.fast == "density"):
@@ -136,7 +136,7 @@ class Autoregressive(Layer):
 
     def _pass_per_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The slow direction by whole passes, for torch.compile, torch.export and torch.func."""
-        given = None if context is None else columns(context)
+        given = None if context is None else to_features_first(context)
         mapped = torch.zeros_like(value)
         log_det = torch.zeros_like(value[0])
         for i in torch.arange(self.features, device=value.device).split(1):  # as numbers they would break graphs

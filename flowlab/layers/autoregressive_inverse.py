@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlab.kernels import ACTIVATIONS, columns, product
+from flowlab.activations import ACTIVATIONS
+from flowlab.kernels import product, to_features_first
 from flowlab.layers.conditioner import by_parameter, conditioner_inputs
 from flowlab.layers.scalar import ScalarMap
 from flowlab.networks import Linear, MaskedMLP
@@ -34,7 +35,7 @@ class Sweep:
 
     def __init__(self, network: MaskedMLP, scalar: ScalarMap, context: Tensor | None) -> None:
         self.network, self.scalar = network, scalar
-        self.context = None if context is None else columns(context)
+        self.context = None if context is None else to_features_first(context)
         self.activation = ACTIVATIONS[network.activation].plain
         linears: list[Linear] = list(network.linears)  # type: ignore[arg-type]
         *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]

@@ -14,7 +14,6 @@ from torch.distributions import constraints
 
 from flowlab.kernels import (
     Kernel,
-    columns,
     differentiable_backward,
     plain_backward,
     plain_network,
@@ -23,6 +22,7 @@ from flowlab.kernels import (
     run_network,
     run_tame,
     tame,
+    to_features_first,
     transforming,
     within,
 )
@@ -60,7 +60,7 @@ def conditioned(
         places: Which rows the network sees, and which others are mapped; None for all of them and all of them.
         dropout: Whether the network's dropout is on, in training.
     """
-    given = None if context is None else columns(context)
+    given = None if context is None else to_features_first(context)
     kernel = kernel_of(scalar, inverse)
     dropped = dropout and network.training and network.dropout > 0
     if kernel is None or not network.plain or dropped or transforming():

@@ -197,12 +197,15 @@ class ElementwiseAffine(Layer):
 
     @classmethod
     @torch.no_grad()
-    def from_moments(cls, mean: Tensor, log_scale: Tensor) -> Self:
-        """The layer x = mean + z · exp(log_scale), of tensors (features,), without a context.
+    def from_moments(cls, mean: Tensor, log_scale: Tensor, bound: float | None = None) -> Self:
+        """The layer x = mean + z · exp(log_scale), without a context, in the floating-point type of `mean`.
 
-        The bound is twice the largest |log-scale|, at least 30. It has the floating-point type and the device of `mean`.
+        Args:
+            mean: The shift (features,).
+            log_scale: The log-scale (features,), in nats.
+            bound: Largest |log-scale|; larger ones count as that. Twice the largest, at least 30, when None.
         """
-        bound = max(30.0, 2 * float(log_scale.abs().max()))
+        bound = max(30.0, 2 * float(log_scale.abs().max())) if bound is None else bound
         layer = cls(len(mean), bound=bound).to(mean)
         layer.parameters_.value.copy_(torch.cat([mean, layer._raw(log_scale)]))
         return layer
@@ -241,9 +244,9 @@ class ActNorm(ElementwiseAffine):
         self.register_buffer("initialised", torch.tensor(False))
 
     @classmethod
-    def from_moments(cls, mean: Tensor, log_scale: Tensor) -> Self:
+    def from_moments(cls, mean: Tensor, log_scale: Tensor, bound: float | None = None) -> Self:
         """As `ElementwiseAffine.from_moments`; `fit` leaves the layer as it is."""
-        layer = super().from_moments(mean, log_scale)
+        layer = super().from_moments(mean, log_scale, bound)
         layer.initialised.fill_(True)
         return layer
 
