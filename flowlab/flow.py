@@ -11,7 +11,7 @@ from flowlab.arguments import floating, sizes
 from flowlab.bases import Base
 from flowlab.distribution import FlowDistribution
 from flowlab.kernels import transforming
-from flowlab.layers.layer import Layer, awaits_data
+from flowlab.layers.layer import Layer, awaits_data, fast_of_all
 
 CHUNK = 4096  # rows handled at once where memory would grow with their number
 VALUES = 2**17  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
@@ -101,7 +101,10 @@ class Flow(nn.Module):
         return self.inverse(x, context)[0].contiguous()
 
     def to_normal(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The noise behind data x (*batch, features) as standard normal noise, whatever the base; drawn where several values would do."""
+        """The noise behind data x (*batch, features) as standard normal noise, whatever the base.
+
+        It is drawn where several values would do.
+        """
         return self.base.to_normal(self.to_noise(x, context), generator)
 
     def from_noise(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -158,8 +161,7 @@ class Flow(nn.Module):
     @property
     def fast(self) -> str:
         """Which direction is one cheap pass through every layer: "both", "density", "sampling" or "neither"."""
-        kinds = {layer.fast for layer in self} - {"both"}
-        return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
+        return fast_of_all(layer.fast for layer in self)
 
     def _rsample(
         self, shape: int | Sequence[int], context: Tensor | None, generator: torch.Generator | None
@@ -205,7 +207,8 @@ class Flow(nn.Module):
         return (torch.where(lost, -torch.inf, value),)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
-        # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether they use it.
+        # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether
+        # they use it.
         autocast = not transforming() and torch._C._is_any_autocast_enabled() and not value.is_meta
         if autocast and torch.is_autocast_enabled(value.device.type):
             with torch.autocast(value.device.type, enabled=False):

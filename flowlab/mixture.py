@@ -10,13 +10,15 @@ from torch.distributions import constraints
 
 from flowlab.arguments import real, sizes
 from flowlab.distribution import FlowDistribution
+from flowlab.layers.layer import fast_of_all
 
 
 class FlowMixture(nn.Module):
     """The distribution that draws from one of several flows, each with its weight.
 
-    Its methods are a `Flow`'s, but for those of a chain of layers. `flowlab.fit` trains the members together; the
-    weights stay as they are.
+    Its methods are a `Flow`'s, but for `forward`, `inverse` and `from_noise`: no single map leads from noise to data.
+    `to_noise` draws the member that a row came from. `flowlab.fit` trains the members together; the weights stay as
+    they are.
 
     Args:
         flows: The members, each a `Flow` or with its methods, such as another mixture, of equal features, context and
@@ -83,7 +85,10 @@ class FlowMixture(nn.Module):
     def rsample(
         self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws (*shape, *context_batch, features), differentiable in the members' parameters; the weights are fixed."""
+        """Draws (*shape, *context_batch, features), differentiable in the members' parameters.
+
+        The weights are fixed.
+        """
         return self._draws([flow.rsample for flow in self], shape, context, generator)
 
     def _draws(
@@ -159,8 +164,7 @@ class FlowMixture(nn.Module):
     @property
     def fast(self) -> str:
         """Which direction is one cheap pass in every member: "both", "density", "sampling" or "neither"."""
-        kinds = {flow.fast for flow in self} - {"both"}
-        return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
+        return fast_of_all(flow.fast for flow in self)
 
     @property
     def support(self) -> constraints.Constraint:
