@@ -212,7 +212,7 @@ def test_a_context_that_is_no_tensor_is_named():
 def test_a_mixture_has_the_methods_of_a_flow():
     """All but those of a single map, with a flow's arguments first."""
     public = {name for name in vars(Flow) if not name.startswith("_")}
-    assert public - {name for name in vars(FlowMixture)} == {"forward", "inverse", "from_noise"}
+    assert public - set(vars(FlowMixture)) == {"forward", "inverse", "from_noise"}
     for name in public & vars(FlowMixture).keys():
         own, flows = vars(FlowMixture)[name], vars(Flow)[name]
         assert isinstance(own, property) == isinstance(flows, property), name
