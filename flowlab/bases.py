@@ -58,7 +58,7 @@ class Base(nn.Module):
             return self.rsample(sizes(shape), generator)
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Noise z (*batch, features) of this distribution as standard normal noise; drawn where several values would do."""
+        """Noise z (*batch, features) as standard normal noise, drawn where several values would do."""
         raise NotImplementedError(f"{type(self).__name__} cannot be turned into standard normal noise")
 
     def extra_repr(self) -> str:
@@ -93,7 +93,7 @@ class Gaussian(Base):
     @classmethod
     @torch.no_grad()
     def from_moments(cls, loc: Tensor, log_scale: Tensor) -> Self:
-        """Learnable noise that starts with a location and log-scale (features,), in the location's floating-point type."""
+        """Learnable noise of given location and log-scale (features,), in the location's floating-point type."""
         base = cls(len(loc), learnable=True).to(loc)
         base.loc.copy_(loc)
         base.log_scale.copy_(log_scale)
@@ -203,7 +203,8 @@ class GaussianMixture(Base):
     """A mixture of full-covariance Gaussians with learnable weights, means and covariances.
 
     `rsample` is differentiable by implicit reparameterization: the conditional distribution functions of a
-    sample stay what they were while the parameters move (Figurnov et al. 2018, "Implicit reparameterization gradients", section 3.1).
+    sample stay what they were while the parameters move (Figurnov et al. 2018, "Implicit reparameterization gradients",
+    section 3.1).
 
     Args:
         features: Width of the noise.

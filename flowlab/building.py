@@ -6,7 +6,8 @@ What a file may ask for follows from what it brings, before anything is built:
   together not larger than four times that: every size in flowlab is the side of some tensor of four bytes a number.
   Small files may ask for `SMALL`, and `TOGETHER` in sum. `FREE` names sizes that cost nothing.
 - There are at most four objects for each tensor, and `SPARE` besides; they are nested `DEPTH` deep at most.
-- Types fit the constructors' annotations, sizes are not negative nor beyond single precision, and what is divided by is above zero.
+- Types fit the constructors' annotations, sizes are not negative nor beyond single precision, and what is divided by is
+  above zero.
 
 Then an outline is built without memory (on torch's meta device), with a bounded number of calls, and its tensors must
 be those of the file. Only then is the module itself built: whatever it costs, its tensors have that size.
@@ -181,7 +182,7 @@ class _Allowance:
 
 
 def check_sign(owner: str, name: str, value: Any) -> None:
-    """Raises a FileError for a size that is negative or beyond single precision, or zero where it would be divided by."""
+    """Raise a FileError for a size that is negative, beyond single precision, or zero as a divisor."""
     if isinstance(value, list):
         for item in value:
             check_sign(owner, name, item)

@@ -1,5 +1,8 @@
 """`check_layer` and `check_flow`: is a layer, or a whole flow, what it claims to be? For users' own layers, too."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -90,9 +93,9 @@ def check_flow(
         _close("the density integrates to one", weight.mean(), torch.ones(()), float(5 * error) + 1e-3)
 
 
-def _log_det(function: object, rows: Tensor, context: Tensor | None, i: int) -> Tensor:
+def _log_det(function: Callable[..., Any], rows: Tensor, context: Tensor | None, i: int) -> Tensor:
     given = None if context is None else context[i]
-    jacobian = torch.autograd.functional.jacobian(lambda row: function(row, given)[0], rows[i])  # type: ignore[operator]
+    jacobian = torch.autograd.functional.jacobian(lambda row: function(row, given)[0], rows[i])
     return torch.linalg.slogdet(jacobian).logabsdet
 
 

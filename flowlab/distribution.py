@@ -140,8 +140,8 @@ def kl_divergence(
     """KL(p ‖ q) = E_p[log p(x) − log q(x)] in nats, as a mean over draws from p, with its standard error.
 
     The value is differentiable in the parameters of q, and, where p has `rsample`, in those of p.
-    `torch.distributions.kl_divergence` gives the same value, from 1,024 draws of torch's global generator, wherever p or
-    q is what `Flow.distribution` returns.
+    `torch.distributions.kl_divergence` gives the same value, from 1,024 draws of torch's global generator, wherever p
+    or q is what `Flow.distribution` returns.
 
     Args:
         p: The distribution to draw from.

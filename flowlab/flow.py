@@ -20,7 +20,7 @@ Results = TypeVar("Results", bound=tuple[Tensor, ...])
 
 
 class Flow(nn.Module):
-    """A distribution over data x = g(z), with noise z from `base` and the invertible chain g = layers in sampling order.
+    """A distribution over data x = g(z), with noise z from `base` and the chain g of layers in sampling order.
 
     Shapes are torch.distributions': samples are (*shape, *context_batch, features); the batch of a
     context broadcasts against the batch of the data. Log-densities are in nats. Each layer computes in the

@@ -1,7 +1,7 @@
 """Functions with a hand-written backward: what the hot paths run in place of several torch operations.
 
-Each computes the same as a plain form made of torch operations, and falls back to it under torch.compile, torch.export and
-torch.func; second derivatives (`create_graph=True`) come from the plain form, too. All work with features first:
+Each computes the same as a plain form made of torch operations, and falls back to it under torch.compile, torch.export
+and torch.func; second derivatives (`create_graph=True`) come from the plain form, too. All work with features first:
 matrices (features, n) whose rows are long, so that kernels run along the batch.
 """
 
@@ -30,7 +30,10 @@ def zen5() -> bool:
 
 
 def transforming() -> bool:
-    """Whether torch.compile, torch.export, torch.func or forward-mode differentiation looks on, which need plain operations."""
+    """Whether torch.compile, torch.export, torch.func or forward-mode differentiation follows the call.
+
+    Operations must be plain then.
+    """
     return torch.compiler.is_compiling() or _functorch_stack() is not None or forward_ad._current_level >= 0
 
 
@@ -64,7 +67,8 @@ def to_features_first(x: Tensor) -> Tensor:
 # ---- products ---------------------------------------------------------------------------------------------------
 
 # oneDNN's product, which torch.compile uses: on AMD's Zen 5 it is twice as fast as MKL's behind torch.mm, at the same
-# precision; on Zen 4 it gains nothing and costs more to call. Others were not measured. torch has no public function for it, hence the fallback.
+# precision; on Zen 4 it gains nothing and costs more to call. Others were not measured. torch has no public function
+# for it, hence the fallback.
 _ONEDNN = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() and zen5() else None
 )
@@ -111,7 +115,8 @@ def run_network(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The output, without a gradient, and what `pull_network` needs.
 
-    That are the input of each linear layer, followed by the activations' arguments where their gradient needs these, and masked weights.
+    That are the input of each linear layer, followed by the activations' arguments where their gradient needs these,
+    and masked weights.
     """
     act, values, arguments, matrices = ACTIVATIONS[activation], [x], [], []
     for i, mask in enumerate(masks):
@@ -212,7 +217,10 @@ def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def within(x: Tensor, bound: float = 100.0) -> bool:
-    """Whether all of x is known to lie within ±bound. Looking is cheaper than computing; on a GPU it would mean waiting."""
+    """Whether all of x is known to lie within ±bound.
+
+    Looking is cheaper than computing; on a GPU it would mean waiting.
+    """
     if not x.is_cpu or not x.numel():
         return False
     low, high = torch.aminmax(x.detach())
@@ -253,8 +261,8 @@ class _Tame(Function):
 def tame(x: Tensor, bound: float = 100.0) -> Tensor:
     """x up to ±bound, and growing like a logarithm beyond, with a continuous slope.
 
-    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard deviations
-    would, through dozens of layers, leave the range of a float.
+    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard
+    deviations would, through dozens of layers, leave the range of a float.
     """
     if transforming():
         return plain_tame(x, bound)
@@ -287,7 +295,7 @@ class Kernel(Protocol):
         ...
 
     def plain(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Mapped values and log-slopes in differentiable torch operations, of values (*s) and parameters (count, *s)."""
+        """Mapped values and log-slopes in differentiable torch operations, at (*s) with (count, *s) parameters."""
         ...
 
 

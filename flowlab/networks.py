@@ -195,10 +195,10 @@ class MLP(nn.Module):
 class MaskedMLP(MLP):
     """MADE: outputs of a feature depend only on the features before it, and on the context.
 
-    Germain et al. 2015, "MADE: Masked autoencoder for distribution estimation". Inputs are the context, which no mask touches,
-    then `inputs_per_feature` numbers of each feature. Outputs are the `outputs` parameters of the first feature, then of the second.
-    Hidden units are sorted by degree: a unit of degree r sees the context and the first r features. All masks are
-    therefore staircases.
+    Germain et al. 2015, "MADE: Masked autoencoder for distribution estimation". Inputs are the context, which no mask
+    touches, then `inputs_per_feature` numbers of each feature. Outputs are the `outputs` parameters of the first
+    feature, then of the second. Hidden units are sorted by degree: a unit of degree r sees the context and the first r
+    features. All masks are therefore staircases.
 
     Args:
         features: Number of features, in the order of their dependence.
@@ -255,7 +255,7 @@ class MaskedMLP(MLP):
         )
 
     def known(self, layer: int, degree: int) -> int:
-        """How many of the inputs of a linear layer, or of the outputs after the last one, depend on at most the first `degree` features.
+        """How many inputs of a linear layer, or outputs of the last, depend on at most the first `degree` features.
 
         Of outputs these are the parameters of one feature more.
         """

@@ -27,7 +27,8 @@ def parts(
 
     Args:
         transform: The whole of them, in the direction from data to noise.
-        opened: Gives the list of transforms that one is made of, or the transform that it is the inverse of; None where it is a single one.
+        opened: Gives the list of transforms that one is made of, or the transform that it is the inverse of; None where
+            it is a single one.
         place: Where it is, in words.
         inverted: Whether it is used backwards.
     """
@@ -167,12 +168,13 @@ def verify(flow: Flow, model: M, log_prob: Callable[[M, Tensor, Tensor | None], 
     with torch.no_grad():
         x = flow.from_noise(flow.base.sample((64,), generator), context)
         theirs, ours = log_prob(model, x, context), flow.log_prob(x, context)
-    # Of the better rows: steep maps in a long chain amplify rounding without bound, a wrong translation is wrong everywhere.
+    # Of the better rows: steep maps in a long chain amplify rounding without bound, a wrong translation is wrong
+    # everywhere.
     error = float(((ours - theirs).abs() / (1 + theirs.abs())).nan_to_num(1.0).quantile(0.1))
     if not error <= 1e-3:
         raise ConversionError(
-            f"log_prob of the converted flow is off by a share of {error:.2g}: a part of the model that overrides a method, or "
-            "this version of the library, computes something else"
+            f"log_prob of the converted flow is off by a share of {error:.2g}: a part of the model that overrides a "
+            "method, or this version of the library, computes something else"
         )
 
 

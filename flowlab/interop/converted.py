@@ -1,8 +1,8 @@
 """What flows converted from other libraries are made of: layers with a given network, and the others' parametrisations.
 
-The scalar maps here differ from flowlab's own in how numbers become scales, knots and slopes, and in their direction: nflows and
-zuko parametrise the way from data to noise. Nothing here needs the other library: a converted flow is saved, loaded, trained
-and moved like any flow.
+The scalar maps here differ from flowlab's own in how numbers become scales, knots and slopes, and in their direction:
+nflows and zuko parametrise the way from data to noise. Nothing here needs the other library: a converted flow is saved,
+loaded, trained and moved like any flow.
 """
 
 import math
@@ -24,7 +24,7 @@ from flowlab.layers.scalar.rational_quadratic import cumulated, rational_quadrat
 from flowlab.layers.scalar.spline import OnBox
 from flowlab.registry import register
 
-# Layers ----------------------------------------------------------------------------------------------------------------
+# Layers ---------------------------------------------------------------------------------------------------------------
 
 
 @register
@@ -141,7 +141,7 @@ def check_widths(network: Steps, inputs: int, outputs: int) -> None:
         )
 
 
-# Scalar maps -----------------------------------------------------------------------------------------------------------
+# Scalar maps ----------------------------------------------------------------------------------------------------------
 
 
 @register
@@ -176,8 +176,9 @@ class ScaleAndShift(ScalarMap):
     """z = scale · x + shift, with parameters shift and a raw scale.
 
     Attributes:
-        scale: How the raw scale a becomes the scale: "softplus" is softplus(a) + least (nflows' autoregressive transform), "sigmoid" is
-            sigmoid(a + 2) + least (nflows' coupling), "soft clip" is exp(a / (1 + |a / log least|)) (zuko), "exp" is exp(a).
+        scale: How the raw scale a becomes the scale: "softplus" is softplus(a) + least (nflows' autoregressive
+            transform), "sigmoid" is sigmoid(a + 2) + least (nflows' coupling), "soft clip" is
+            exp(a / (1 + |a / log least|)) (zuko), "exp" is exp(a).
         least: The smallest scale.
     """
 
@@ -205,7 +206,7 @@ class ScaleAndShift(ScalarMap):
 @register
 @dataclass(frozen=True)
 class FlooredSpline(OnBox):
-    """From data to noise a rational-quadratic spline on [-bound, bound] in nflows' parametrisation, the identity outside.
+    """From data to noise a rational-quadratic spline on [-bound, bound], the identity outside, as nflows has it.
 
     Parameters are the logits of `bins` widths and of as many heights, and of `bins - 1` slopes the softplus⁻¹.
 

@@ -1,4 +1,7 @@
-"""What nflows' flows are made of, part by part, as parts of flowlab: bases, transforms, networks. `nflows.convert` puts them together."""
+"""What nflows' flows are made of, part by part, as parts of flowlab: bases, transforms, networks.
+
+`nflows.convert` puts them together.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +38,7 @@ from flowlab.interop.converted import (
 from flowlab.interop.steps import Step
 from flowlab.layers import ActNorm, Additive, Householder, Layer, LULinear, Permutation, ScalarMap
 
-# Bases -----------------------------------------------------------------------------------------------------------------
+# Bases ----------------------------------------------------------------------------------------------------------------
 
 
 def base_of(distribution: Any, empty: Tensor) -> tuple[Base, list[Layer]]:
@@ -88,7 +91,7 @@ def _encoder(encoder: Any) -> tuple[Recipe, int]:
     return recipe, recipe.sources[0].weight.shape[1]
 
 
-# Transforms ------------------------------------------------------------------------------------------------------------
+# Transforms -----------------------------------------------------------------------------------------------------------
 
 
 def layers_of(transform: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
@@ -118,8 +121,8 @@ def _spline_coupling(t: Any, features: int, where: str, empty: Tensor) -> list[L
 def _coupling(t: Any, scalar: ScalarMap, where: str, empty: Tensor, order: Sequence[int] | None = None) -> list[Layer]:
     if type(t.transform_net) is not ResidualNet:
         raise ConversionError(
-            f"{where}: its network ({type(t.transform_net).__name__}) has no counterpart, only nflows.nn.nets.ResidualNet has; "
-            "convert(model, wrap=True) keeps the transform as from_nflows wraps it"
+            f"{where}: its network ({type(t.transform_net).__name__}) has no counterpart, "
+            "only nflows.nn.nets.ResidualNet has; convert(model, wrap=True) keeps the transform as from_nflows wraps it"
         )
     recipe = _residual_net(t.transform_net, where)
     if order is not None:
@@ -156,8 +159,8 @@ def _autoregressive(t: Any, features: int, where: str, empty: Tensor) -> list[La
 def _spline(t: Any, bins: int, where: str, network: Any = None) -> FlooredSpline:
     if t.tails != "linear":
         raise ConversionError(
-            f'{where} has tails={t.tails!r}: outside of its box it is not defined, only tails="linear" has a counterpart. '
-            "convert(model, wrap=True) keeps it as from_nflows wraps it"
+            f'{where} has tails={t.tails!r}: outside of its box it is not defined, only tails="linear" has a '
+            "counterpart. convert(model, wrap=True) keeps it as from_nflows wraps it"
         )
     shrink = math.sqrt(getattr(network, "hidden_features", 1))  # a MADE does not tell its width
     return FlooredSpline(bins, float(t.tail_bound), t.min_bin_width, t.min_bin_height, t.min_derivative, shrink)
@@ -258,7 +261,7 @@ _CONVERTERS: dict[type, Callable[[Any, int, str, Tensor], list[Layer]]] = {
 }
 
 
-# Networks --------------------------------------------------------------------------------------------------------------
+# Networks -------------------------------------------------------------------------------------------------------------
 
 
 def _residual_net(net: Any, where: str) -> Recipe:

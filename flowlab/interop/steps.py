@@ -20,19 +20,20 @@ Step = Sequence[Any]  # a word and its arguments; plain lists, so that a file ca
 
 @register
 class Steps(nn.Module):
-    """A network made of steps, each a word with its arguments. Weights are zero and masks one until somebody fills them.
+    """A network made of steps, each a word with its arguments. Weights start at zero and masks at one.
 
     - `["join"]`: append the context;
     - `["linear", width]`, `["masked", width]`: weights and a bias, with a mask of the weights;
     - `["constant", width]`: a bias alone, whatever came before;
-    - an activation by its name in `flowlab.activations`, with arguments as `torch.nn.functional` has them: `["elu", 1.0]`;
+    - an activation by its name in `flowlab.activations`, with arguments as `torch.nn.functional` has them:
+      `["elu", 1.0]`;
     - `["standardise", eps]`: mean zero and variance one over the units;
     - `["dropout", share]`;
     - `["residual", steps]`: add what the steps make of the values;
     - `["add", steps]`, `["gate", steps]`: add what the steps make of the context, or multiply with its sigmoid.
 
-    The last step is linear, masked or constant. Unlike flowlab's own conditioners this one takes values as they are, however
-    large: the numbers have to be those of another library.
+    The last step is linear, masked or constant. Unlike flowlab's own conditioners this one takes values as they are,
+    however large: the numbers have to be those of another library.
 
     Args:
         in_features: Width of the input, without the context.

@@ -26,8 +26,8 @@ from flowlab.networks import MaskedMLP, start_at
 class Autoregressive(Layer):
     """A masked autoregressive layer over any scalar map.
 
-    With `fast="density"` the parameters depend on the earlier data (MAF, Papamakarios et al. 2017): density is one pass of
-    the network, sampling one per feature. With `fast="sampling"` they depend on the earlier noise (IAF, Kingma
+    With `fast="density"` the parameters depend on the earlier data (MAF, Papamakarios et al. 2017): density is one pass
+    of the network, sampling one per feature. With `fast="sampling"` they depend on the earlier noise (IAF, Kingma
     et al. 2016), and it is the other way round.
 
     Args:
@@ -122,7 +122,7 @@ class Autoregressive(Layer):
         return conditioned(value, context, self.network, self.scalar, inverse, dropout=dropout)
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The slow direction: parameters of a feature need the mapped values of those before it. Dropout has no part in it."""
+        """The slow direction: a feature's parameters need the mapped values before it. There is no dropout."""
         slow: Map = self.scalar.inverse if inverse else self.scalar.forward
         fast: Map = self.scalar.forward if inverse else self.scalar.inverse
         sweep = Sweep(self.network, self.scalar, None if context is None else context.detach())

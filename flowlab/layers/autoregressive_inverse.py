@@ -1,12 +1,13 @@
 """An autoregressive layer against its fast direction: feature by feature, with every weight used once.
 
 The parameters of a feature need the mapped values of those before it. Running the whole network once per feature would
-compute everything `features` times; but a hidden unit of degree r depends on the first r features alone, so it can be computed once,
-as soon as they are known. Units are sorted by degree, so that all this happens on slices.
+compute everything `features` times; but a hidden unit of degree r depends on the first r features alone, so it can be
+computed once, as soon as they are known. Units are sorted by degree, so that all this happens on slices.
 
-Gradients come from the implicit function theorem. Against the fast direction F the result x solves F(x; θ) = z, so dx = J⁻¹ (dz - ∂F/∂θ dθ)
-with the triangular Jacobian J = ∂F/∂x: the pullback J⁻ᵀ g is again one sweep, from the last feature to the first. Memory
-therefore does not grow with the square of the number of features, as it would if autograd recorded a pass for each of them.
+Gradients come from the implicit function theorem. Against the fast direction F the result x solves F(x; θ) = z, so
+dx = J⁻¹ (dz - ∂F/∂θ dθ) with the triangular Jacobian J = ∂F/∂x: the pullback J⁻ᵀ g is again one sweep, from the last
+feature to the first. Memory therefore does not grow with the square of the number of features, as it would if autograd
+recorded a pass for each of them.
 """
 
 from collections.abc import Callable

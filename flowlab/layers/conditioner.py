@@ -49,7 +49,7 @@ def conditioned(
     places: Places | None = None,
     dropout: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Maps rows of x (features, n) by scalar maps with the network's parameters: the mapped rows, and the log-determinant (n,).
+    """Map rows of x (features, n) by scalar maps with the network's parameters; also the log-determinant (n,).
 
     Args:
         x: The values.
@@ -185,14 +185,14 @@ def _leading(values: Sequence[Any], present: bool) -> tuple[Any, Sequence[Any]]:
 
 
 def conditioner_inputs(features: Tensor, given: Tensor | None, periodic: bool) -> Tensor:
-    """What a conditioner sees of features (d, n): the context, then the features (angles as cosine and sine), outliers tamed."""
+    """A conditioner's inputs: the context, then features (d, n), angles as cosine and sine; outliers are tamed."""
     if periodic:
         features = torch.stack([features.cos(), features.sin()], 1).flatten(0, 1)
     return tame(features if given is None else torch.cat([given, features]))
 
 
 def by_parameter(output: Tensor, count: int) -> Tensor:
-    """A conditioner's output, `count` parameters of one feature after the other, as a scalar map wants it: (count, d, n)."""
+    """A conditioner's output, `count` parameters of feature after feature, as scalar maps want it: (count, d, n)."""
     return output.view(len(output) // count, count, output.shape[-1]).transpose(0, 1)
 
 

@@ -108,7 +108,7 @@ def alternating_mask(features: int, flip: bool = False) -> list[bool]:
 
 
 def alternating_couplings(features: int, scalar: ScalarMap, count: int, **options: Any) -> list[Layer]:
-    """Couplings whose masks alternate: `count` of them, the first of which changes every other feature from the second on.
+    """Couplings with alternating masks, the first of which changes every other feature from the second on.
 
     Args:
         features: Width of noise and data.

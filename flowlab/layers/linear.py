@@ -158,7 +158,7 @@ class Householder(Layer):
 
 
 def reflect(vectors: Tensor) -> Tensor:
-    """The product of Householder reflections of vectors (*batch, reflections, features): (*batch, features, features)."""
+    """The product (*batch, features, features) of reflections of vectors (*batch, reflections, features)."""
     unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     matrix = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
     for v in unit.unbind(-2):

@@ -10,7 +10,8 @@ from torch import Tensor
 from flowlab.arguments import real, settle
 from flowlab.layers.scalar.scalar_map import Explicit, ScalarMap
 
-WIDE = 4.0  # bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales
+# The bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales.
+WIDE = 4.0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ class MixtureCDF(ScalarMap):
     """z = Φ⁻¹(Σ π_k Φ((x − μ_k) / σ_k)): under standard normal noise, x is a mixture of Gaussians.
 
     Ho et al. 2019, "Flow++", section 3.2, with normal in place of logistic components. The density direction
-    (`inverse`) is a formula, sampling solves for x. All sums are taken in logs and on the side of the nearer tail, so that nothing
-    is lost hundreds of standard deviations out.
+    (`inverse`) is a formula, sampling solves for x. All sums are taken in logs and on the side of the nearer tail, so
+    that nothing is lost hundreds of standard deviations out.
 
     One more component, standard normal with the fixed weight `floor`, bounds what an outlier can cost.
 
@@ -44,7 +44,8 @@ class MixtureCDF(ScalarMap):
     def initial(self) -> Tensor:
         """Means apart and scales below one, nearly the identity: components that start equal would stay equal.
 
-        N(0, 1) is N(0, s²) smoothed by N(0, 1 - s²), and the sum over evenly spaced means is the smoothing's trapezoidal rule.
+        N(0, 1) is N(0, s²) smoothed by N(0, 1 - s²), and the sum over evenly spaced means is the smoothing's
+        trapezoidal rule.
         """
         width = min(0.7, 0.2 * (self.components - 1))  # of the smoothing; few components must stay close together
         means = torch.linspace(-2.8, 2.8, self.components, dtype=torch.float64) * width

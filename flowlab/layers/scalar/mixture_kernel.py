@@ -1,8 +1,8 @@
 """The density direction of `MixtureCDF` with an analytic gradient: what training and scoring run.
 
 `normal_score` is the same map in logarithms, which is exact however far out. The kernel takes sums of probabilities and
-densities themselves, always on the side of the nearer tail: a third of the operations, and good for values up to `NEAR`,
-where the fixed standard normal component keeps every sum away from the smallest float.
+densities themselves, always on the side of the nearer tail: a third of the operations, and good for values up to
+`NEAR`, where the fixed standard normal component keeps every sum away from the smallest float.
 """
 
 import math
@@ -114,7 +114,7 @@ class MixtureKernel:
         return normal_score(value, *self.components_of(params))
 
     def components_of(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and log-scales (components + 1, *s) of parameters (count, *s); the fixed one comes last."""
+        """Log-weights, means and log-scales (components + 1, *s), the fixed component last."""
         logits, means, log_scales = params.split(self.components)
         log_weights = torch.log_softmax(logits, 0) + math.log1p(-self.floor)
         zero = torch.zeros_like(params[:1])

@@ -20,12 +20,14 @@ def rational_quadratic(
     """Evaluate monotone rational-quadratic splines.
 
     Args:
-        value: Where to evaluate (*s), within the knots (callers clamp: the branch that `where` throws away must be safe, too).
+        value: Where to evaluate (*s), within the knots (callers clamp: the branch that `where` throws away must be
+            safe, too).
         knots_x: Increasing knots on the input side, (bins + 1, *s) or broadcastable to it.
         knots_y: Increasing knots on the output side, likewise.
         slopes: Positive derivatives at the knots, likewise.
         inverse: Evaluate the inverse function: `value` lies on the output side.
-        last: Index of the last knot in use, broadcastable to (1, *s), where some columns use fewer; all knots when None.
+        last: Index of the last knot in use, broadcastable to (1, *s), where some columns use fewer; all knots when
+            None.
 
     Returns:
         The function's value and the log of its derivative, both (*s), each of the direction asked for.
@@ -94,8 +96,10 @@ def within(bound: float, value: Tensor, mapped: Tensor, log_slope: Tensor) -> tu
 def plain_spline(
     value: Tensor, params: Tensor, bins: int, bound: float, slope: float, periodic: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """`SplineKernel` in differentiable torch operations, at values (*s) with parameters (count, *s): the reference, and what
-    traces and second derivatives need."""
+    """`SplineKernel` in differentiable torch operations, at values (*s) with parameters (count, *s).
+
+    It is the reference, and what traces and second derivatives need.
+    """
     widths, heights, slopes = params[:bins], params[bins : 2 * bins], params[2 * bins : 3 * bins - (not periodic)]
     knots_x, knots_y = knot_positions(widths, bound, slope), knot_positions(heights, bound, slope)
     slopes = soft_clip(slopes, -math.log(slope)).exp()

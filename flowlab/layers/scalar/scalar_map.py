@@ -10,11 +10,11 @@ from flowlab.kernels import Kernel, scalar_map
 class ScalarMap:
     """A monotone map of single numbers, with `count` parameters each.
 
-    A subclass writes `count`, `forward` (noise to data) and `inverse` (data to noise). Both take values of any shape (*s)
-    and parameters (count, *s) – parameters first, because a softmax over a small last axis is slow – and return the
-    mapped values and the elementwise log-derivative of their own direction, both (*s). Zero parameters mean the
-    identity, or else `initial` is written as well. Subclasses are frozen dataclasses: their fields are what a saved file
-    keeps.
+    A subclass writes `count`, `forward` (noise to data) and `inverse` (data to noise). Both take values of any shape
+    (*s) and parameters (count, *s) – parameters first, because a softmax over a small last axis is slow – and return
+    the mapped values and the elementwise log-derivative of their own direction, both (*s). Zero parameters mean the
+    identity, or else `initial` is written as well. Subclasses are frozen dataclasses: their fields are what a saved
+    file keeps.
 
     A class that does not derive from this one but has `count`, `periodic`, `box` and the two directions is taken as
     well; it starts at zero and runs without kernels.

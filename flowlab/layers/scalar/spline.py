@@ -1,4 +1,4 @@
-"""Rational-quadratic splines (Durkan et al. 2019, "Neural spline flows"; Gregory & Delbourgo 1982), on a box and on the circle."""
+"""Rational-quadratic splines (Durkan et al. 2019, "Neural spline flows"), on a box and on the circle."""
 
 import math
 from dataclasses import dataclass

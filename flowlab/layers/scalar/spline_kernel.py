@@ -1,9 +1,9 @@
 """The rational-quadratic spline as one autograd function with an analytic backward: what training and scoring run.
 
-`rational_quadratic.py` has the same map in plain differentiable form, which is the reference, and which double backward, torch.func,
-torch.compile and torch.export use. What makes this form fast: bins never lie on the last axis, which is the batch; only the softmax and
-its gradient touch all bins, everything else works on the two knots around each value; comparisons write
-floats (torch's booleans are slow to make and to sum); temporaries are reused in place.
+`rational_quadratic.py` has the same map in plain differentiable form, which is the reference, and which double
+backward, torch.func, torch.compile and torch.export use. What makes this form fast: bins never lie on the last axis,
+which is the batch; only the softmax and its gradient touch all bins, everything else works on the two knots around each
+value; comparisons write floats (torch's booleans are slow to make and to sum); temporaries are reused in place.
 """
 
 import math
@@ -20,8 +20,9 @@ from flowlab.layers.scalar.rational_quadratic import plain_spline
 class SplineKernel:
     """Splines on [-bound, bound] in one direction, with a hand-written gradient.
 
-    Raw parameters are `bins` logits of widths, as many of heights, and the logarithms of the slopes: at the `bins` knots of
-    the circle where `periodic`, else at the `bins - 1` inner knots, with slope one at the ends and the identity outside.
+    Raw parameters are `bins` logits of widths, as many of heights, and the logarithms of the slopes: at the `bins`
+    knots of the circle where `periodic`, else at the `bins - 1` inner knots, with slope one at the ends and the
+    identity outside.
     """
 
     bins: int
@@ -36,7 +37,8 @@ class SplineKernel:
         inside = None if periodic else value.abs() < bound
         safe = value.clamp(-bound, bound)
 
-        # Shares of the bins (d, 2, bins, n), widths before heights, and the knots between them (d, 2, bins + 1, n), in [0, 1].
+        # Shares of the bins (d, 2, bins, n), widths before heights, and the knots between them (d, 2, bins + 1, n), in
+        # [0, 1].
         logits = params[:, : 2 * bins]
         clip = _soft_clip_divisor(logits, -math.log(slope) / 2)
         shares = torch.softmax((logits / clip).view(d, 2, bins, n), 2)
@@ -47,7 +49,8 @@ class SplineKernel:
         for j in range(1, bins):
             torch.add(ends[j - 1], parts[j - 1], out=ends[j])
 
-        # passed[:, j] is one where the value is beyond inner knot j: inner knots alone, so that the bin is valid by construction.
+        # passed[:, j] is one where the value is beyond inner knot j: inner knots alone, so that the bin is valid by
+        # construction.
         passed = value.new_empty(d, bins - 1, n)
         torch.ge((safe + bound).mul_(0.5 / bound).unsqueeze(1), knots[:, int(inverse), 1:-1], out=passed)
         bin = passed.sum(1)
@@ -180,7 +183,8 @@ class SplineKernel:
             grad.view(-1).index_add_(0, right, to_right).index_add_(0, left, to_left)
         else:
             grad.view(-1).scatter_(0, right, to_right).scatter_(0, left, to_left)
-        # Bin j moves the start of every bin after it and the width of its own; then the softmax's and the clip's gradient.
+        # Bin j moves the start of every bin after it and the width of its own; then the softmax's and the clip's
+        # gradient.
         grad_width.mul_(width)
         mean = torch.addcmul(grad_width, start.add(bound), grad_start).transpose(0, 1).unsqueeze(2).neg_()
         grad_start = grad_start.mul_(2 * bound).transpose(0, 1).unsqueeze(2)
