@@ -27,7 +27,7 @@ def _pull_relu(grad: Tensor, y: Tensor) -> Tensor:
 
 
 def _pull_leaky_relu(grad: Tensor, x: Tensor) -> Tensor:
-    return _aten.leaky_relu_backward.grad_input(grad, x, 0.01, False, grad_input=grad)
+    return grad.mul_(torch.where(x > 0, torch.ones_like(x), 0.01))
 
 
 def _pull_silu(grad: Tensor, x: Tensor) -> Tensor:
@@ -43,7 +43,8 @@ def _pull_elu(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _pull_selu(grad: Tensor, x: Tensor) -> Tensor:
-    return _aten.elu_backward.grad_input(grad, *_SELU, 1, False, x, grad_input=grad)
+    alpha, scale = _SELU
+    return grad.mul_(torch.where(x > 0, scale, scale * alpha * x.clamp(max=0).exp()))
 
 
 def _pull_tanh(grad: Tensor, y: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ def _pull_tanh(grad: Tensor, y: Tensor) -> Tensor:
 
 
 def _pull_sigmoid(grad: Tensor, y: Tensor) -> Tensor:
-    return _aten.sigmoid_backward.grad_input(grad, y, grad_input=grad)
+    return grad.mul_(y * (1 - y))
 
 
 def _pull_softplus(grad: Tensor, x: Tensor) -> Tensor:
-    return _aten.softplus_backward.grad_input(grad, x, 1, 20, grad_input=grad)
+    return grad.mul_(torch.where(x > 20, 1.0, torch.sigmoid(x)))  # beyond 20 torch's softplus is the identity
 
 
 ACTIVATIONS = {
