@@ -37,11 +37,12 @@ test-slow: $(READY)  ## the tests that take long
 test-matrix:  ## the tests under further Pythons and torches, where they are at hand; ARGS="--help" says more
 	$(PYTHON) .ci/matrix.py $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and what may import what
 	@echo "== lint and types"
 	$(BIN)/ruff check flowlab tests examples datasets benchmarks
 	$(BIN)/ruff format --check flowlab tests examples datasets benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format flowlab tests examples datasets benchmarks

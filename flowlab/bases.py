@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture as SklearnMixture
+
+
+__all__ = ["Base", "Gaussian", "GaussianMixture", "Kernels", "StudentT", "Uniform"]
+
+
+def __dir__() -> list[str]:
+    """The bases, for tab completion."""
+    return __all__
 
 
 class Base(nn.Module):
@@ -50,7 +58,7 @@ class Base(nn.Module):
             return self.rsample(sizes(shape), generator)
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Noise z (*batch, features) of this distribution as standard normal noise; drawn where several values would do."""
+        """Noise z (*batch, features) as standard normal noise, drawn where several values would do."""
         raise NotImplementedError(f"{type(self).__name__} cannot be turned into standard normal noise")
 
     def extra_repr(self) -> str:
@@ -81,6 +89,15 @@ class Gaussian(Base):
                 self.register_parameter(name, nn.Parameter(torch.zeros(self.features)))
             else:
                 self.register_buffer(name, torch.zeros(self.features))
+
+    @classmethod
+    @torch.no_grad()
+    def from_moments(cls, loc: Tensor, log_scale: Tensor) -> Self:
+        """Learnable noise of given location and log-scale (features,), in the location's floating-point type."""
+        base = cls(len(loc), learnable=True).to(loc)
+        base.loc.copy_(loc)
+        base.log_scale.copy_(log_scale)
+        return base
 
     def log_prob(self, z: Tensor) -> Tensor:
         if self.learnable:
@@ -186,7 +203,8 @@ class GaussianMixture(Base):
     """A mixture of full-covariance Gaussians with learnable weights, means and covariances.
 
     `rsample` is differentiable by implicit reparameterization: the conditional distribution functions of a
-    sample stay what they were while the parameters move (Figurnov et al. 2018, "Implicit reparameterization gradients", section 3.1).
+    sample stay what they were while the parameters move (Figurnov et al. 2018, "Implicit reparameterization gradients",
+    section 3.1).
 
     Args:
         features: Width of the noise.
@@ -225,15 +243,27 @@ class GaussianMixture(Base):
             covariance = torch.diag_embed(covariance)
         elif mixture.covariance_type == "spherical":
             covariance = covariance[:, None, None] * eye
+        means = torch.as_tensor(mixture.means_, dtype=torch.float64)
+        return cls.from_moments(torch.as_tensor(mixture.weights_).log(), means, torch.linalg.cholesky(covariance))
+
+    @classmethod
+    @torch.no_grad()
+    def from_moments(cls, logits: Tensor, means: Tensor, scale_tril: Tensor) -> Self:
+        """The mixture of given components, in the floating-point type and on the device of `means`.
+
+        Args:
+            logits: Logarithms of the weights (components,), up to a constant.
+            means: Means (components, features).
+            scale_tril: Cholesky factors of the covariances (components, features, features).
+        """
+        components, features = means.shape
         # The means are replaced: torch's global generator shall not be drawn from.
-        base = cls(features, components, generator=torch.Generator()).double()
-        scale_tril = torch.linalg.cholesky(covariance)
+        base = cls(features, components, generator=torch.Generator()).to(means)
         diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
-        with torch.no_grad():
-            base.logits.copy_(torch.as_tensor(mixture.weights_).log())
-            base.means.copy_(torch.as_tensor(mixture.means_))
-            base.lower.copy_(scale_tril)
-            base.diagonal.copy_(diagonal + torch.log(-torch.expm1(-diagonal)))  # softplus's inverse
+        base.logits.copy_(logits)
+        base.means.copy_(means)
+        base.lower.copy_(scale_tril)
+        base.diagonal.copy_(diagonal + torch.log(-torch.expm1(-diagonal)))  # softplus's inverse
         return base
 
     def scale_tril(self) -> Tensor:
@@ -302,7 +332,7 @@ class Kernels(Base):
 
     Args:
         features: Width of the noise.
-        count: Number of kernels, which start at zero; `centres` and `log_bandwidth` are to be filled.
+        count: Number of kernels. They are at zero, with bandwidth one: `from_rows` gives them their places.
     """
 
     centres: Tensor
@@ -313,6 +343,21 @@ class Kernels(Base):
         self.features, self.count = features, count = whole("features", features), whole("count", count)
         self.register_buffer("centres", torch.zeros(count, features))
         self.register_buffer("log_bandwidth", torch.zeros(()))
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, bandwidth: float) -> Self:
+        """Kernels of one bandwidth around rows (n, features), in their floating-point type.
+
+        Example:
+            >>> import torch, flowlab
+            >>> base = flowlab.bases.Kernels.from_rows(torch.tensor([[-1.0], [1.0]]), bandwidth=0.5)
+            >>> base.log_prob(torch.zeros(1))
+            tensor(-2.2258)
+        """
+        base = cls(rows.shape[1], len(rows)).to(rows)
+        base.centres.copy_(rows)
+        base.log_bandwidth.fill_(math.log(bandwidth))
+        return base
 
     def _log_shares(self, z: Tensor) -> Tensor:
         """Log-density of rows z (n, features) under each kernel, up to what they all share: (n, count)."""

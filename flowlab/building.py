@@ -6,14 +6,14 @@ What a file may ask for follows from what it brings, before anything is built:
   together not larger than four times that: every size in flowlab is the side of some tensor of four bytes a number.
   Small files may ask for `SMALL`, and `TOGETHER` in sum. `FREE` names sizes that cost nothing.
 - There are at most four objects for each tensor, and `SPARE` besides; they are nested `DEPTH` deep at most.
-- Types fit the constructors' annotations, sizes are not negative nor beyond single precision, and what is divided by is above zero.
+- Types fit the constructors' annotations, sizes are not negative nor beyond single precision, and what is divided by is
+  above zero.
 
 Then an outline is built without memory (on torch's meta device), with a bounded number of calls, and its tensors must
 be those of the file. Only then is the module itself built: whatever it costs, its tensors have that size.
 """
 
 import dataclasses
-import importlib
 import inspect
 import math
 import pickle
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from flowlab import registry
 from flowlab.hints import check_arguments, hints_of, shown
 
 SMALL = 2**16  # largest whole number in a description, whatever the tensors
@@ -78,25 +79,24 @@ class Stored(NamedTuple):
 # Descriptions ---------------------------------------------------------------------------------------------------------
 
 
-def describe(value: Any, classes: Mapping[str, type]) -> Any:
+def describe(value: Any) -> Any:
     """A module or scalar map as JSON: its class and its constructor's arguments."""
     if isinstance(value, nn.ModuleList | list | tuple):
-        return [describe(item, classes) for item in value]
+        return [describe(item) for item in value]
     if isinstance(value, Tensor | np.ndarray | np.generic):
         value = value.tolist()
-        return describe(value, classes) if isinstance(value, list | float) else value
+        return describe(value) if isinstance(value, list | float) else value
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} cannot be saved: files hold finite numbers")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     name = type(value).__name__
-    if classes.get(name) is not type(value):
-        reason = getattr(value, "unsaved", "decorate the class with flowlab.files.register")
-        raise TypeError(f"cannot save a {name}: {reason}")
+    if not registry.is_known(type(value)):
+        raise TypeError(f"cannot save a {name}: {registry.reason(type(value))}")
     found = {}
     for argument in arguments(type(value)):
         try:
-            found[argument] = describe(getattr(value, argument), classes)
+            found[argument] = describe(getattr(value, argument))
         except ValueError as error:
             raise ValueError(f"{name}.{argument}: {error}") from error
     return {"class": name, "args": found}
@@ -119,19 +119,16 @@ def is_own(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "flowlab"
 
 
-class Classes(NamedTuple):
-    """The classes that files may name: by name, and the modules in which others are found when a file needs them."""
+def class_of(name: Any) -> type:
+    """The class that a file names.
 
-    known: dict[str, type]
-    lazy: dict[str, str]
-
-    def __call__(self, name: Any) -> type:
-        if isinstance(name, str):
-            if name not in self.known and name in self.lazy:
-                importlib.import_module(self.lazy[name])
-            if name in self.known:
-                return self.known[name]
+    Raises:
+        FileError: There is none of that name.
+    """
+    cls = registry.find(name) if isinstance(name, str) else None
+    if cls is None:
         raise FileError(f"unknown class {shown(name)}: register it before loading")
+    return cls
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
@@ -140,8 +137,7 @@ class Classes(NamedTuple):
 class _Allowance:
     """What a description may still ask for, given the tensors of its file."""
 
-    def __init__(self, stored: Mapping[str, Stored], payload: int, classes: Classes) -> None:
-        self.classes = classes
+    def __init__(self, stored: Mapping[str, Stored], payload: int) -> None:
         self.largest = max(SMALL, payload // 4)
         self.together = max(TOGETHER, payload)
         self.objects = SPARE + OBJECTS * len(stored)
@@ -162,7 +158,7 @@ class _Allowance:
                 raise FileError("the description has more objects than the file has tensors for")
             if value.keys() != {"class", "args"} or not isinstance(value["args"], dict):
                 raise FileError(f"an object of the description is damaged: {shown(value)}")
-            self.check_object(self.classes(value["class"]), value["args"], depth)
+            self.check_object(class_of(value["class"]), value["args"], depth)
         elif sizes and type(value) is int:
             self.spend(value)
 
@@ -186,7 +182,7 @@ class _Allowance:
 
 
 def check_sign(owner: str, name: str, value: Any) -> None:
-    """Raises a FileError for a size that is negative or beyond single precision, or zero where it would be divided by."""
+    """Raise a FileError for a size that is negative, beyond single precision, or zero as a divisor."""
     if isinstance(value, list):
         for item in value:
             check_sign(owner, name, item)
@@ -244,7 +240,6 @@ def build(
     stored: Mapping[str, Stored],
     payload: int,
     read: Callable[[str], Tensor],
-    classes: Classes,
 ) -> nn.Module:
     """The module that a description and the tensors beside it stand for.
 
@@ -253,15 +248,14 @@ def build(
         stored: The tensors of the file, not yet read.
         payload: Their bytes.
         read: The tensor of a name.
-        classes: What may be built.
 
     Raises:
         FileError: It is none of flowlab's, is damaged, or asks for more than its tensors have.
     """
-    _Allowance(stored, payload, classes).check(description)
+    _Allowance(stored, payload).check(description)
     with random_states_kept():
         with torch.device("meta"), _Outline(SPARE + CALLS * len(stored)):
-            outline = _construct(description, classes)
+            outline = _construct(description)
             if not isinstance(outline, nn.Module):
                 raise FileError("the description is not that of a module")
         expected = {name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()}
@@ -269,7 +263,7 @@ def build(
             found = {name: one.shape for name, one in stored.items()}
             names = sorted(k for k in {*expected, *found} if expected.get(k) != found.get(k))
             raise FileError(f"tensors do not fit the description: {', '.join(names[:5])[:200]}")
-        module = _construct(description, classes)
+        module = _construct(description)
     check_types(module, stored)
     # Assigned, since each layer may have a floating-point type of its own; copied, since a file's memory is not aligned
     # as torch's own is, and other kernels would round differently.
@@ -279,15 +273,17 @@ def build(
     return module
 
 
-def _construct(description: Any, classes: Classes) -> Any:
+def _construct(description: Any) -> Any:
     if isinstance(description, list):
-        return [_construct(item, classes) for item in description]
+        return [_construct(item) for item in description]
     if not isinstance(description, dict):
         return description
-    cls = classes(description["class"])
-    args = {name: _construct(value, classes) for name, value in description["args"].items()}
+    cls = class_of(description["class"])
+    args = {name: _construct(value) for name, value in description["args"].items()}
     if is_own(cls):
-        check_arguments(cls.__name__, args, argument_hints(cls))
+        # What objects of a program's own classes are good for, the constructor will find out.
+        own = {name: value for name, value in args.items() if not registry.is_registered(type(value))}
+        check_arguments(cls.__name__, own, argument_hints(cls))
     if "generator" in inspect.signature(cls).parameters:
         args["generator"] = torch.Generator()  # the weights are the file's: none come from a generator of the program
     return cls(**args)

@@ -1,10 +1,13 @@
 """`check_layer` and `check_flow`: is a layer, or a whole flow, what it claims to be? For users' own layers, too."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flowlab.flow import Flow, dtype_of
-from flowlab.layers.layer import Layer
+from flowlab.layers import Autoregressive, Coupling, Layer
 
 
 def check_layer(
@@ -32,9 +35,8 @@ def check_layer(
         tolerance = 2e-3 if dtype == torch.float32 else 1e-7
     if x is None:
         x = torch.empty(16, layer.features, dtype=dtype).normal_(generator=generator)
-        x = (
-            x.clamp(-3, 3) if getattr(getattr(layer, "scalar", None), "periodic", False) else x
-        )  # an angle comes back in [-π, π)
+        if isinstance(layer, Autoregressive | Coupling) and layer.scalar.periodic:
+            x = x.clamp(-3, 3)  # an angle comes back in [-π, π)
     if context is None and layer.context_features:
         context = torch.empty(len(x), layer.context_features, dtype=dtype).normal_(generator=generator)
     data, log_det = layer(x, context)
@@ -55,7 +57,7 @@ def check_flow(
     draws: int = 20_000,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Check a flow as `check_layer` does, that one pass gives the density of its samples, and that the density is normalised.
+    """Check a flow as `check_layer` does, the density that comes with its samples, and that it is normalised.
 
     Normalisation is estimated by importance sampling from a wider Gaussian fitted to the flow's own samples, which
     is informative up to about ten features; above, it is left out.
@@ -91,9 +93,9 @@ def check_flow(
         _close("the density integrates to one", weight.mean(), torch.ones(()), float(5 * error) + 1e-3)
 
 
-def _log_det(function: object, rows: Tensor, context: Tensor | None, i: int) -> Tensor:
+def _log_det(function: Callable[..., Any], rows: Tensor, context: Tensor | None, i: int) -> Tensor:
     given = None if context is None else context[i]
-    jacobian = torch.autograd.functional.jacobian(lambda row: function(row, given)[0], rows[i])  # type: ignore[operator]
+    jacobian = torch.autograd.functional.jacobian(lambda row: function(row, given)[0], rows[i])
     return torch.linalg.slogdet(jacobian).logabsdet
 
 

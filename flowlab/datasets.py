@@ -1,4 +1,4 @@
-"""Small data sets to try things on: real tables that ship with flowlab, and 2-D toys, most of them with an exact density.
+"""Small data sets: real tables that ship with flowlab, and 2-D toys, most of them with an exact density.
 
 from flowlab import datasets
 
@@ -95,7 +95,8 @@ def toy(name: str, n: int, random_state: int | None = None) -> Tensor:
     Args:
         name: A toy: checkerboard, circles, funnel, moons, pinwheel, rings or spirals; `card(name)` describes it.
         n: How many rows.
-        random_state: An int gives the same bits every time; None draws a fresh seed. The global random state is left alone.
+        random_state: An int gives the same bits every time; None draws a fresh seed. The global random state is left
+            alone.
 
     Returns:
         Independent rows (n, 2), float32 on the CPU, without units.
@@ -159,8 +160,8 @@ def _find(file: str) -> Path:
     raise FileNotFoundError(f"{file} is in none of {[str(folder) for folder in FOLDERS]}; reinstall flowlab")
 
 
-# The toys. Each sampler takes (n, generator) and returns (n, 2). Every draw is float32 by name, so that the bits depend on
-# the seed alone and not on torch's default dtype.
+# The toys. Each sampler takes (n, generator) and returns (n, 2). Every draw is float32 by name, so that the bits depend
+# on the seed alone and not on torch's default dtype.
 
 NOISE = 0.1
 PINWHEEL_ARMS, PINWHEEL_MEAN, PINWHEEL_SCALE = 5, (2.0, 0.0), (0.6, 0.2)

@@ -5,25 +5,24 @@ name. Only flowlab's own classes, and those a program registered, can be built f
 """
 
 import errno
-import importlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialized
 from torch import nn
 
-from flowlab import bases, building, layers
+from flowlab import building, registry
 from flowlab.building import FileError
-from flowlab.flow import Flow
 from flowlab.hints import shown
-from flowlab.mixture import FlowMixture
+from flowlab.registry import register
+from flowlab.version import __version__
 from flowlab.writing import check_writable, written_whole
 
 __all__ = ["FileError", "check_writable", "load", "register", "save"]
@@ -33,49 +32,11 @@ MOST_HEADER = 2**25  # bytes before the tensors; reading them takes several time
 MOST_FOREIGN = 2**22  # where some are not ASCII, which Python stores in up to four bytes each
 MOST_LISTS = 2**18  # lists and objects, each of which takes up to a hundred times its two bytes
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
-T = TypeVar("T", bound=type)
-
-
-_classes: dict[str, type] = {
-    "Flow": Flow,
-    "FlowMixture": FlowMixture,
-    **{name: getattr(layers, name) for name in layers.__all__ if name not in ("Layer", "ScalarMap")},
-    **{c.__name__: c for c in (bases.Gaussian, bases.GaussianMixture, bases.Kernels, bases.StudentT, bases.Uniform)},
+# By what members of mixtures are drawn, which has to sum to one.
+_SHARES: dict[str, Callable[[Any], torch.Tensor]] = {
+    "FlowMixture": lambda mixture: mixture.weights,
+    "GaussianMixture": lambda base: base.logits.detach().softmax(0),
 }
-# Classes that are imported only when a file holds one: they need pandas, or belong to few flows.
-_lazy: dict[str, str] = {
-    "MixedFlow": "flowlab.tables.mixed.mixed_flow",
-    "Ranks": "flowlab.tables.mixed.marginal_cdf",
-    **dict.fromkeys(("Histogram", "Logistics", "HistogramAndLogistics"), "flowlab.tables.mixed.heads"),
-    **dict.fromkeys(
-        ("Backwards", "ConvertedAutoregressive", "ConvertedCoupling", "FlooredSpline", "Inverse", "ScaleAndShift"),
-        "flowlab.interop.converted",
-    ),
-    "Steps": "flowlab.interop.steps",
-    "Given": "flowlab.posteriors.contexts",
-}
-_found = building.Classes(_classes, _lazy)
-# Readers of saved objects that are more than a module, by kind; each module adds its own when imported.
-_kinds: dict[str, str] = {
-    "FlowDensity": "flowlab.tables.density",
-    "FlowClassifier": "flowlab.tables.supervised",
-    "FlowRegressor": "flowlab.tables.supervised",
-    "FlowOutlier": "flowlab.tables.outlier",
-    "FlowPosterior": "flowlab.posteriors.posterior",
-}
-
-
-def register(cls: T) -> T:
-    """Class decorator that lets `load` build a layer, base or scalar map of yours.
-
-    Its constructor must keep each argument (but `generator`) as an attribute of the same name.
-
-    Raises:
-        ValueError: The name is taken by another class.
-    """
-    if _classes.setdefault(cls.__name__, cls) is not cls:
-        raise ValueError(f"the name {cls.__name__} is taken by {_classes[cls.__name__]}")
-    return cls
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
@@ -103,23 +64,20 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     """
     header: dict[str, Any]
     module: nn.Module | None
-    if hasattr(model, "_to_file"):
+    if registry.is_kind(model):
         header, module = model._to_file()
     elif isinstance(model, nn.Module):
         header, module = {"kind": "module"}, model
     else:
         raise TypeError(
             f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases and "
-            f"fitted objects of the classes "
-            f"{', '.join(_kinds)}"
+            f"fitted objects of the classes {', '.join(registry.kinds())}"
         )
-    from flowlab import __version__
-
     header = {
         "format": FORMAT,
         "version": __version__,
         **header,
-        "module": None if module is None else building.describe(module, _classes),
+        "module": None if module is None else building.describe(module),
     }
     tensors = {} if module is None else {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     # Copies, because safetensors refuses tensors that share memory.
@@ -163,14 +121,14 @@ def _load(path: Path, device: str | torch.device | None) -> Any:
     with _opened(path) as file:
         header = _header(file)
         kind = header["kind"]
-        if kind != "module" and kind not in _kinds:
+        if kind != "module" and kind not in registry.kinds():
             raise FileError(f"unknown kind of model {shown(kind)}")
         module = None if header["module"] is None else _module(file, header["module"])
     if module is not None:
         module = module.to(device or "cpu").train(False)
     if kind == "module":
         return module
-    return getattr(importlib.import_module(_kinds[kind]), kind)._from_file(header, module)
+    return registry.find_kind(kind)._from_file(header, module)
 
 
 def check_device(device: str | torch.device | None) -> None:
@@ -257,15 +215,16 @@ def _module(file: Any, description: Any) -> nn.Module:
     slices = {name: file.get_slice(name) for name in names}
     stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
-    module = building.build(description, stored, payload, file.get_tensor, _found)
+    module = building.build(description, stored, payload, file.get_tensor)
     for name, buffer in module.named_buffers():  # fitted, never trained: what training has broken are parameters
         if buffer.is_floating_point() and bool(buffer.isnan().any()):
             owner = module.get_submodule(name.rpartition(".")[0])
             if building.is_own(type(owner)):
                 raise FileError(f"tensor {name} holds what is no number")
-    for part in module.modules():  # by what they hold members and components are drawn
-        shares = part.weights if isinstance(part, FlowMixture) else None
-        shares = part.logits.detach().softmax(0) if isinstance(part, bases.GaussianMixture) else shares
-        if shares is not None and not abs(float(shares.sum()) - 1) < 0.1:
-            raise FileError(f"the weights of a {type(part).__name__} sum to {float(shares.sum()):.6g}, not to 1")
+    for part in module.modules():
+        name = type(part).__name__
+        if name in _SHARES and building.is_own(type(part)):
+            total = float(_SHARES[name](part).sum())
+            if not abs(total - 1) < 0.1:
+                raise FileError(f"the weights of a {name} sum to {total:.6g}, not to 1")
     return module

@@ -1,19 +1,17 @@
 """`Flow`: layers plus a base distribution make a trainable distribution."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Size, Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 from flowlab.arguments import floating, sizes
 from flowlab.bases import Base
+from flowlab.distribution import FlowDistribution
 from flowlab.kernels import transforming
-from flowlab.layers.layer import Layer
-
-if TYPE_CHECKING:
-    from flowlab.mixture import FlowMixture
+from flowlab.layers.layer import Layer, awaits_data, fast_of_all
 
 CHUNK = 4096  # rows handled at once where memory would grow with their number
 VALUES = 2**17  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
@@ -22,7 +20,7 @@ Results = TypeVar("Results", bound=tuple[Tensor, ...])
 
 
 class Flow(nn.Module):
-    """A distribution over data x = g(z), with noise z from `base` and the invertible chain g = layers in sampling order.
+    """A distribution over data x = g(z), with noise z from `base` and the chain g of layers in sampling order.
 
     Shapes are torch.distributions': samples are (*shape, *context_batch, features); the batch of a
     context broadcasts against the batch of the data. Log-densities are in nats. Each layer computes in the
@@ -103,7 +101,10 @@ class Flow(nn.Module):
         return self.inverse(x, context)[0].contiguous()
 
     def to_normal(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The noise behind data x (*batch, features) as standard normal noise, whatever the base; drawn where several values would do."""
+        """The noise behind data x (*batch, features) as standard normal noise, whatever the base.
+
+        It is drawn where several values would do.
+        """
         return self.base.to_normal(self.to_noise(x, context), generator)
 
     def from_noise(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -125,13 +126,13 @@ class Flow(nn.Module):
         with torch.no_grad():
             for layer in reversed(list(self)):
                 value = x.to(dtype_of(layer) or x.dtype)
-                if not bool(getattr(layer, "initialised", True)):
+                if awaits_data(layer):
                     layer.initialise(value)
                 if layer.context_features:
                     return  # what lies further towards the noise depends on a context
                 x = torch.cat([layer.inverse(chunk)[0] for chunk in value.split(CHUNK)])
 
-    def distribution(self, context: Tensor | None = None) -> "FlowDistribution":
+    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """This flow, given a context, as a `torch.distributions.Distribution`."""
         return FlowDistribution(self, context)
 
@@ -160,8 +161,7 @@ class Flow(nn.Module):
     @property
     def fast(self) -> str:
         """Which direction is one cheap pass through every layer: "both", "density", "sampling" or "neither"."""
-        kinds = {layer.fast for layer in self} - {"both"}
-        return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
+        return fast_of_all(layer.fast for layer in self)
 
     def _rsample(
         self, shape: int | Sequence[int], context: Tensor | None, generator: torch.Generator | None
@@ -207,7 +207,8 @@ class Flow(nn.Module):
         return (torch.where(lost, -torch.inf, value),)
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
-        # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether they use it.
+        # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether
+        # they use it.
         autocast = not transforming() and torch._C._is_any_autocast_enabled() and not value.is_meta
         if autocast and torch.is_autocast_enabled(value.device.type):
             with torch.autocast(value.device.type, enabled=False):
@@ -281,57 +282,3 @@ def _dtype_among(module: nn.Module, kind: str) -> torch.dtype | None:
         if dtype is not None:
             return dtype
     return None
-
-
-class FlowDistribution(Distribution):
-    """A flow, or a mixture of flows, given a context, as torch.distributions knows distributions: batch_shape is the context's batch."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(
-        self,
-        flow: "Flow | FlowMixture",
-        context: Tensor | None = None,
-        batch_shape: Size | None = None,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.flow, self.context = flow, context
-        if batch_shape is None:
-            batch_shape = Size() if context is None else context.shape[:-1]
-        super().__init__(batch_shape, Size((flow.features,)), validate_args=validate_args)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.flow.has_rsample
-
-    @property
-    def support(self) -> constraints.Constraint:
-        return self.flow.support
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlowDistribution":
-        batch_shape = Size(batch_shape)
-        context = None if self.context is None else self.context.expand(*batch_shape, -1)
-        return FlowDistribution(self.flow, context, batch_shape, validate_args=self._validate_args)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.flow.rsample(self._shape(sample_shape), self.context)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.flow.sample(self._shape(sample_shape), self.context)
-
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """Draws and their log-densities in one pass."""
-        return self.flow.rsample_and_log_prob(self._shape(sample_shape), self.context)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        log_prob = self.flow.log_prob(value, self.context)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
-
-    def _shape(self, sample_shape: Any) -> tuple[int, ...]:
-        """Without a context the batch is drawn like further samples; with one, `Flow` appends it."""
-        return (*Size(sample_shape), *(() if self.context is not None else self.batch_shape))
-
-    def __repr__(self) -> str:
-        return f"FlowDistribution(batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"

@@ -1,18 +1,19 @@
 """Functions with a hand-written backward: what the hot paths run in place of several torch operations.
 
-Each computes the same as a plain form made of torch operations, and falls back to it under torch.compile, torch.export and
-torch.func; second derivatives (`create_graph=True`) come from the plain form, too. All work with features first:
+Each computes the same as a plain form made of torch operations, and falls back to it under torch.compile, torch.export
+and torch.func; second derivatives (`create_graph=True`) come from the plain form, too. All work with features first:
 matrices (features, n) whose rows are long, so that kernels run along the batch.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.nn import functional as F
+
+from flowlab.activations import ACTIVATIONS
 
 _functorch_stack = torch._C._functorch.peek_interpreter_stack
 
@@ -29,7 +30,10 @@ def zen5() -> bool:
 
 
 def transforming() -> bool:
-    """Whether torch.compile, torch.export, torch.func or forward-mode differentiation looks on, which need plain operations."""
+    """Whether torch.compile, torch.export, torch.func or forward-mode differentiation follows the call.
+
+    Operations must be plain then.
+    """
     return torch.compiler.is_compiling() or _functorch_stack() is not None or forward_ad._current_level >= 0
 
 
@@ -54,7 +58,7 @@ def plain_backward(*grads: Tensor) -> bool:
     return torch.is_grad_enabled() or transforming() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
 
 
-def columns(x: Tensor) -> Tensor:
+def to_features_first(x: Tensor) -> Tensor:
     """(*batch, features) with features first: (features, n). Copies only where memory is not already laid out so."""
     rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(x.shape[:-1].numel(), 0)
     return rows.T.contiguous()
@@ -63,7 +67,8 @@ def columns(x: Tensor) -> Tensor:
 # ---- products ---------------------------------------------------------------------------------------------------
 
 # oneDNN's product, which torch.compile uses: on AMD's Zen 5 it is twice as fast as MKL's behind torch.mm, at the same
-# precision; on Zen 4 it gains nothing and costs more to call. Others were not measured. torch has no public function for it, hence the fallback.
+# precision; on Zen 4 it gains nothing and costs more to call. Others were not measured. torch has no public function
+# for it, hence the fallback.
 _ONEDNN = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() and zen5() else None
 )
@@ -92,32 +97,6 @@ def affine_product(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
 # ---- networks ---------------------------------------------------------------------------------------------------
 
 
-class Activation(NamedTuple):
-    """An activation and its gradient."""
-
-    plain: Callable[[Tensor], Tensor]
-    run: Callable[[Tensor], Tensor]  # the same; may overwrite its argument
-    pull: Callable[[Tensor, Tensor], Tensor]  # overwrites the gradient by that in the argument
-    of_result: bool  # whether `pull` is given the result, which then is all that has to be kept, or the argument
-
-
-_aten = torch.ops.aten
-ACTIVATIONS = {
-    "relu": Activation(
-        torch.relu,
-        torch.relu_,
-        lambda grad, y: _aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad),
-        True,
-    ),
-    "tanh": Activation(
-        torch.tanh, torch.tanh_, lambda grad, y: _aten.tanh_backward.grad_input(grad, y, grad_input=grad), True
-    ),
-    "silu": Activation(F.silu, F.silu, lambda grad, x: _aten.silu_backward.grad_input(grad, x, grad_input=grad), False),
-    "gelu": Activation(F.gelu, F.gelu, lambda grad, x: _aten.gelu_backward.grad_input(grad, x, grad_input=grad), False),
-    "elu": Activation(
-        F.elu, F.elu, lambda grad, x: _aten.elu_backward.grad_input(grad, 1, 1, 1, False, x, grad_input=grad), False
-    ),
-}
 Masks = Sequence[Tensor | None]
 
 
@@ -136,7 +115,8 @@ def run_network(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The output, without a gradient, and what `pull_network` needs.
 
-    That are the input of each linear layer, followed by the activations' arguments where their gradient needs these, and masked weights.
+    That are the input of each linear layer, followed by the activations' arguments where their gradient needs these,
+    and masked weights.
     """
     act, values, arguments, matrices = ACTIVATIONS[activation], [x], [], []
     for i, mask in enumerate(masks):
@@ -237,7 +217,10 @@ def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def within(x: Tensor, bound: float = 100.0) -> bool:
-    """Whether all of x is known to lie within ±bound. Looking is cheaper than computing; on a GPU it would mean waiting."""
+    """Whether all of x is known to lie within ±bound.
+
+    Looking is cheaper than computing; on a GPU it would mean waiting.
+    """
     if not x.is_cpu or not x.numel():
         return False
     low, high = torch.aminmax(x.detach())
@@ -278,8 +261,8 @@ class _Tame(Function):
 def tame(x: Tensor, bound: float = 100.0) -> Tensor:
     """x up to ±bound, and growing like a logarithm beyond, with a continuous slope.
 
-    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard deviations
-    would, through dozens of layers, leave the range of a float.
+    A conditioner may be any function of its inputs; one that grows in proportion to an outlier of 1e4 standard
+    deviations would, through dozens of layers, leave the range of a float.
     """
     if transforming():
         return plain_tame(x, bound)
@@ -312,7 +295,7 @@ class Kernel(Protocol):
         ...
 
     def plain(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Mapped values and log-slopes in differentiable torch operations, of values (*s) and parameters (count, *s)."""
+        """Mapped values and log-slopes in differentiable torch operations, at (*s) with (count, *s) parameters."""
         ...
 
 

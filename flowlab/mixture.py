@@ -1,7 +1,7 @@
 """`FlowMixture`: several unlike flows as one distribution, because on real tables no single one wins."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowlab.arguments import real, sizes
-from flowlab.flow import FlowDistribution
+from flowlab.distribution import FlowDistribution
+from flowlab.layers.layer import fast_of_all
 
 
 class FlowMixture(nn.Module):
     """The distribution that draws from one of several flows, each with its weight.
 
-    Its methods are a `Flow`'s, but for those of a chain of layers. `flowlab.fit` trains the members together; the
-    weights stay as they are.
+    Its methods are a `Flow`'s, but for `forward`, `inverse` and `from_noise`: no single map leads from noise to data.
+    `to_noise` draws the member that a row came from. `flowlab.fit` trains the members together; the weights stay as
+    they are.
 
     Args:
         flows: The members, each a `Flow` or with its methods, such as another mixture, of equal features, context and
@@ -78,25 +80,32 @@ class FlowMixture(nn.Module):
         self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws (*shape, *context_batch, features), without a gradient."""
-        return self._draws("sample", shape, context, generator)
+        return self._draws([flow.sample for flow in self], shape, context, generator)
 
     def rsample(
         self, shape: int | Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws (*shape, *context_batch, features), differentiable in the members' parameters; the weights are fixed."""
-        return self._draws("rsample", shape, context, generator)
+        """Draws (*shape, *context_batch, features), differentiable in the members' parameters.
+
+        The weights are fixed.
+        """
+        return self._draws([flow.rsample for flow in self], shape, context, generator)
 
     def _draws(
-        self, method: str, shape: int | Sequence[int], context: Tensor | None, generator: torch.Generator | None
+        self,
+        samplers: Sequence[Callable[..., Tensor]],
+        shape: int | Sequence[int],
+        context: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Tensor:
         shape = sizes(shape)
         if context is not None:
             if not isinstance(context, Tensor):
                 raise TypeError(f"context must be a torch.Tensor, not {type(context).__name__}; use torch.as_tensor")
-            return self._draws_in_context(method, shape, context, generator)
+            return self._draws_in_context(samplers, shape, context, generator)
         n = math.prod(shape)
         which = self._choose(n, generator)
-        draws = [getattr(flow, method)((int((which == k).sum()),), None, generator) for k, flow in enumerate(self)]
+        draws = [sampler((int((which == k).sum()),), None, generator) for k, sampler in enumerate(samplers)]
         place = which.argsort(stable=True).argsort()  # draws lie member by member; put each where it was wanted
         return torch.cat(draws)[place].view(*shape, self.features)
 
@@ -155,8 +164,7 @@ class FlowMixture(nn.Module):
     @property
     def fast(self) -> str:
         """Which direction is one cheap pass in every member: "both", "density", "sampling" or "neither"."""
-        kinds = {flow.fast for flow in self} - {"both"}
-        return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
+        return fast_of_all(flow.fast for flow in self)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -175,13 +183,17 @@ class FlowMixture(nn.Module):
         return torch.multinomial(self.weights, n, replacement=True, generator=generator)
 
     def _draws_in_context(
-        self, method: str, shape: Sequence[int], context: Tensor, generator: torch.Generator | None
+        self,
+        samplers: Sequence[Callable[..., Tensor]],
+        shape: Sequence[int],
+        context: Tensor,
+        generator: torch.Generator | None,
     ) -> Tensor:
         batch = (*shape, *context.shape[:-1])
         which = self._choose(math.prod(batch), generator).view(*batch, 1)
         x = context.new_zeros(*batch, self.features, dtype=self.dtype)
-        for k, flow in enumerate(self):
-            x = torch.where(which == k, getattr(flow, method)(shape, context, generator), x)
+        for k, sampler in enumerate(samplers):
+            x = torch.where(which == k, sampler(shape, context, generator), x)
         return x
 
     def __repr__(self) -> str:

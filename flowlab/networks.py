@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowlab.activations import ACTIVATIONS
 from flowlab.arguments import share, whole, widths
-from flowlab.kernels import ACTIVATIONS, columns, network
+from flowlab.kernels import network, to_features_first
 
 
 class Linear(nn.Module):
@@ -109,7 +110,7 @@ class MLP(nn.Module):
         out_features: Width of the output.
         hidden: Widths of the hidden layers; `()` gives a linear map.
         residual: Residual blocks in place of plain layers.
-        activation: One of `relu`, `silu`, `gelu`, `elu`, `tanh`.
+        activation: One of `relu`, `tanh`, `silu`, `gelu`, `elu`, `selu`, `leaky_relu`, `sigmoid`, `softplus`.
         dropout: Share of hidden units dropped in training.
         masks: One mask per linear layer, for `MaskedMLP`.
         generator: Source of the initial weights; torch's global generator when None.
@@ -188,16 +189,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The result (*batch, out_features) for x (*batch, in_features)."""
-        return self.columns(columns(x)).T.reshape(*x.shape[:-1], self.out_features)
+        return self.columns(to_features_first(x)).T.reshape(*x.shape[:-1], self.out_features)
 
 
 class MaskedMLP(MLP):
     """MADE: outputs of a feature depend only on the features before it, and on the context.
 
-    Germain et al. 2015, "MADE: Masked autoencoder for distribution estimation". Inputs are the context, which no mask touches,
-    then `inputs_per_feature` numbers of each feature. Outputs are the `outputs` parameters of the first feature, then of the second.
-    Hidden units are sorted by degree: a unit of degree r sees the context and the first r features. All masks are
-    therefore staircases.
+    Germain et al. 2015, "MADE: Masked autoencoder for distribution estimation". Inputs are the context, which no mask
+    touches, then `inputs_per_feature` numbers of each feature. Outputs are the `outputs` parameters of the first
+    feature, then of the second. Hidden units are sorted by degree: a unit of degree r sees the context and the first r
+    features. All masks are therefore staircases.
 
     Args:
         features: Number of features, in the order of their dependence.
@@ -254,7 +255,7 @@ class MaskedMLP(MLP):
         )
 
     def known(self, layer: int, degree: int) -> int:
-        """How many of the inputs of a linear layer, or of the outputs after the last one, depend on at most the first `degree` features.
+        """How many inputs of a linear layer, or outputs of the last, depend on at most the first `degree` features.
 
         Of outputs these are the parameters of one feature more.
         """

@@ -18,7 +18,6 @@ from flowlab.layers import (
     Affine,
     Autoregressive,
     CircularSpline,
-    Coupling,
     ElementwiseAffine,
     Layer,
     LULinear,
@@ -28,9 +27,16 @@ from flowlab.layers import (
     ScalarMap,
     Sylvester,
 )
-from flowlab.layers.coupling import alternating_mask
+from flowlab.layers.coupling import alternating_couplings
+
+__all__ = ["circular_nsf", "glow", "iaf", "maf", "nice", "nsf", "planar", "radial", "real_nvp", "sylvester"]
 
 Generator = torch.Generator | None
+
+
+def __dir__() -> list[str]:
+    """The presets, for tab completion."""
+    return __all__
 
 
 def planar(
@@ -41,7 +47,9 @@ def planar(
     hidden: int | Sequence[int] = (64,),
     generator: Generator = None,
 ) -> Flow:
-    """Planar flow (Rezende & Mohamed 2015): one `Planar` of `layers` steps. Sampling is fast; `hidden` belongs to the context's network.
+    """Planar flow (Rezende & Mohamed 2015): one `Planar` of `layers` steps.
+
+    Sampling is fast; `hidden` belongs to the context's network.
 
     Example:
         >>> import flowlab
@@ -191,7 +199,10 @@ def circular_nsf(
     autoregressive: bool = False,
     generator: Generator = None,
 ) -> Flow:
-    """Neural spline flow on a torus (Rezende et al. 2020): every feature is an angle in [-π, π), the base is uniform."""
+    """Neural spline flow on a torus (Rezende et al. 2020).
+
+    Every feature is an angle in [-π, π), the base is uniform.
+    """
     scalar = CircularSpline(bins)
     if autoregressive:
         chain = _autoregressive(scalar, "density", features, context_features, layers, hidden, generator)
@@ -221,18 +232,8 @@ def _couplings(
     generator: Generator,
 ) -> list[Layer]:
     """Couplings with alternating masks."""
-    features = whole("features", features)
-    return [
-        Coupling(
-            features,
-            scalar,
-            alternating_mask(features, flip=i % 2 == 1),
-            context_features=context_features,
-            hidden=hidden,
-            generator=generator,
-        )
-        for i in range(whole("layers", layers))
-    ]
+    options = {"context_features": context_features, "hidden": hidden, "generator": generator}
+    return alternating_couplings(whole("features", features), scalar, whole("layers", layers), **options)
 
 
 def _autoregressive(

@@ -1,3 +1,3 @@
-"""The version of flowlab, for modules that the package itself imports."""
+"""The version, in a module that every other one may import."""
 
 __version__ = "0.1.0"

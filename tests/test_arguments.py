@@ -1,5 +1,6 @@
 """Numbers that constructors are given: each is looked at at once, and the message names it."""
 
+import inspect
 import math
 
 import numpy as np
@@ -9,10 +10,7 @@ import torch
 import flowlab
 from flowlab import bases, layers, networks, presets
 
-PRESETS = [
-    getattr(presets, name) for name in ("planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf")
-]
-PRESETS += [presets.nsf, presets.circular_nsf]
+PRESETS = [getattr(presets, name) for name in presets.__all__]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -51,6 +49,35 @@ def test_one_number_stands_for_one_hidden_layer_or_one_axis_of_draws():
     for shape in ("5", 2.5, (2.5,), -1, (3, -1), True):
         with pytest.raises(ValueError, match="the shape of draws must"):
             flow.sample(shape)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *PRESETS,
+        layers.Autoregressive,
+        layers.Coupling,
+        layers.ElementwiseAffine,
+        layers.Planar,
+        layers.Radial,
+        layers.Sylvester,
+        lambda features, hidden, **_: networks.MLP(features, 4, hidden),
+        lambda features, **options: networks.MaskedMLP(features, 4, **options),
+        lambda features, hidden, **_: networks.MLP(features, 4, hidden, residual=True),
+    ],
+)
+def test_one_number_stands_for_one_hidden_layer_everywhere(build):
+    one, other = (build(3, context_features=2, hidden=hidden) for hidden in (16, (16,)))
+    assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
+
+
+def test_what_tab_completion_shows():
+    functions = {name: value for name, value in vars(presets).items() if inspect.isfunction(value) and name[0] != "_"}
+    own = {name for name, function in functions.items() if function.__module__ == presets.__name__}
+    assert set(dir(presets)) == set(presets.__all__) == own
+    assert set(dir(layers)) == set(layers.__all__)
+    assert {"Gaussian", "StudentT"} < set(dir(bases)) == set(bases.__all__)
+    assert all(inspect.isclass(getattr(module, name)) for module in (layers, bases) for name in dir(module))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import scipy.stats
 import sklearn.mixture
 import torch
 from constructors import perturb
-from torch import Tensor
+from torch import Tensor, distributions
 
-from flowlab.bases import Base, Gaussian, GaussianMixture, StudentT, Uniform
+from flowlab.bases import Base, Gaussian, GaussianMixture, Kernels, StudentT, Uniform
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -299,3 +299,27 @@ def test_entropy_of_a_mixture() -> None:
         entropy = float(-(log_prob.exp() * log_prob).sum() * (x[1] - x[0]))
         surprise = -base.log_prob(base.sample((100_000,), seeded()))
     assert float(surprise.mean()) == pytest.approx(entropy, abs=4 * float(surprise.std()) / 100_000**0.5)
+
+
+def test_bases_of_given_moments():
+    """They come back finished, in the floating-point type of what they are given, without drawing."""
+    state = torch.get_rng_state()
+    means = torch.tensor([[0.0, 1.0], [3.0, -2.0]], dtype=torch.float64)
+    scale_tril = torch.tensor([[[1.0, 0.0], [0.5, 2.0]], [[0.3, 0.0], [-0.1, 0.2]]], dtype=torch.float64)
+    weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    mixture = GaussianMixture.from_moments(weights.log(), means, scale_tril)
+    kernels = Kernels.from_rows(means, bandwidth=0.7)
+    normal = Gaussian.from_moments(means[1], torch.tensor([0.5, -0.5], dtype=torch.float64))
+    assert torch.equal(torch.get_rng_state(), state)
+    z = torch.tensor([[0.3, -0.4], [2.0, 1.0]], dtype=torch.float64)
+    of_mixture = distributions.MixtureSameFamily(
+        distributions.Categorical(weights), distributions.MultivariateNormal(means, scale_tril=scale_tril)
+    )
+    of_kernels = distributions.MixtureSameFamily(
+        distributions.Categorical(torch.ones(2, dtype=torch.float64)),
+        distributions.Independent(distributions.Normal(means, 0.7), 1),
+    )
+    of_normal = distributions.Independent(distributions.Normal(means[1], torch.tensor([0.5, -0.5]).double().exp()), 1)
+    for base, known in ((mixture, of_mixture), (kernels, of_kernels), (normal, of_normal)):
+        assert base.log_prob(z).dtype == torch.float64
+        torch.testing.assert_close(base.log_prob(z).detach(), known.log_prob(z), rtol=1e-12, atol=1e-12)

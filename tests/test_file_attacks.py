@@ -379,12 +379,11 @@ def test_mutated_files_are_refused_or_work(part, seeds, files, tmp_path):
 
 
 def test_what_is_built_from_a_description_has_annotations_to_check():
-    from flowlab import building, files
+    from flowlab import building, registry
 
-    for name in [*files._classes, *files._lazy]:
-        cls = files._found(name)
-        if building.is_own(cls):
-            assert building.argument_hints(cls).keys() >= set(building.arguments(cls)), name
+    for name in registry.own_names():
+        cls = registry.find(name)
+        assert building.argument_hints(cls).keys() >= set(building.arguments(cls)), name
 
 
 def test_large_models_of_small_parts_load(tmp_path):

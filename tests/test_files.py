@@ -5,7 +5,9 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import flowlab
-from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member
+from flowlab import FlowClassifier, FlowDensity, FlowOutlier, FlowRegressor, Member, registry
 from flowlab.files import FileError, register
-from flowlab.layers import Coupling, LULinear, Permutation, Whitening
+from flowlab.layers import Autoregressive, Coupling, LULinear, Permutation, Whitening
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.space import Space
 
@@ -83,8 +85,55 @@ def test_a_registered_layer_of_ones_own_is_kept_and_a_foreign_one_refused(tmp_pa
     register(Mine)
     flowlab.save(flow, path)
     assert flowlab.load(path).layers[0].power == 3.0
+    for name in ("Coupling", "Steps", "Mine"):  # also where the class of that name was not imported yet
+        with pytest.raises(ValueError, match=f"the name {name} is taken by <class"):
+            register(type(name, (), {}))
+
+
+def test_files_with_the_former_name_of_a_class_load(saved, monkeypatch):
+    expected = flowlab.load(saved).log_prob(torch.zeros(3))
+    data = saved.read_bytes()
+    assert b'\\"Coupling\\"' in data
+    saved.write_bytes(data.replace(b'\\"Coupling\\"', b'\\"Unfolded\\"'))
+    with pytest.raises(FileError, match="unknown class 'Unfolded'"):
+        flowlab.load(saved)
+    monkeypatch.setitem(registry._ALIASES, "Unfolded", "Coupling")
+    assert torch.equal(flowlab.load(saved).log_prob(torch.zeros(3)), expected)
     with pytest.raises(ValueError, match="taken"):
-        register(type("Coupling", (), {}))
+        register(type("Unfolded", (), {}))
+
+
+@pytest.mark.parametrize("derived", [True, False])
+@pytest.mark.parametrize("layer", [Coupling, Autoregressive])
+def test_a_scalar_map_of_ones_own(derived, layer, tmp_path, generator, monkeypatch):
+    """Whether it derives from `ScalarMap` or, as it was enough before, only has its methods."""
+
+    @dataclass(frozen=True)
+    class Scaling(flowlab.layers.ScalarMap if derived else object):
+        most: float = 2.0
+
+        count: ClassVar[int] = 1
+        periodic: ClassVar[bool] = False
+        box: ClassVar[None] = None
+
+        def forward(self, z, params):
+            log_scale = self.most * params[0].tanh()
+            return z * log_scale.exp(), log_scale.expand_as(z)
+
+        def inverse(self, x, params):
+            log_scale = self.most * params[0].tanh()
+            return x * (-log_scale).exp(), -log_scale.expand_as(x)
+
+    monkeypatch.setattr(registry, "_registered", {})
+    register(Scaling)
+    flow = flowlab.Flow(flowlab.bases.Gaussian(3), [layer(3, Scaling(1.5), hidden=(8,), generator=generator)])
+    x = torch.randn(60, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.5])
+    flowlab.fit(flow, x, epochs=3, progress=False, generator=generator)
+    flowlab.check_flow(flow, draws=2_000)
+    flowlab.save(flow, tmp_path / "m.flow")
+    loaded = flowlab.load(tmp_path / "m.flow")
+    assert loaded.layers[0].scalar == Scaling(1.5)
+    assert torch.equal(loaded.log_prob(x), flow.log_prob(x))
 
 
 def test_a_saved_flow_holds_no_pickle(saved):
@@ -317,12 +366,10 @@ def test_whatever_can_be_saved_is_found_by_a_process_that_has_only_imported_flow
     lost = """
 import importlib, pkgutil
 import flowlab
-from flowlab import files
-known = dict(files._classes)
+from flowlab import registry
 for module in pkgutil.walk_packages(flowlab.__path__, "flowlab."):
     if not module.name.startswith("flowlab.__"):
         importlib.import_module(module.name)
-own = {name: c.__module__ for name, c in files._classes.items() if name not in known}
-print({name: module for name, module in own.items() if files._lazy.get(name) != module})
+print(registry._registered, [name for name in registry.own_names() if not registry.is_known(registry.find(name))])
 """
-    assert subprocess.run([sys.executable, "-c", lost], capture_output=True, text=True, check=True).stdout == "{}\n"
+    assert subprocess.run([sys.executable, "-c", lost], capture_output=True, text=True, check=True).stdout == "{} []\n"

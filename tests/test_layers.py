@@ -12,7 +12,21 @@ from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_fo
 from torch import Tensor
 
 import flowlab
-from flowlab.layers import ActNorm, Autoregressive, Coupling, Layer, Marginal, Permutation, Whitening
+from flowlab import check_layer
+from flowlab.layers import (
+    ActNorm,
+    Autoregressive,
+    Coupling,
+    ElementwiseAffine,
+    Householder,
+    Layer,
+    LULinear,
+    Marginal,
+    Permutation,
+    Whitening,
+)
+from flowlab.layers.layer import awaits_data
+from flowlab.layers.linear import reflect
 
 FEATURES = (1, 2, 3, 7)
 # Absolute and relative error of a few layers' worth of rounding, at moderate values.
@@ -484,3 +498,23 @@ def test_check_layer_finds_mistakes(mistake: Callable, direction: str) -> None:
     flowlab.check_layer(perturb(Coupling(2, hidden=(8,))))
     with pytest.raises(AssertionError):
         flowlab.check_layer(perturb(Wrong(2, hidden=(8,)), scale=0.5))
+
+
+def test_linear_layers_of_given_numbers(generator):
+    """They come back finished, in the floating-point type of what they are given, and `fit` leaves them as they are."""
+    mean, log_scale = torch.tensor([1.0, -2.0]).double(), torch.tensor([40.0, -3.0]).double()
+    scale_tril = torch.tensor([[2.0, 0.0], [0.5, 0.1]]).double()
+    lower, upper = torch.tensor([[1.0, 0.0], [0.4, 1.0]]).double(), torch.tensor([[2.0, -1.0], [0.0, 0.3]]).double()
+    vectors = torch.randn(4, 2, generator=generator).double()
+    z = torch.randn(6, 2, generator=generator).double()
+    for layer, expected in (
+        (Whitening.from_moments(mean, scale_tril), mean + z @ scale_tril.T),
+        (ElementwiseAffine.from_moments(mean, log_scale), mean + z * log_scale.exp()),
+        (ActNorm.from_moments(mean, log_scale), mean + z * log_scale.exp()),
+        (LULinear.from_factors(lower, upper, mean), mean + z @ (lower @ upper).T),
+        (Householder.from_vectors(vectors), z @ reflect(vectors).T),
+    ):
+        torch.testing.assert_close(layer(z)[0].detach(), expected, rtol=1e-12, atol=1e-12)
+        check_layer(layer, z)
+        assert not awaits_data(layer)
+    assert awaits_data(ActNorm(2))

@@ -1,6 +1,7 @@
 """`FlowMixture`: a distribution like any flow, and weights that are the best ones."""
 
 import copy
+import inspect
 import math
 
 import numpy as np
@@ -206,3 +207,15 @@ def test_a_context_that_is_no_tensor_is_named():
             call()
     with pytest.raises(ValueError, match="weights must be 2"):
         FlowMixture(members(), ["a", 1.0])
+
+
+def test_a_mixture_has_the_methods_of_a_flow():
+    """All but those of a single map, with a flow's arguments first."""
+    public = {name for name in vars(Flow) if not name.startswith("_")}
+    assert public - set(vars(FlowMixture)) == {"forward", "inverse", "from_noise"}
+    for name in public & vars(FlowMixture).keys():
+        own, flows = vars(FlowMixture)[name], vars(Flow)[name]
+        assert isinstance(own, property) == isinstance(flows, property), name
+        if not isinstance(own, property):
+            expected = list(inspect.signature(flows).parameters.values())
+            assert list(inspect.signature(own).parameters.values())[: len(expected)] == expected, name

@@ -42,9 +42,10 @@ SPLINES = pytest.mark.parametrize(
 
 def start(scalar: ScalarMap, *shape: int) -> Tensor:
     """Where parameters start: zeros, or what the map asks for."""
-    if not hasattr(scalar, "initial"):
+    initial = scalar.initial()
+    if initial is None:
         return torch.zeros(scalar.count, *shape, dtype=torch.float64)
-    return scalar.initial().double().view(-1, *[1] * len(shape)).expand(-1, *shape)
+    return initial.double().view(-1, *[1] * len(shape)).expand(-1, *shape)
 
 
 @st.composite

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from flowlab.activations import ACTIVATIONS
 from flowlab.flow import Flow
 from flowlab.interop.converted import ConvertedCoupling
 from flowlab.interop.steps import Step, Steps
@@ -27,7 +27,8 @@ def parts(
 
     Args:
         transform: The whole of them, in the direction from data to noise.
-        opened: Gives the list of transforms that one is made of, or the transform that it is the inverse of; None where it is a single one.
+        opened: Gives the list of transforms that one is made of, or the transform that it is the inverse of; None where
+            it is a single one.
         place: Where it is, in words.
         inverted: Whether it is used backwards.
     """
@@ -75,21 +76,7 @@ class Recipe(NamedTuple):
         return network
 
 
-_FUNCTIONS: dict[object, str] = {
-    F.relu: "relu",
-    F.leaky_relu: "leaky_relu",
-    F.silu: "silu",
-    F.gelu: "gelu",
-    F.elu: "elu",
-    F.selu: "selu",
-    F.tanh: "tanh",
-    F.sigmoid: "sigmoid",
-    F.softplus: "softplus",
-    torch.relu: "relu",
-    torch.selu: "selu",
-    torch.tanh: "tanh",
-    torch.sigmoid: "sigmoid",
-}
+_NAMES = {function: name for name, own in ACTIVATIONS.items() for function in own.functions}
 
 
 def activation(given: object, where: str) -> Step:
@@ -112,7 +99,7 @@ def activation(given: object, where: str) -> Step:
                 return [type(given).__name__.lower()]
         raise ConversionError(f"{where}: the activation {type(given).__name__} has no counterpart")
     try:
-        return [_FUNCTIONS[given]]
+        return [_NAMES[given]]
     except (KeyError, TypeError):
         name = getattr(given, "__name__", type(given).__name__)
         raise ConversionError(f"{where}: the activation {name} has no counterpart") from None
@@ -158,12 +145,7 @@ def elementwise(
 
 def scale_and_shift(scale: Tensor, shift: Tensor, like: Tensor) -> ElementwiseAffine:
     """The layer whose way to the noise is z = scale · x + shift, from double-precision scale and shift (features,)."""
-    log_scale = -scale.log()
-    bound = max(30.0, 2 * float(log_scale.abs().max()))
-    layer = ElementwiseAffine(len(scale), bound=bound).to(like)
-    with torch.no_grad():
-        layer.parameters_.value.copy_(torch.cat([-shift / scale, (log_scale / bound).atanh() * bound]))
-    return layer
+    return ElementwiseAffine.from_moments(-shift / scale, -scale.log()).to(like)
 
 
 def verify(flow: Flow, model: M, log_prob: Callable[[M, Tensor, Tensor | None], Tensor]) -> None:
@@ -186,12 +168,13 @@ def verify(flow: Flow, model: M, log_prob: Callable[[M, Tensor, Tensor | None], 
     with torch.no_grad():
         x = flow.from_noise(flow.base.sample((64,), generator), context)
         theirs, ours = log_prob(model, x, context), flow.log_prob(x, context)
-    # Of the better rows: steep maps in a long chain amplify rounding without bound, a wrong translation is wrong everywhere.
+    # Of the better rows: steep maps in a long chain amplify rounding without bound, a wrong translation is wrong
+    # everywhere.
     error = float(((ours - theirs).abs() / (1 + theirs.abs())).nan_to_num(1.0).quantile(0.1))
     if not error <= 1e-3:
         raise ConversionError(
-            f"log_prob of the converted flow is off by a share of {error:.2g}: a part of the model that overrides a method, or "
-            "this version of the library, computes something else"
+            f"log_prob of the converted flow is off by a share of {error:.2g}: a part of the model that overrides a "
+            "method, or this version of the library, computes something else"
         )
 
 

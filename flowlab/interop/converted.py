@@ -1,8 +1,8 @@
 """What flows converted from other libraries are made of: layers with a given network, and the others' parametrisations.
 
-The scalar maps here differ from flowlab's own in how numbers become scales, knots and slopes, and in their direction: nflows and
-zuko parametrise the way from data to noise. Nothing here needs the other library: a converted flow is saved, loaded, trained
-and moved like any flow.
+The scalar maps here differ from flowlab's own in how numbers become scales, knots and slopes, and in their direction:
+nflows and zuko parametrise the way from data to noise. Nothing here needs the other library: a converted flow is saved,
+loaded, trained and moved like any flow.
 """
 
 import math
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowlab.files import register
 from flowlab.interop.steps import Steps
-from flowlab.kernels import columns
+from flowlab.kernels import to_features_first
 from flowlab.layers import Additive, Autoregressive, Coupling, Layer, ScalarMap
 from flowlab.layers.conditioner import by_parameter, rows
 from flowlab.layers.layer import Fast
-from flowlab.layers.scalar.spline import OnBox, cumulated, rational_quadratic, soft_clip, within
+from flowlab.layers.scalar.rational_quadratic import cumulated, rational_quadratic, soft_clip, within
+from flowlab.layers.scalar.spline import OnBox
+from flowlab.registry import register
 
-# Layers ----------------------------------------------------------------------------------------------------------------
+# Layers ---------------------------------------------------------------------------------------------------------------
 
 
 @register
@@ -72,7 +73,7 @@ class ConvertedCoupling(Coupling):
         self.network = network
 
     def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        x, given = columns(value), None if context is None else columns(context)
+        x, given = to_features_first(value), None if context is None else to_features_first(context)
         kept, changed = rows(x, self.evenly[0] or self.kept), rows(x, self.evenly[1] or self.changed)
         params = by_parameter(self.network.columns(kept, given), self.scalar.count)
         mapped, log_slope = (self.scalar.inverse if inverse else self.scalar.forward)(changed, params)
@@ -110,7 +111,7 @@ class ConvertedAutoregressive(Autoregressive):
         self.sizes = [found[k] for k in range(len(found))]
 
     def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        x, given = columns(value), None if context is None else columns(context)
+        x, given = to_features_first(value), None if context is None else to_features_first(context)
         if inverse:
             mapped, log_slope = self.scalar.inverse(x, by_parameter(self.network.columns(x, given), self.scalar.count))
             log_det = log_slope.sum(0)
@@ -140,12 +141,12 @@ def check_widths(network: Steps, inputs: int, outputs: int) -> None:
         )
 
 
-# Scalar maps -----------------------------------------------------------------------------------------------------------
+# Scalar maps ----------------------------------------------------------------------------------------------------------
 
 
 @register
 @dataclass(frozen=True)
-class Backwards:
+class Backwards(ScalarMap):
     """A scalar map with its two directions exchanged.
 
     Attributes:
@@ -153,8 +154,6 @@ class Backwards:
     """
 
     scalar: ScalarMap
-
-    periodic: ClassVar[bool] = False
 
     @property
     def box(self) -> tuple[float, float] | None:
@@ -173,20 +172,19 @@ class Backwards:
 
 @register
 @dataclass(frozen=True)
-class ScaleAndShift:
+class ScaleAndShift(ScalarMap):
     """z = scale · x + shift, with parameters shift and a raw scale.
 
     Attributes:
-        scale: How the raw scale a becomes the scale: "softplus" is softplus(a) + least (nflows' autoregressive transform), "sigmoid" is
-            sigmoid(a + 2) + least (nflows' coupling), "soft clip" is exp(a / (1 + |a / log least|)) (zuko), "exp" is exp(a).
+        scale: How the raw scale a becomes the scale: "softplus" is softplus(a) + least (nflows' autoregressive
+            transform), "sigmoid" is sigmoid(a + 2) + least (nflows' coupling), "soft clip" is
+            exp(a / (1 + |a / log least|)) (zuko), "exp" is exp(a).
         least: The smallest scale.
     """
 
     scale: Literal["softplus", "sigmoid", "soft clip", "exp"]
     least: float = 1e-3
 
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
     count: ClassVar[int] = 2
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +206,7 @@ class ScaleAndShift:
 @register
 @dataclass(frozen=True)
 class FlooredSpline(OnBox):
-    """From data to noise a rational-quadratic spline on [-bound, bound] in nflows' parametrisation, the identity outside.
+    """From data to noise a rational-quadratic spline on [-bound, bound], the identity outside, as nflows has it.
 
     Parameters are the logits of `bins` widths and of as many heights, and of `bins - 1` slopes the softplus⁻¹.
 

@@ -1,4 +1,4 @@
-"""nflows, both ways: `convert` makes its trained flows native ones, `from_nflows` its transforms layers, `to_nflows` the reverse.
+"""nflows, both ways: `convert` makes its flows native, `from_nflows` its transforms layers, `to_nflows` the reverse.
 
 Needs nflows: pip install flowlab[nflows]. A converted flow does not.
 """
@@ -34,8 +34,8 @@ from flowlab.mixture import FlowMixture
 class NflowsLayer(Layer):
     """An nflows transform as a layer: `inverse`, from data to noise, is the transform's `forward`.
 
-    Batches may have any shape, the transform sees (n, features). It keeps its class, so that `flowlab.save` cannot write it: see
-    `convert`.
+    Batches may have any shape, the transform sees (n, features). It keeps its class, so that `flowlab.save` cannot
+    write it: see `convert`.
     """
 
     def __init__(self, transform: transforms.Transform, features: int, context_features: int = 0) -> None:
@@ -80,7 +80,10 @@ def from_nflows(transform: transforms.Transform, features: int, context_features
 
 
 class NflowsTransform(transforms.Transform):
-    """A flowlab layer as nflows has transforms: its call goes from data to noise. A context that the layer does not take is ignored."""
+    """A flowlab layer as nflows has transforms: its call goes from data to noise.
+
+    A context that the layer does not take is ignored.
+    """
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -96,7 +99,8 @@ class NflowsTransform(transforms.Transform):
 class NflowsDistribution(Distribution):
     """A flowlab flow with the methods of nflows' `Flow`.
 
-    As in nflows, draws come from torch's global generator and carry gradients, and a context that the flow does not take only counts the draws.
+    As in nflows, draws come from torch's global generator and carry gradients, and a context that the flow does not
+    take only counts the draws.
     """
 
     def __init__(self, flow: Flow | FlowMixture) -> None:
@@ -107,7 +111,7 @@ class NflowsDistribution(Distribution):
         return self.flow.log_prob(inputs, self._taken(context))
 
     def sample(self, num_samples: int, context: Tensor | None = None, batch_size: int | None = None) -> Tensor:
-        """Draws (num_samples, features), or (contexts, num_samples, features), at most `batch_size` of each context at once."""
+        """Draws ([contexts,] num_samples, features), at most `batch_size` of each context at once."""
         if context is None or batch_size is None:
             return super().sample(num_samples, context, batch_size)
         sizes = [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
@@ -145,7 +149,7 @@ def to_nflows(model: Flow | FlowMixture) -> NflowsDistribution: ...
 @overload
 def to_nflows(model: Layer) -> NflowsTransform: ...
 def to_nflows(model: Flow | FlowMixture | Layer) -> NflowsDistribution | NflowsTransform:
-    """A flow as an `nflows.distributions.Distribution`, a layer as an `nflows.transforms.Transform`, with the same parameters, not copies.
+    """A flow as an `nflows` distribution, a layer as an `nflows` transform, with the same parameters, not copies.
 
     Args:
         model: The flow, a mixture of flows, or a layer.
@@ -167,17 +171,18 @@ def to_nflows(model: Flow | FlowMixture | Layer) -> NflowsDistribution | NflowsT
 
 
 def convert(model: NflowsFlow, *, wrap: bool = False) -> Flow:
-    """A native flow with the numbers of an nflows flow, as it is out of training: the same log_prob, and samples from the same noise.
+    """An nflows flow as a native one: the log_prob that it has out of training, and samples from the same noise.
 
-    What converts: affine, additive and rational-quadratic couplings (with `ResidualNet`s, unconditional transforms as well),
-    affine and rational-quadratic autoregressive transforms, elementwise splines, LU, QR and SVD mixings, Householder reflections in an even
-    number, permutations, `ActNorm`, `BatchNorm` (with its running statistics), pointwise affine maps, and compositions and
-    inverses of these; standard, diagonal and context-dependent normal bases, and boxes. Weights are copied. The result can
-    be saved, trained on, and used without nflows.
+    What converts: affine, additive and rational-quadratic couplings (with `ResidualNet`s, unconditional transforms as
+    well), affine and rational-quadratic autoregressive transforms, elementwise splines, LU, QR and SVD mixings,
+    Householder reflections in an even number, permutations, `ActNorm`, `BatchNorm` (with its running statistics),
+    pointwise affine maps, and compositions and inverses of these; standard, diagonal and context-dependent normal
+    bases, and boxes. Weights are copied. The result can be saved, trained on, and used without nflows.
 
     Args:
         model: The flow.
-        wrap: Keep transforms that have no counterpart, by `from_nflows`, instead of an error. Such a flow cannot be saved.
+        wrap: Keep transforms that have no counterpart, by `from_nflows`, instead of an error. Such a flow cannot be
+            saved.
 
     Raises:
         TypeError: The model is no nflows flow.
@@ -196,8 +201,8 @@ def convert(model: NflowsFlow, *, wrap: bool = False) -> Flow:
         raise TypeError(f"model must be an nflows.flows.Flow, not {type(model).__name__}{hint}")
     if not isinstance(model._embedding_net, nn.Identity):
         raise ConversionError(
-            f"the embedding_net ({type(model._embedding_net).__name__}) has no counterpart: convert a flow with the same transform and "
-            "distribution without it, and give that the embedded contexts"
+            f"the embedding_net ({type(model._embedding_net).__name__}) has no counterpart: convert a flow with the "
+            "same transform and distribution without it, and give that the embedded contexts"
         )
     empty = like(model)
     base, to_data = base_of(model._distribution, empty)

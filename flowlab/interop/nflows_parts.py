@@ -1,4 +1,7 @@
-"""What nflows' flows are made of, part by part, as parts of flowlab: bases, transforms, networks. `nflows.convert` puts them together."""
+"""What nflows' flows are made of, part by part, as parts of flowlab: bases, transforms, networks.
+
+`nflows.convert` puts them together.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +38,7 @@ from flowlab.interop.converted import (
 from flowlab.interop.steps import Step
 from flowlab.layers import ActNorm, Additive, Householder, Layer, LULinear, Permutation, ScalarMap
 
-# Bases -----------------------------------------------------------------------------------------------------------------
+# Bases ----------------------------------------------------------------------------------------------------------------
 
 
 def base_of(distribution: Any, empty: Tensor) -> tuple[Base, list[Layer]]:
@@ -57,20 +60,16 @@ def base_of(distribution: Any, empty: Tensor) -> tuple[Base, list[Layer]]:
             f"the distribution has shape {tuple(distribution._shape)}: flowlab's flows are over vectors"
         )
     features = int(distribution._shape[0])
-    base = Gaussian(features, learnable=type(distribution) is DiagonalNormal)
-    layers: list[Layer] = []
     if type(distribution) is DiagonalNormal:
-        base = base.to(empty)
-        with torch.no_grad():
-            base.loc.copy_(distribution.mean_[0])
-            base.log_scale.copy_(distribution.log_std_[0])
-    elif type(distribution) is ConditionalDiagonalNormal:
+        return Gaussian.from_moments(distribution.mean_[0], distribution.log_std_[0]).to(empty), []
+    layers: list[Layer] = []
+    if type(distribution) is ConditionalDiagonalNormal:
         recipe, context_features = _encoder(distribution._context_encoder)
         *inner, last = recipe.sources
         order = [k * features + i for i in range(features) for k in range(2)]
         recipe = Recipe([["join"], *recipe.steps], [*inner, last.select(order)])
         layers = [elementwise(features, Backwards(ScaleAndShift("exp")), recipe, context_features, empty)]
-    return base, layers
+    return Gaussian(features), layers
 
 
 def _encoder(encoder: Any) -> tuple[Recipe, int]:
@@ -92,7 +91,7 @@ def _encoder(encoder: Any) -> tuple[Recipe, int]:
     return recipe, recipe.sources[0].weight.shape[1]
 
 
-# Transforms ------------------------------------------------------------------------------------------------------------
+# Transforms -----------------------------------------------------------------------------------------------------------
 
 
 def layers_of(transform: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
@@ -122,8 +121,8 @@ def _spline_coupling(t: Any, features: int, where: str, empty: Tensor) -> list[L
 def _coupling(t: Any, scalar: ScalarMap, where: str, empty: Tensor, order: Sequence[int] | None = None) -> list[Layer]:
     if type(t.transform_net) is not ResidualNet:
         raise ConversionError(
-            f"{where}: its network ({type(t.transform_net).__name__}) has no counterpart, only nflows.nn.nets.ResidualNet has; "
-            "convert(model, wrap=True) keeps the transform as from_nflows wraps it"
+            f"{where}: its network ({type(t.transform_net).__name__}) has no counterpart, "
+            "only nflows.nn.nets.ResidualNet has; convert(model, wrap=True) keeps the transform as from_nflows wraps it"
         )
     recipe = _residual_net(t.transform_net, where)
     if order is not None:
@@ -160,8 +159,8 @@ def _autoregressive(t: Any, features: int, where: str, empty: Tensor) -> list[La
 def _spline(t: Any, bins: int, where: str, network: Any = None) -> FlooredSpline:
     if t.tails != "linear":
         raise ConversionError(
-            f'{where} has tails={t.tails!r}: outside of its box it is not defined, only tails="linear" has a counterpart. '
-            "convert(model, wrap=True) keeps it as from_nflows wraps it"
+            f'{where} has tails={t.tails!r}: outside of its box it is not defined, only tails="linear" has a '
+            "counterpart. convert(model, wrap=True) keeps it as from_nflows wraps it"
         )
     shrink = math.sqrt(getattr(network, "hidden_features", 1))  # a MADE does not tell its width
     return FlooredSpline(bins, float(t.tail_bound), t.min_bin_width, t.min_bin_height, t.min_derivative, shrink)
@@ -195,13 +194,7 @@ def _lu(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
 
 
 def _mixing(lower: Tensor, upper: Tensor, shift: Tensor, empty: Tensor) -> Layer:
-    layer = LULinear(len(shift)).to(empty)
-    with torch.no_grad():
-        layer.lower.copy_(lower.tril(-1))
-        layer.upper.copy_(upper.triu(1))
-        layer.diagonal.copy_(upper.diagonal().expm1().log())
-        layer.shift.copy_(shift)
-    return Inverse(layer)
+    return Inverse(LULinear.from_factors(lower, upper, shift.double()).to(empty))
 
 
 def _householder(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
@@ -210,10 +203,7 @@ def _householder(t: Any, features: int, where: str, empty: Tensor) -> list[Layer
             f"{where} has {t.num_transforms} reflections: flowlab's Householder has an even number. "
             "convert(model, wrap=True) keeps it as from_nflows wraps it"
         )
-    layer = Householder(features, t.num_transforms, generator=torch.Generator().manual_seed(0)).to(empty)
-    with torch.no_grad():
-        layer.vectors.copy_(t.q_vectors)
-    return [Inverse(layer)]
+    return [Inverse(Householder.from_vectors(t.q_vectors).to(empty))]
 
 
 @torch.no_grad()
@@ -232,9 +222,8 @@ def _svd(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
 
 @torch.no_grad()
 def _actnorm(t: Any, features: int, where: str, empty: Tensor) -> list[Layer]:
-    inner = scale_and_shift(t.log_scale.double().exp(), t.shift.double(), empty)
-    layer = ActNorm(features, bound=inner.bound).to(empty)
-    layer.parameters_.value.copy_(inner.parameters_.value)
+    scale, shift = t.log_scale.double().exp(), t.shift.double()
+    layer = ActNorm.from_moments(-shift / scale, -scale.log()).to(empty)
     layer.initialised.copy_(t.initialized)
     return [layer]
 
@@ -272,7 +261,7 @@ _CONVERTERS: dict[type, Callable[[Any, int, str, Tensor], list[Layer]]] = {
 }
 
 
-# Networks --------------------------------------------------------------------------------------------------------------
+# Networks -------------------------------------------------------------------------------------------------------------
 
 
 def _residual_net(net: Any, where: str) -> Recipe:

@@ -29,6 +29,7 @@ from flowlab.flow import Flow
 from flowlab.interop.onnx_operators import decompositions, translations
 from flowlab.layers import Marginal
 from flowlab.mixture import FlowMixture
+from flowlab.version import __version__
 from flowlab.writing import written_whole
 
 if TYPE_CHECKING:
@@ -50,16 +51,20 @@ def export(model: "Flow | FlowMixture | FlowDensity", path: str | os.PathLike[st
 
     The batch may have any size. Inputs and outputs are:
 
-    - `what="log_prob"`: `x` (batch, features) to `log_prob` (batch,), nats. Of a `FlowDensity`, `x` are complete rows of all columns in the order of
-      training, in double precision, and `log_prob` is what `score_samples` gives: in the units of the data, -inf for rows that cannot occur.
-    - `what="sample"`: `noise` (batch, features) to `x` (batch, features). The noise is drawn by whoever runs the file, from the flow's base: standard
-      normal for most presets, uniform on [-π, π) for circular ones. The file's description says which.
+    - `what="log_prob"`: `x` (batch, features) to `log_prob` (batch,), nats. Of a `FlowDensity`, `x` are complete rows
+      of all columns in the order of training, in double precision, and `log_prob` is what `score_samples` gives: in the
+      units of the data, -inf for rows that cannot occur.
+    - `what="sample"`: `noise` (batch, features) to `x` (batch, features). The noise is drawn by whoever runs the file,
+      from the flow's base: standard normal for most presets, uniform on [-π, π) for circular ones. The file's
+      description says which.
     - With a context, a second input `context` (batch, context_features).
 
-    Where a direction is a root search, the file holds a loop with a fixed number of steps, enough for the precision of its numbers.
+    Where a direction is a root search, the file holds a loop with a fixed number of steps, enough for the precision of
+    its numbers.
 
     Args:
-        model: A flow, a mixture of flows, or a fitted `FlowDensity` of complete numeric columns; the latter two have no sampler from noise.
+        model: A flow, a mixture of flows, or a fitted `FlowDensity` of complete numeric columns; the latter two have no
+            sampler from noise.
         path: Where to write; the suffix `.onnx` is customary. The file is renamed into place when complete.
         what: Log-density or sampler.
 
@@ -91,7 +96,7 @@ def export(model: "Flow | FlowMixture | FlowDensity", path: str | os.PathLike[st
             _verify(module, str(temporary), what)
 
 
-# What is exported ------------------------------------------------------------------------------------------------------
+# What is exported -----------------------------------------------------------------------------------------------------
 
 
 class _Exported(nn.Module):
@@ -106,7 +111,10 @@ class _Exported(nn.Module):
 
 
 class _Shared(FlowMixture):
-    """A mixture in which members that end in equal marginal maps, as the members of one fold do, run one for all: graphs consist mostly of them."""
+    """A mixture in which members that end in equal marginal maps, as those of one fold do, run one for all.
+
+    Graphs consist mostly of them.
+    """
 
     def __init__(self, mixture: FlowMixture) -> None:
         super().__init__(list(mixture), mixture.weights)
@@ -199,8 +207,8 @@ def _module(model: Any, what: What) -> tuple[_Exported, str]:
         flow = _private(model)
         if what == "sample" and isinstance(flow, FlowMixture):
             raise ExportError(
-                'a FlowMixture has no sampler from noise, since it first draws a member: export each of mixture.flows with what="sample", and draw '
-                "member k with probability mixture.weights[k]"
+                "a FlowMixture has no sampler from noise, since it first draws a member: export each of "
+                'mixture.flows with what="sample", and draw member k with probability mixture.weights[k]'
             )
     elif hasattr(model, "score_samples") and hasattr(model, "flow_"):
         flow = _table(model, what)
@@ -222,8 +230,8 @@ def _module(model: Any, what: What) -> tuple[_Exported, str]:
 def _table(model: Any, what: What) -> _Rows:
     if model.columns_ is None:
         raise ExportError(
-            "this FlowDensity was fitted to a table with classes, dates, missing cells or rules, whose encoding has no form in ONNX: only complete numeric "
-            "tables are exported; use model.score_samples"
+            "this FlowDensity was fitted to a table with classes, dates, missing cells or rules, whose encoding "
+            "has no form in ONNX: only complete numeric tables are exported; use model.score_samples"
         )
     if what == "sample":
         raise ExportError('a FlowDensity has no sampler from noise: use model.sample, or export what="log_prob"')
@@ -239,8 +247,6 @@ def _private(flow: Flow | FlowMixture) -> Any:
 
 
 def _metadata(model: Any, what: What) -> dict[str, str]:
-    from flowlab import __version__
-
     found = {"flowlab": __version__, "what": what}
     if getattr(model, "columns_", None) is not None:
         found["columns"] = json.dumps([column.name for column in model.columns_.columns])
@@ -262,7 +268,7 @@ def _example(module: _Exported, what: What, count: int) -> tuple[Tensor, ...]:
         return (draws.view(count, -1), *given)
 
 
-# How -------------------------------------------------------------------------------------------------------------------
+# How ------------------------------------------------------------------------------------------------------------------
 
 
 def _program(module: _Exported, arguments: tuple[Tensor, ...], what: What) -> Any:
@@ -332,7 +338,8 @@ def _verify(module: _Exported, path: str, what: What) -> None:
         worst = float(torch.where(found == expected, 0, apart).max())
         if not worst <= max(CLOSE.get(d, 0.0) for d in {a.dtype for a in (*module.parameters(), expected)}):
             raise ExportError(
-                f"ONNX Runtime gives other numbers: they differ by {worst:.1e} of 1 + |value|; please report this, with repr(flow)"
+                f"ONNX Runtime gives other numbers: they differ by {worst:.1e} of 1 + |value|; please report this, "
+                "with repr(flow)"
             )
 
 

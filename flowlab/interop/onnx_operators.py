@@ -1,8 +1,9 @@
 """What ONNX has no operator for, or ONNX Runtime none in double precision, in operations that both have.
 
-`decompositions` goes to `torch.export`, `translations` to `torch.onnx.export`. The first replaces operations by plain ones that keep their digits
-(ONNX has neither log1p nor erfcx nor triangular solves, and torch's exporter writes log1p(x) as log(1 + x)); the second writes Python's numbers as they are,
-where torch's exporter rounds them to single precision.
+`decompositions` goes to `torch.export`, `translations` to `torch.onnx.export`. The first replaces operations by plain
+ones that keep their digits (ONNX has neither log1p nor erfcx nor triangular solves, and torch's exporter writes
+log1p(x) as log(1 + x)); the second writes Python's numbers as they are, where torch's exporter rounds them to single
+precision.
 """
 
 import functools
@@ -16,7 +17,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-# Numbers ---------------------------------------------------------------------------------------------------------------
+# Numbers --------------------------------------------------------------------------------------------------------------
 
 
 def constant(value: float, like: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def remainder(x: Tensor, divisor: Any) -> Any:
     return x - torch.floor(x / float(divisor)) * float(divisor)
 
 
-# Functions -------------------------------------------------------------------------------------------------------------
+# Functions ------------------------------------------------------------------------------------------------------------
 
 
 def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
@@ -87,7 +88,7 @@ def lgamma(x: Tensor) -> Tensor:
     return found - torch.where(x < SHIFT, between, 1.0).log()
 
 
-# Linear algebra --------------------------------------------------------------------------------------------------------
+# Linear algebra -------------------------------------------------------------------------------------------------------
 
 
 def solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
@@ -107,7 +108,8 @@ def solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, un
     return found
 
 
-# Polynomials of a mapped argument, fitted when first needed. Their powers are well-conditioned: coefficients fall faster than powers of Chebyshev's grow.
+# Polynomials of a mapped argument, fitted when first needed. Their powers are well-conditioned: coefficients fall
+# faster than powers of Chebyshev's grow.
 
 MIDDLE = 3.75  # of the map x -> (x - MIDDLE) / (x + MIDDLE) from [0, ∞) to [-1, 1)
 
@@ -142,7 +144,7 @@ def ndtri_series() -> list[float]:
     return chebyshev.cheb2poly(chebyshev.chebinterpolate(function, 32)).tolist()
 
 
-# Tables ----------------------------------------------------------------------------------------------------------------
+# Tables ---------------------------------------------------------------------------------------------------------------
 
 
 TRANSLATED = (

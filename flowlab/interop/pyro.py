@@ -1,4 +1,7 @@
-"""`FlowGuide`: a flow as the guide of a Pyro model; `PyroFlow`: a flow inside of one. Needs Pyro: pip install pyro-ppl."""
+"""`FlowGuide`: a flow as the guide of a Pyro model; `PyroFlow`: a flow inside of one.
+
+Needs Pyro: pip install pyro-ppl.
+"""
 
 import copy
 import threading
@@ -22,7 +25,8 @@ except ImportError as error:
     raise ImportError("flowlab.interop.pyro needs Pyro: pip install pyro-ppl") from error
 
 from flowlab import presets
-from flowlab.flow import Flow, FlowDistribution
+from flowlab.distribution import Density, FlowDistribution
+from flowlab.flow import Flow
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors import FlowPosterior, fit_posterior
 from flowlab.posteriors.space import Space
@@ -37,8 +41,9 @@ class FlowGuide(AutoContinuous):
     """An autoguide with a flow over all continuous latent sites of a Pyro model, each reached through its support.
 
     It works with `pyro.infer.SVI` and `Predictive` like Pyro's own. `fit` trains it by flowlab's recipe instead, and
-    `posterior` gives flowlab's diagnostics of either. Under SVI gradients from a single draw leave means a third of a standard deviation off; many
-    draws in each step and a falling rate do better: `Trace_ELBO(num_particles=64, vectorize_particles=True)`, where the model lets draws be a batch, and
+    `posterior` gives flowlab's diagnostics of either. Under SVI gradients from a single draw leave means a third of a
+    standard deviation off; many draws in each step and a falling rate do better:
+    `Trace_ELBO(num_particles=64, vectorize_particles=True)`, where the model lets draws be a batch, and
     `ClippedAdam({"lr": 0.02, "lrd": 0.02 ** (1 / steps)})`.
 
     The model gets its sites in the floating-point type in which it draws them itself, or in double precision where it
@@ -48,8 +53,8 @@ class FlowGuide(AutoContinuous):
 
     Args:
         model: The Pyro model.
-        flow: A flow as wide as the unconstrained latent variables, or a function of that width; four affine couplings and a linear layer
-            (`presets.glow`) when None. It is made at the first call.
+        flow: A flow as wide as the unconstrained latent variables, or a function of that width; four affine couplings
+            and a linear layer (`presets.glow`) when None. It is made at the first call.
         init_loc_fn: Pyro's rule for where the sites start; their support and shapes come from that trace.
 
     Example:
@@ -71,7 +76,8 @@ class FlowGuide(AutoContinuous):
     ) -> None:
         start = _Start(init_loc_fn)
         super().__init__(model, init_loc_fn=start)
-        # In a tuple, so that nothing is registered twice. Pyro keeps the model with its rule for starts inside, which draws.
+        # In a tuple, so that nothing is registered twice. Pyro keeps the model with its rule for starts inside, which
+        # draws.
         self._given = (flow, model, start)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -90,8 +96,8 @@ class FlowGuide(AutoContinuous):
             flow = flow(self.latent_dim)
         if flow.features != self.latent_dim or flow.context_features:
             raise ValueError(
-                f"the model has {self.latent_dim} unconstrained latent numbers: flow must have as many features and no context, "
-                f"not {flow.features} and {flow.context_features}"
+                f"the model has {self.latent_dim} unconstrained latent numbers: flow must have as many features "
+                f"and no context, not {flow.features} and {flow.context_features}"
             )
         self.flow: Flow | FlowMixture = flow
 
@@ -115,8 +121,9 @@ class FlowGuide(AutoContinuous):
         return Space(supports=supports)
 
     def log_joint(self, *args: Any, **kwargs: Any) -> Callable[[dict[str, Tensor]], Tensor]:
-        """The model's log-joint as flowlab wants it: named batches (n, *shape) to (n,). The model runs under `torch.vmap` or,
-        where that cannot be, once for each draw.
+        """The model's log-joint as flowlab wants it: named batches (n, *shape) to (n,).
+
+        The model runs under `torch.vmap` or, where that cannot be, once for each draw.
 
         Raises:
             ValueError: The log-density is a different one in every call: the message says why.
@@ -234,7 +241,10 @@ class FlowGuide(AutoContinuous):
         return fitted
 
     def posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
-        """A copy of the guide as it is now, in double precision, as a `FlowPosterior` of the model with these arguments: diagnostics, summary, resampling."""
+        """A copy of the guide as it is now as a `FlowPosterior` of the model with these arguments.
+
+        It is in double precision, and has diagnostics, a summary and resampling.
+        """
         log_joint = self.log_joint(*args, **kwargs)
         space = self.space()
         return FlowPosterior(copy.deepcopy(self.flow).double(), space, Target(log_joint, space)).train(False)
@@ -292,9 +302,12 @@ def _named(described: list[Any]) -> str:
 
 
 class PyroFlow(FlowDistribution, TorchDistributionMixin):  # type: ignore[override]
-    """A flow, given a context, as a Pyro distribution: for `pyro.sample`, with `to_event`, `mask` and plates. Draws bring their density along."""
+    """A flow, given a context, as a Pyro distribution: for `pyro.sample`, with `to_event`, `mask` and plates.
 
-    def __init__(self, flow: Flow | FlowMixture, context: Tensor | None = None, batch_shape: Any = None) -> None:
+    Draws bring their density along.
+    """
+
+    def __init__(self, flow: Density, context: Tensor | None = None, batch_shape: Any = None) -> None:
         super().__init__(flow, context, batch_shape, validate_args=False)
         self.drawn: tuple[Tensor, Tensor] | None = None
 

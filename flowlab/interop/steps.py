@@ -4,47 +4,36 @@ Converted flows use it: nflows lets the context enter by gates and in every resi
 layers, and both let hidden units see the features in an order of their own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from flowlab.files import register
+from flowlab.activations import ACTIVATIONS
 from flowlab.kernels import network as product_and_bias
 from flowlab.networks import Dropout, Linear
+from flowlab.registry import register
 
 Step = Sequence[Any]  # a word and its arguments; plain lists, so that a file can hold them
-
-ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "elu": F.elu,
-    "selu": F.selu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softplus": F.softplus,
-}
 
 
 @register
 class Steps(nn.Module):
-    """A network made of steps, each a word with its arguments. Weights are zero and masks one until somebody fills them.
+    """A network made of steps, each a word with its arguments. Weights start at zero and masks at one.
 
     - `["join"]`: append the context;
     - `["linear", width]`, `["masked", width]`: weights and a bias, with a mask of the weights;
     - `["constant", width]`: a bias alone, whatever came before;
-    - an activation by its name in `ACTIVATIONS`, with arguments as `torch.nn.functional` has them: `["elu", 1.0]`;
+    - an activation by its name in `flowlab.activations`, with arguments as `torch.nn.functional` has them:
+      `["elu", 1.0]`;
     - `["standardise", eps]`: mean zero and variance one over the units;
     - `["dropout", share]`;
     - `["residual", steps]`: add what the steps make of the values;
     - `["add", steps]`, `["gate", steps]`: add what the steps make of the context, or multiply with its sigmoid.
 
-    The last step is linear, masked or constant. Unlike flowlab's own conditioners this one takes values as they are, however
-    large: the numbers have to be those of another library.
+    The last step is linear, masked or constant. Unlike flowlab's own conditioners this one takes values as they are,
+    however large: the numbers have to be those of another library.
 
     Args:
         in_features: Width of the input, without the context.
@@ -90,7 +79,7 @@ class Steps(nn.Module):
                     pass
                 case [str(word), *given] if word in ACTIVATIONS:
                     try:
-                        ACTIVATIONS[word](torch.zeros(1, device="cpu"), *given)
+                        ACTIVATIONS[word].plain(torch.zeros(1, device="cpu"), *given)
                     except (TypeError, RuntimeError, ValueError) as error:
                         raise ValueError(f"the step {word!r} cannot have the arguments {given}") from error
                 case _:
@@ -139,7 +128,7 @@ class Steps(nn.Module):
                 variance, mean = torch.var_mean(x, dim=0, keepdim=True)
                 x = (x - mean) / (variance + given[0]).sqrt()
             else:
-                x = ACTIVATIONS[word](x, *given)
+                x = ACTIVATIONS[word].plain(x, *given)
         return x
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

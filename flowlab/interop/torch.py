@@ -8,17 +8,23 @@ from torch.distributions import Transform, constraints
 
 from flowlab.flow import Flow
 from flowlab.layers.layer import Layer
+from flowlab.registry import refuse
 
 CONTAINERS = ("base_transform", "parts", "tseq", "transforms", "_inv")  # where transforms keep other ones
 
 
+@refuse(
+    "an object of torch.distributions has no description. Save the flow without this layer, and add it after loading"
+)
 class TransformLayer(Layer):
     """A bijective `torch.distributions.Transform` as a layer: from noise to data it is the transform.
 
-    Typical is the last layer of a flow whose data have a support, `ExpTransform()` for positive numbers or `SigmoidTransform()` for shares. The layer before
-    it must lead into the transform's domain. A transform without `cache_size` is made of the one that is given. Transforms of numbers (`event_dim` 0) are applied
-    to every feature, transforms of vectors (`event_dim` 1) to the whole. Tensors that a transform holds move with the layer; `nn.Parameter`s among them, and transforms that are
-    modules, such as Pyro's, are trained. `flowlab.save` refuses flows with such a layer: torch's transforms have no description to write.
+    Typical is the last layer of a flow whose data have a support, `ExpTransform()` for positive numbers or
+    `SigmoidTransform()` for shares. The layer before it must lead into the transform's domain. A transform without
+    `cache_size` is made of the one that is given. Transforms of numbers (`event_dim` 0) are applied to every feature,
+    transforms of vectors (`event_dim` 1) to the whole. Tensors that a transform holds move with the layer;
+    `nn.Parameter`s among them, and transforms that are modules, such as Pyro's, are trained. `flowlab.save` refuses
+    flows with such a layer: torch's transforms have no description to write.
 
     Args:
         transform: The transform.
@@ -36,8 +42,6 @@ class TransformLayer(Layer):
         >>> bool((flow.sample((100,)) > 0).all()), flow.support
         (True, IndependentConstraint(GreaterThan(lower_bound=0.0), 1))
     """
-
-    unsaved = "an object of torch.distributions has no description. Save the flow without this layer, and add it after loading"
 
     def __init__(self, transform: Transform, features: int) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ def _parts(transform: Transform) -> list[Transform]:
 
 
 def _move(transform: Transform, function: Any, kept: set[int]) -> None:
-    """Applies a function, such as a change of type, to the tensors of a transform that are no parameters of the layer."""
+    """Apply a function, such as a change of type, to a transform's tensors that are no parameters of the layer."""
     for part in _parts(transform):
         for name, value in list(vars(part).items()):
             if isinstance(value, Tensor) and id(value) not in kept:
@@ -113,8 +117,9 @@ def _move(transform: Transform, function: Any, kept: set[int]) -> None:
 class LayerTransform(Transform):
     """A layer, or the layers of a flow, given a context, as a `torch.distributions.Transform` from noise to data.
 
-    `TransformedDistribution(base, [LayerTransform(layer)])` has the density of a flow of that layer. With `cache_size=1` the log-determinant of the last
-    call is kept, so that `TransformedDistribution.log_prob` runs the layer once, not twice.
+    `TransformedDistribution(base, [LayerTransform(layer)])` has the density of a flow of that layer. With
+    `cache_size=1` the log-determinant of the last call is kept, so that `TransformedDistribution.log_prob` runs the
+    layer once, not twice.
 
     Args:
         layer: The layer, or the flow, whose base does not count.

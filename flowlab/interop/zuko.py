@@ -53,10 +53,11 @@ KNOWN = "MaskedAutoregressiveTransform, GeneralCouplingTransform, ElementWiseTra
 def convert(model: ZukoFlow) -> Flow:
     """A native flow with the numbers of a zuko flow: the same log_prob, and samples from the same noise.
 
-    What converts: `MAF`, `NSF`, `RealNVP`, `NICE`, with any of their options – context, orders, passes, adjacency, masks, hidden
-    widths, activations, residual blocks, normalisation –, and any `zuko.flows.Flow` of the same transforms, their inverses and
-    permutations, with affine, additive or rational-quadratic univariate maps. Weights are copied. The result can be saved,
-    trained on, and used without zuko; its context is an argument: `flow.log_prob(x, context)` for `model(context).log_prob(x)`.
+    What converts: `MAF`, `NSF`, `RealNVP`, `NICE`, with any of their options – context, orders, passes, adjacency,
+    masks, hidden widths, activations, residual blocks, normalisation –, and any `zuko.flows.Flow` of the same
+    transforms, their inverses and permutations, with affine, additive or rational-quadratic univariate maps. Weights
+    are copied. The result can be saved, trained on, and used without zuko; its context is an argument:
+    `flow.log_prob(x, context)` for `model(context).log_prob(x)`.
 
     Args:
         model: The flow.
@@ -106,16 +107,12 @@ def _base(base: Any, empty: Tensor) -> Gaussian:
     loc, scale = given["loc"].detach(), given["scale"].detach()
     trained = next(base.parameters(), None) is not None
     learnable = trained or bool((loc != 0).any() or (scale != 1).any())
-    made = Gaussian(len(loc), learnable=learnable).to(empty)
-    if learnable:
-        with torch.no_grad():
-            made.loc.copy_(loc)
-            made.log_scale.copy_(scale.double().log())
-        made.requires_grad_(trained)
-    return made
+    if not learnable:
+        return Gaussian(len(loc)).to(empty)
+    return Gaussian.from_moments(loc, scale.double().log()).to(empty).requires_grad_(trained)
 
 
-# Transforms ------------------------------------------------------------------------------------------------------------
+# Transforms -----------------------------------------------------------------------------------------------------------
 
 
 def _converted(t: Any, features: int, where: str, empty: Tensor) -> Layer:
@@ -163,8 +160,8 @@ def _scalar(t: Any, where: str) -> ScalarMap:
             options = (_option(function, given, name) for name in ("bound", "slope"))
             return Backwards(RationalQuadraticSpline(bins, *options))
     raise ConversionError(
-        f"{where}: its univariate map ({name}, parameters of shapes {shapes}) has no counterpart; MonotonicAffineTransform, "
-        "AdditiveTransform and MonotonicRQSTransform have"
+        f"{where}: its univariate map ({name}, parameters of shapes {shapes}) has no counterpart; "
+        "MonotonicAffineTransform, AdditiveTransform and MonotonicRQSTransform have"
     )
 
 

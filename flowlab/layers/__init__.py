@@ -38,3 +38,8 @@ __all__ = [
     "Sylvester",
     "Whitening",
 ]
+
+
+def __dir__() -> list[str]:
+    """The layers and scalar maps, for tab completion."""
+    return __all__

@@ -8,26 +8,26 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowlab.arguments import whole, widths
-from flowlab.kernels import columns, permute, transforming
+from flowlab.kernels import permute, to_features_first, transforming
 from flowlab.layers.autoregressive_inverse import Implicit, Map, Sweep
 from flowlab.layers.conditioner import (
     by_parameter,
     conditioned,
     conditioner_inputs,
-    initial_parameters,
     scalar_support,
 )
 from flowlab.layers.layer import Layer
 from flowlab.layers.linear import ordering
 from flowlab.layers.scalar import Affine, ScalarMap
+from flowlab.layers.scalar.scalar_map import initial_parameters
 from flowlab.networks import MaskedMLP, start_at
 
 
 class Autoregressive(Layer):
     """A masked autoregressive layer over any scalar map.
 
-    With `fast="density"` the parameters depend on the earlier data (MAF, Papamakarios et al. 2017): density is one pass of
-    the network, sampling one per feature. With `fast="sampling"` they depend on the earlier noise (IAF, Kingma
+    With `fast="density"` the parameters depend on the earlier data (MAF, Papamakarios et al. 2017): density is one pass
+    of the network, sampling one per feature. With `fast="sampling"` they depend on the earlier noise (IAF, Kingma
     et al. 2016), and it is the other way round.
 
     Args:
@@ -103,7 +103,7 @@ class Autoregressive(Layer):
         return self._run(x, context, inverse=True)
 
     def _run(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        ordered = columns(value)
+        ordered = to_features_first(value)
         if self.permutes:
             ordered = permute(ordered, self.order, self.rank)
         if inverse == (self.fast == "density"):
@@ -122,7 +122,7 @@ class Autoregressive(Layer):
         return conditioned(value, context, self.network, self.scalar, inverse, dropout=dropout)
 
     def _by_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The slow direction: parameters of a feature need the mapped values of those before it. Dropout has no part in it."""
+        """The slow direction: a feature's parameters need the mapped values before it. There is no dropout."""
         slow: Map = self.scalar.inverse if inverse else self.scalar.forward
         fast: Map = self.scalar.forward if inverse else self.scalar.inverse
         sweep = Sweep(self.network, self.scalar, None if context is None else context.detach())
@@ -136,7 +136,7 @@ class Autoregressive(Layer):
 
     def _pass_per_feature(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         """The slow direction by whole passes, for torch.compile, torch.export and torch.func."""
-        given = None if context is None else columns(context)
+        given = None if context is None else to_features_first(context)
         mapped = torch.zeros_like(value)
         log_det = torch.zeros_like(value[0])
         for i in torch.arange(self.features, device=value.device).split(1):  # as numbers they would break graphs

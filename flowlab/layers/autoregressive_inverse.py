@@ -1,12 +1,13 @@
 """An autoregressive layer against its fast direction: feature by feature, with every weight used once.
 
 The parameters of a feature need the mapped values of those before it. Running the whole network once per feature would
-compute everything `features` times; but a hidden unit of degree r depends on the first r features alone, so it can be computed once,
-as soon as they are known. Units are sorted by degree, so that all this happens on slices.
+compute everything `features` times; but a hidden unit of degree r depends on the first r features alone, so it can be
+computed once, as soon as they are known. Units are sorted by degree, so that all this happens on slices.
 
-Gradients come from the implicit function theorem. Against the fast direction F the result x solves F(x; θ) = z, so dx = J⁻¹ (dz - ∂F/∂θ dθ)
-with the triangular Jacobian J = ∂F/∂x: the pullback J⁻ᵀ g is again one sweep, from the last feature to the first. Memory
-therefore does not grow with the square of the number of features, as it would if autograd recorded a pass for each of them.
+Gradients come from the implicit function theorem. Against the fast direction F the result x solves F(x; θ) = z, so
+dx = J⁻¹ (dz - ∂F/∂θ dθ) with the triangular Jacobian J = ∂F/∂x: the pullback J⁻ᵀ g is again one sweep, from the last
+feature to the first. Memory therefore does not grow with the square of the number of features, as it would if autograd
+recorded a pass for each of them.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlab.kernels import ACTIVATIONS, columns, product
+from flowlab.activations import ACTIVATIONS
+from flowlab.kernels import product, to_features_first
 from flowlab.layers.conditioner import by_parameter, conditioner_inputs
 from flowlab.layers.scalar import ScalarMap
 from flowlab.networks import Linear, MaskedMLP
@@ -34,7 +36,7 @@ class Sweep:
 
     def __init__(self, network: MaskedMLP, scalar: ScalarMap, context: Tensor | None) -> None:
         self.network, self.scalar = network, scalar
-        self.context = None if context is None else columns(context)
+        self.context = None if context is None else to_features_first(context)
         self.activation = ACTIVATIONS[network.activation].plain
         linears: list[Linear] = list(network.linears)  # type: ignore[arg-type]
         *self.hidden, self.last = [(linear.weight.detach(), linear.bias.detach()) for linear in linears]

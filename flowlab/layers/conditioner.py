@@ -14,7 +14,6 @@ from torch.distributions import constraints
 
 from flowlab.kernels import (
     Kernel,
-    columns,
     differentiable_backward,
     plain_backward,
     plain_network,
@@ -23,10 +22,11 @@ from flowlab.kernels import (
     run_network,
     run_tame,
     tame,
+    to_features_first,
     transforming,
     within,
 )
-from flowlab.layers.scalar import ScalarMap
+from flowlab.layers.scalar.scalar_map import ScalarMap, kernel_of
 from flowlab.networks import MLP
 
 Rows = Tensor | slice  # indices of rows, or evenly spaced rows, which are read without copying
@@ -49,7 +49,7 @@ def conditioned(
     places: Places | None = None,
     dropout: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Maps rows of x (features, n) by scalar maps with the network's parameters: the mapped rows, and the log-determinant (n,).
+    """Map rows of x (features, n) by scalar maps with the network's parameters; also the log-determinant (n,).
 
     Args:
         x: The values.
@@ -60,8 +60,8 @@ def conditioned(
         places: Which rows the network sees, and which others are mapped; None for all of them and all of them.
         dropout: Whether the network's dropout is on, in training.
     """
-    given = None if context is None else columns(context)
-    kernel = scalar.kernel(inverse) if hasattr(scalar, "kernel") else None
+    given = None if context is None else to_features_first(context)
+    kernel = kernel_of(scalar, inverse)
     dropped = dropout and network.training and network.dropout > 0
     if kernel is None or not network.plain or dropped or transforming():
         run = functools.partial(network.columns, dropout=dropout)
@@ -185,26 +185,21 @@ def _leading(values: Sequence[Any], present: bool) -> tuple[Any, Sequence[Any]]:
 
 
 def conditioner_inputs(features: Tensor, given: Tensor | None, periodic: bool) -> Tensor:
-    """What a conditioner sees of features (d, n): the context, then the features (angles as cosine and sine), outliers tamed."""
+    """A conditioner's inputs: the context, then features (d, n), angles as cosine and sine; outliers are tamed."""
     if periodic:
         features = torch.stack([features.cos(), features.sin()], 1).flatten(0, 1)
     return tame(features if given is None else torch.cat([given, features]))
 
 
 def by_parameter(output: Tensor, count: int) -> Tensor:
-    """A conditioner's output, `count` parameters of one feature after the other, as a scalar map wants it: (count, d, n)."""
+    """A conditioner's output, `count` parameters of feature after feature, as scalar maps want it: (count, d, n)."""
     return output.view(len(output) // count, count, output.shape[-1]).transpose(0, 1)
 
 
 def scalar_support(scalar: ScalarMap, noise: constraints.Constraint) -> constraints.Constraint:
     """Where data lie when a scalar map is applied to noise in `noise`: a box around the map's own stays as it is."""
-    side = getattr(noise, "base_constraint", None)
+    side = noise.base_constraint if isinstance(noise, constraints.independent) else None
     if scalar.box is None or not isinstance(side, constraints.interval):
         return constraints.real_vector
     keeps = side.lower_bound <= scalar.box[0] and side.upper_bound >= scalar.box[1]
     return noise if keeps else constraints.real_vector
-
-
-def initial_parameters(scalar: ScalarMap) -> Tensor | None:
-    """Where a scalar map's parameters start, None for zero."""
-    return scalar.initial() if hasattr(scalar, "initial") else None

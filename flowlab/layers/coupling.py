@@ -1,16 +1,18 @@
 """Coupling layers: part of the features pass through and parametrise a scalar map of the others."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from flowlab.arguments import whole, widths
-from flowlab.kernels import columns
-from flowlab.layers.conditioner import Places, conditioned, initial_parameters, scalar_support
+from flowlab.kernels import to_features_first
+from flowlab.layers.conditioner import Places, conditioned, scalar_support
 from flowlab.layers.layer import Layer
 from flowlab.layers.scalar import Affine, ScalarMap
+from flowlab.layers.scalar.scalar_map import initial_parameters
 from flowlab.networks import MLP, start_at
 
 
@@ -93,7 +95,7 @@ class Coupling(Layer):
 
     def _map(self, value: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         places = Places(self.evenly[0] or self.kept, self.evenly[1] or self.changed, self.restore)
-        mapped, log_det = conditioned(columns(value), context, self.network, self.scalar, inverse, places)
+        mapped, log_det = conditioned(to_features_first(value), context, self.network, self.scalar, inverse, places)
         return mapped.T.view(value.shape), log_det.view(value.shape[:-1])
 
     def extra_repr(self) -> str:
@@ -103,6 +105,24 @@ class Coupling(Layer):
 def alternating_mask(features: int, flip: bool = False) -> list[bool]:
     """Every other feature, beginning with the second, or with `flip` the first; a single feature always."""
     return [features == 1 or (i % 2 == 1) != flip for i in range(features)]
+
+
+def alternating_couplings(features: int, scalar: ScalarMap, count: int, **options: Any) -> list[Layer]:
+    """Couplings with alternating masks, the first of which changes every other feature from the second on.
+
+    Args:
+        features: Width of noise and data.
+        scalar: What happens to each changed feature.
+        count: Number of couplings.
+        **options: Further arguments of `Coupling`.
+
+    Example:
+        >>> from flowlab.layers import Affine
+        >>> [layer.mask.tolist() for layer in alternating_couplings(3, Affine(), 2, hidden=16)]
+        [[False, True, False], [True, False, True]]
+    """
+    masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(count)]
+    return [Coupling(features, scalar, mask, **options) for mask in masks]
 
 
 def evenly_spaced(indices: list[int]) -> slice | None:

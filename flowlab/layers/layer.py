@@ -1,5 +1,6 @@
 """The contract of every layer. Read this first."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -59,6 +60,18 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.features)
+
+
+def fast_of_all(parts: Iterable[str]) -> str:
+    """Which direction is cheap where each of several parts has a cheap one: the parts' own, "both", or "neither"."""
+    kinds = set(parts) - {"both"}
+    return "both" if not kinds else kinds.pop() if len(kinds) == 1 else "neither"
+
+
+def awaits_data(layer: nn.Module) -> bool:
+    """Whether a layer learns from data and has not done so yet, by its buffer `initialised`."""
+    initialised = layer._buffers.get("initialised")
+    return initialised is not None and not bool(initialised)
 
 
 def flat(x: Tensor) -> Tensor:

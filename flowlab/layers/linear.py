@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,20 @@ class LULinear(Layer):
         self.diagonal = nn.Parameter(torch.full((features,), SOFTPLUS_ONE))
         self.shift = nn.Parameter(torch.zeros(features))
 
+    @classmethod
+    @torch.no_grad()
+    def from_factors(cls, lower: Tensor, upper: Tensor, shift: Tensor) -> Self:
+        """The layer of a unit lower and a positive upper triangular matrix (features, features) and a shift.
+
+        It has the floating-point type and the device of `shift`.
+        """
+        layer = cls(len(shift)).to(shift)
+        layer.lower.copy_(lower.tril(-1))
+        layer.upper.copy_(upper.triu(1))
+        layer.diagonal.copy_(upper.diagonal().expm1().log())  # softplus's inverse
+        layer.shift.copy_(shift)
+        return layer
+
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """L, U and the diagonal of U."""
         diagonal = F.softplus(self.diagonal) + torch.finfo(self.diagonal.dtype).tiny
@@ -121,6 +135,15 @@ class Householder(Layer):
         pairs = torch.empty(self.reflections // 2, features).normal_(generator=generator)
         self.vectors = nn.Parameter(pairs.repeat_interleave(2, 0))
 
+    @classmethod
+    @torch.no_grad()
+    def from_vectors(cls, vectors: Tensor) -> Self:
+        """The product of the reflections of vectors (reflections, features), in their floating-point type."""
+        count, features = vectors.shape
+        layer = cls(features, count, generator=torch.Generator()).to(vectors)
+        layer.vectors.copy_(vectors)
+        return layer
+
     def matrix(self) -> Tensor:
         return reflect(self.vectors)
 
@@ -135,7 +158,7 @@ class Householder(Layer):
 
 
 def reflect(vectors: Tensor) -> Tensor:
-    """The product of Householder reflections of vectors (*batch, reflections, features): (*batch, features, features)."""
+    """The product (*batch, features, features) of reflections of vectors (*batch, reflections, features)."""
     unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     matrix = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
     for v in unit.unbind(-2):
@@ -172,6 +195,25 @@ class ElementwiseAffine(Layer):
         start = torch.zeros(2 * self.features)
         self.parameters_ = ContextParameters(start, self.context_features, self.hidden, generator)
 
+    @classmethod
+    @torch.no_grad()
+    def from_moments(cls, mean: Tensor, log_scale: Tensor, bound: float | None = None) -> Self:
+        """The layer x = mean + z · exp(log_scale), without a context, in the floating-point type of `mean`.
+
+        Args:
+            mean: The shift (features,).
+            log_scale: The log-scale (features,), in nats.
+            bound: Largest |log-scale|; larger ones count as that. Twice the largest, at least 30, when None.
+        """
+        bound = max(30.0, 2 * float(log_scale.abs().max())) if bound is None else bound
+        layer = cls(len(mean), bound=bound).to(mean)
+        layer.parameters_.value.copy_(torch.cat([mean, layer._raw(log_scale)]))
+        return layer
+
+    def _raw(self, log_scale: Tensor) -> Tensor:
+        """The soft clamp's inverse: parameters whose log-scale is the given one."""
+        return (log_scale / self.bound).clamp(-0.999, 0.999).atanh() * self.bound
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_scale = Affine(self.bound).forward(z, self._params(context))
         return x, log_scale.sum(-1).expand(z.shape[:-1])
@@ -185,9 +227,10 @@ class ElementwiseAffine(Layer):
 
 
 class ActNorm(ElementwiseAffine):
-    """An `ElementwiseAffine` that `fit` starts with the data's mean and standard deviation. Kingma & Dhariwal 2018, section 3.1.
+    """An `ElementwiseAffine` that `fit` starts with the data's mean and standard deviation.
 
-    A standard deviation outside exp(±bound) counts as that. Initialisation is explicit, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
+    Kingma & Dhariwal 2018, section 3.1. A standard deviation outside exp(±bound) counts as that. Initialisation is
+    explicit, and remembered in the buffer `initialised`, so that a loaded model keeps its values.
 
     Args:
         features: Width of noise and data.
@@ -200,10 +243,16 @@ class ActNorm(ElementwiseAffine):
         super().__init__(features, bound=bound)
         self.register_buffer("initialised", torch.tensor(False))
 
+    @classmethod
+    def from_moments(cls, mean: Tensor, log_scale: Tensor, bound: float | None = None) -> Self:
+        """As `ElementwiseAffine.from_moments`; `fit` leaves the layer as it is."""
+        layer = super().from_moments(mean, log_scale, bound)
+        layer.initialised.fill_(True)
+        return layer
+
     def initialise(self, x: Tensor) -> None:
         mean, scale = mean_and_scale(x)
-        # The soft clamp's inverse, so that exp(log_scale) is the standard deviation itself.
-        log_scale = (scale.log() / self.bound).clamp(-0.999, 0.999).atanh() * self.bound
+        log_scale = self._raw(scale.log())
         with torch.no_grad():
             self.parameters_.value.copy_(torch.cat([mean, log_scale]))
             self.initialised.fill_(True)
@@ -238,6 +287,25 @@ class Whitening(Layer):
         self.register_buffer("initialised", torch.tensor(False))
         self.register_buffer("mean", torch.zeros(self.features))
         self.register_buffer("scale_tril", torch.eye(self.features))
+
+    @classmethod
+    @torch.no_grad()
+    def from_moments(cls, mean: Tensor, scale_tril: Tensor) -> Self:
+        """The layer x = mean + scale_tril · z, of (features,) and (features, features); `fit` leaves it as it is.
+
+        It has the floating-point type and the device of `mean`.
+
+        Example:
+            >>> import torch, flowlab
+            >>> layer = flowlab.layers.Whitening.from_moments(torch.tensor([1.0, 2.0]), 3 * torch.eye(2))
+            >>> layer(torch.ones(2))[0]
+            tensor([4., 5.])
+        """
+        layer = cls(len(mean)).to(mean)
+        layer.mean.copy_(mean)
+        layer.scale_tril.copy_(scale_tril)
+        layer.initialised.fill_(True)
+        return layer
 
     def initialise(self, x: Tensor) -> None:
         # In double precision: a covariance in single precision loses half of its seven digits.

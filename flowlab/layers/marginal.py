@@ -11,7 +11,7 @@ from flowlab.arguments import is_whole, whole
 from flowlab.layers.layer import Layer, flat
 from flowlab.layers.linear import mean_and_scale
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf, log_cdf_and_hazard
-from flowlab.layers.scalar.spline import rational_quadratic
+from flowlab.layers.scalar.rational_quadratic import rational_quadratic
 
 FAR = 12.0  # noise beyond ±12 (probability 1e-33) continues on a straight line, so that no tail overflows
 BIN_CHOICES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -22,8 +22,8 @@ PARETO = (1e-3, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  #
 class Marginal(Layer):
     """A monotone map of each column alone, fitted so that its noise is standard normal.
 
-    Between an upper and a lower quantile the map is a rational-quadratic spline through normal scores of sample quantiles,
-    with as many bins as cross-validated likelihood wants. Beyond, the tail follows the data: straight
+    Between an upper and a lower quantile the map is a rational-quadratic spline through normal scores of sample
+    quantiles, with as many bins as cross-validated likelihood wants. Beyond, the tail follows the data: straight
     (Gaussian), or a generalised Pareto tail z = Φ⁻¹(1 − p (1 + ξ(x − t)/σ)^(−1/ξ)) with ξ between 0 (exponential) and
     1 (Cauchy), whichever is the likelier (Pickands 1975). The whole map is fixed after fitting, continuously
     differentiable, and has exact log-determinants. Before fitting it is the identity.
@@ -206,7 +206,7 @@ class _Column:
     scale: Tensor
 
     def log_density(self, x: Tensor) -> Tensor:
-        """The summed log-density of a sorted column (n,); tails go on as they are beyond ±FAR, where they hold nothing."""
+        """The summed log-density of a sorted column (n,); tails go on as they are beyond ±FAR."""
         ends = self.knots_x[[0, -1]]
         first, last = torch.searchsorted(x, ends).tolist()
         knots_x, knots_z, slopes = (part[:, None, None] for part in (self.knots_x, self.knots_z, self.slopes))
@@ -286,7 +286,10 @@ def fit_bins(x: Tensor, bins: int) -> _Column:
 
 
 def centre_and_spread(x: Tensor) -> tuple[float, float]:
-    """Median and standard deviation of a sorted column; the latter from the narrowest pair of quantiles that differ, so that outliers do not count."""
+    """Median and standard deviation of a sorted column.
+
+    The latter is from the narrowest pair of quantiles that differ, so that outliers do not count.
+    """
     n = len(x)
     for share in (0.25, 0.1, 0.02):
         low, high = x[int(share * n)], x[n - 1 - int(share * n)]
@@ -309,8 +312,9 @@ def fit_tail(excess: Tensor, end: float, scale: float) -> tuple[float, float, fl
     """Shape ξ, scale σ and the slope dz/dx at the last knot of the tail that makes the excesses likeliest.
 
     Candidates are a straight (Gaussian) tail and generalised Pareto tails on a grid of shapes; the σ of
-    each is found on a grid around what the median excess implies, which no outlier moves, held by one row of prior data. With few excesses the prior on
-    the shape decides for slightly more than an exponential: a tail that is too thin costs far more than one too thick.
+    each is found on a grid around what the median excess implies, which no outlier moves, held by one row of prior
+    data. With few excesses the prior on the shape decides for slightly more than an exponential: a tail that is too
+    thin costs far more than one too thick.
     """
     median = max(float(excess.median()) if len(excess) else 0.0, 1e-6 * scale)
     factor = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64, base=10.0)

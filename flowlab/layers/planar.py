@@ -56,9 +56,12 @@ class _Residual(Layer):
 
 
 class Planar(_Residual):
-    """x = z + u tanh(w·z + b), with w·u > -1, `steps` times. Rezende & Mohamed 2015, "Variational inference with normalizing flows", equation 10.
+    """x = z + u tanh(w·z + b), with w·u > -1, `steps` times.
 
-    Steps of one layer cost far less than as many layers: a step sees z only through w·z, and what earlier steps add to that are numbers w·u.
+    Rezende & Mohamed 2015, "Variational inference with normalizing flows", equation 10.
+
+    Steps of one layer cost far less than as many layers: a step sees z only through w·z, and what earlier steps add to
+    that are numbers w·u.
 
     Args:
         features: Width of noise and data.
@@ -112,7 +115,10 @@ class Planar(_Residual):
 
 
 def split(parameters: Tensor, features: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Unconstrained u and w (steps, *batch, features) and b (steps, *batch) of planar parameters (*batch, steps (2 features + 1))."""
+    """Unconstrained u and w (steps, *batch, features) and b (steps, *batch).
+
+    Of planar parameters (*batch, steps (2 features + 1)).
+    """
     steps = parameters.shape[-1] // (2 * features + 1)
     directions = parameters[..., : 2 * steps * features].unflatten(-1, (2, steps, features))
     u, w = directions.movedim((-3, -2), (0, 1))
@@ -139,8 +145,8 @@ def planar(z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
 class _PlanarFunction(torch.autograd.Function):
     """`planar` of rows z (n, features) with one set of parameters.
 
-    Step k needs a_k = w_k·z_k + b_k alone, and z_k = z + Σ_{j<k} h_j u_j, so a_k = w_k·z + b_k + Σ_{j<k} h_j w_k·u_j: one product for all w_k·z,
-    a small one for all w_k·u_j, and rows of length n for the rest.
+    Step k needs a_k = w_k·z_k + b_k alone, and z_k = z + Σ_{j<k} h_j u_j, so a_k = w_k·z + b_k + Σ_{j<k} h_j w_k·u_j:
+    one product for all w_k·z, a small one for all w_k·u_j, and rows of length n for the rest.
     """
 
     @staticmethod
@@ -254,7 +260,7 @@ def safe_norm(v: Tensor) -> Tensor:
 
 
 class Sylvester(_Residual):
-    """x = z + Q R tanh(R̃ Qᵀz + b): Sylvester flows, van den Berg et al. 2018, "Sylvester normalizing flows", equation 13.
+    """x = z + Q R tanh(R̃ Qᵀz + b). Van den Berg et al. 2018, "Sylvester normalizing flows", equation 13.
 
     Q has `directions` orthonormal columns (Householder reflections), R and R̃ are upper triangular with
     R_ii R̃_ii > -1. The inverse solves for v = Qᵀz from the last entry up, one monotone equation each.

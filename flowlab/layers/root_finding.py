@@ -25,7 +25,8 @@ def solve(
         target: The values to reach (*s).
         low: A point at or below each root (*s).
         high: A point at or above each root (*s).
-        steps: Evaluations of the function at most; all of them are spent under torch.compile, torch.export and torch.func.
+        steps: Evaluations of the function at most; all of them are spent under torch.compile, torch.export and
+            torch.func.
 
     Returns:
         The roots, with the implicit function's first derivatives in `target` and in everything
@@ -71,7 +72,8 @@ def solve(
                 worst = int((high - low).flatten().argmax())
                 raise ConvergenceError(
                     f"no root after {steps} steps: target {target.flatten()[worst]:.6g} is still bracketed by "
-                    f"[{low.flatten()[worst]:.9g}, {high.flatten()[worst]:.9g}]; is the input finite, and are the layer's parameters finite?"
+                    f"[{low.flatten()[worst]:.9g}, {high.flatten()[worst]:.9g}]; is the input finite, "
+                    "and are the layer's parameters finite?"
                 )
     x = state[0].detach()
     # One Newton step on values that autograd sees attaches the derivatives. Where the function is flat, its rounding
@@ -85,12 +87,18 @@ def solve(
 
 
 def exporting() -> bool:
-    """Whether torch.export looks on; not by `torch.compiler.is_exporting`, which torch 2.11 takes for true under torch.compile, too."""
+    """Whether torch.export traces the call.
+
+    Not by `torch.compiler.is_exporting`, which torch 2.11 takes for true under torch.compile, too.
+    """
     return torch.compiler.is_compiling() and getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 def repeat(step: Callable[[State], State], state: State, times: int) -> State:
-    """The state after so many steps, as one loop in an exported program: unrolled, it would hold each of its operations `times` times."""
+    """The state after so many steps, as one loop in an exported program.
+
+    Unrolled, the program would hold each of its operations `times` times.
+    """
     from torch._higher_order_ops.scan import scan
 
     def combine(

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowlab.files import register
 from flowlab.flow import CHUNK
 from flowlab.layers import Layer
 from flowlab.layers.linear import mean_and_scale
 from flowlab.posteriors.space import Value
 from flowlab.posteriors.target import LogDensity, Target, at, piecewise
+from flowlab.registry import register
 
 
 class ContextTarget(LogDensity):

@@ -1,6 +1,7 @@
 """`FlowDensity`: the scikit-learn estimator."""
 
 import copy
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -557,12 +558,13 @@ class FlowDensity(DensityMixin, BaseEstimator):
         Raises:
             TypeError, ValueError: A table is none, lacks a column, or has too few rows.
         """
-        from flowlab.report.write import write_report
-
+        # Found by name, as the classes in files are: a density need not know its report.
+        write = importlib.import_module("flowlab.report.write").write_report
         plain = copy.copy(self)
         plain._fitted = replace(self._model, library=None)  # the report knows pandas alone
         shown = self.progress if progress is None else progress
-        return write_report(plain, train, test, path, target=target, title=title, seed=random_state, progress=shown)
+        found: Path = write(plain, train, test, path, target=target, title=title, seed=random_state, progress=shown)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to one file; `flowlab.load` or `FlowDensity.load` reads it. A `random_state` that is no int is not kept."""

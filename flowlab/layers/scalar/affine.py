@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from flowlab.arguments import real, settle
-from flowlab.layers.scalar.scalar_map import Explicit
+from flowlab.layers.scalar.scalar_map import Explicit, ScalarMap
 
-WIDE = 4.0  # bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales
+# The bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales.
+WIDE = 4.0
 
 
 @dataclass(frozen=True)
-class Additive:
+class Additive(ScalarMap):
     """x = z + shift. Dinh et al. 2014, "NICE", section 3.2."""
 
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
     count: ClassVar[int] = 1
 
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

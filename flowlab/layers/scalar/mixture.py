@@ -1,8 +1,6 @@
 """The mixture-of-Gaussians scalar map: the data are a Gaussian mixture, the noise is its normal score."""
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,18 +8,17 @@ from torch import Tensor
 from flowlab.arguments import real, settle, whole
 from flowlab.kernels import scalar_map
 from flowlab.layers.root_finding import solve
-from flowlab.layers.scalar.mixture_kernel import MixtureKernel
-from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
-from flowlab.layers.scalar.spline import soft_clip
+from flowlab.layers.scalar.mixture_kernel import MixtureKernel, normal_score
+from flowlab.layers.scalar.scalar_map import ScalarMap
 
 
 @dataclass(frozen=True)
-class MixtureCDF:
+class MixtureCDF(ScalarMap):
     """z = Φ⁻¹(Σ π_k Φ((x − μ_k) / σ_k)): under standard normal noise, x is a mixture of Gaussians.
 
     Ho et al. 2019, "Flow++", section 3.2, with normal in place of logistic components. The density direction
-    (`inverse`) is a formula, sampling solves for x. All sums are taken in logs and on the side of the nearer tail, so that nothing
-    is lost hundreds of standard deviations out.
+    (`inverse`) is a formula, sampling solves for x. All sums are taken in logs and on the side of the nearer tail, so
+    that nothing is lost hundreds of standard deviations out.
 
     One more component, standard normal with the fixed weight `floor`, bounds what an outlier can cost.
 
@@ -35,9 +32,6 @@ class MixtureCDF:
     log_scale_bound: float = 7.0
     floor: float = 1e-3
 
-    periodic: ClassVar[bool] = False
-    box: ClassVar[None] = None
-
     def __post_init__(self) -> None:
         bound = real("log_scale_bound", self.log_scale_bound, 0)
         settle(self, components=whole("components", self.components), log_scale_bound=bound)
@@ -50,7 +44,8 @@ class MixtureCDF:
     def initial(self) -> Tensor:
         """Means apart and scales below one, nearly the identity: components that start equal would stay equal.
 
-        N(0, 1) is N(0, s²) smoothed by N(0, 1 - s²), and the sum over evenly spaced means is the smoothing's trapezoidal rule.
+        N(0, 1) is N(0, s²) smoothed by N(0, 1 - s²), and the sum over evenly spaced means is the smoothing's
+        trapezoidal rule.
         """
         width = min(0.7, 0.2 * (self.components - 1))  # of the smoothing; few components must stay close together
         means = torch.linspace(-2.8, 2.8, self.components, dtype=torch.float64) * width
@@ -69,41 +64,14 @@ class MixtureCDF:
     def _kernel(self) -> MixtureKernel:
         return MixtureKernel(self.components, self.log_scale_bound, self.floor)
 
-    def plain_inverse(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """`inverse` in differentiable torch operations, exact however far out."""
-        return self._normal_score(x, *self._components(params))
-
     def forward(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        log_weights, means, log_scales = self._components(params)
+        log_weights, means, log_scales = self._kernel().components_of(params)
         # Each component alone would put the root here; the mixture's root lies between the extremes.
         alone = means + log_scales.exp() * z
         x = solve(
-            lambda x: self._normal_score(x, log_weights, means, log_scales),
+            lambda x: normal_score(x, log_weights, means, log_scales),
             z,
             alone.amin(0),
             alone.amax(0),
         )
-        return x, -self._normal_score(x, log_weights, means, log_scales)[1]
-
-    def _components(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, means, log_scales = params.split(self.components)
-        log_weights = torch.log_softmax(logits, 0) + math.log1p(-self.floor)
-        zero = torch.zeros_like(params[:1])
-        return (
-            torch.cat([log_weights, zero + math.log(self.floor)]),
-            torch.cat([means, zero]),
-            torch.cat([soft_clip(log_scales, self.log_scale_bound), zero]),
-        )
-
-    @staticmethod
-    def _normal_score(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        u = (x - means) * (-log_scales).exp()
-        with torch.no_grad():  # work on the side of the nearer tail, where log Φ has digits
-            sign = torch.where((log_weights.exp() * torch.special.ndtr(u)).sum(0) > 0.5, -1.0, 1.0).to(x.dtype)
-        log_cdf, log_hazard = log_cdf_and_hazard(sign * u)
-        terms = log_weights + log_cdf
-        log_p = torch.logsumexp(terms, 0)
-        z = inverse_log_cdf(log_p)
-        # dz/dx = f(x)/φ(z) = Σ r_k h(u_k)/σ_k / h(z), with h = φ/Φ and r_k the components' shares of the tail.
-        log_slope = torch.logsumexp(terms - log_p + log_hazard - log_scales, 0) - log_cdf_and_hazard(z)[1]
-        return sign * z, log_slope
+        return x, -normal_score(x, log_weights, means, log_scales)[1]

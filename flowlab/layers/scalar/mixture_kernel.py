@@ -1,8 +1,8 @@
 """The density direction of `MixtureCDF` with an analytic gradient: what training and scoring run.
 
-`mixture.py` has the same map in logarithms, which is exact however far out. Here sums are taken of probabilities and densities
-themselves, always on the side of the nearer tail: a third of the operations, and good for values up to `NEAR`, where the fixed standard
-normal component keeps every sum away from the smallest float.
+`normal_score` is the same map in logarithms, which is exact however far out. The kernel takes sums of probabilities and
+densities themselves, always on the side of the nearer tail: a third of the operations, and good for values up to
+`NEAR`, where the fixed standard normal component keeps every sum away from the smallest float.
 """
 
 import math
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowlab.kernels import within
-from flowlab.layers.scalar.normal import LOG_SQRT_2PI
+from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf, log_cdf_and_hazard
+from flowlab.layers.scalar.rational_quadratic import soft_clip
 
 NEAR = 8.0
 _DENSITY = 1 / math.sqrt(2 * math.pi)
@@ -24,9 +25,29 @@ def _tail(u: Tensor) -> Tensor:
     return (u * math.sqrt(0.5)).erfc_().mul_(0.5)
 
 
+def normal_score(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Φ⁻¹(F(x)) and its log-derivative (*s) for a mixture of Gaussians (components, *s), exact however far out.
+
+    All in differentiable operations on logarithms.
+    """
+    u = (x - means) * (-log_scales).exp()
+    with torch.no_grad():  # work on the side of the nearer tail, where log Φ has digits
+        sign = torch.where((log_weights.exp() * torch.special.ndtr(u)).sum(0) > 0.5, -1.0, 1.0).to(x.dtype)
+    log_cdf, log_hazard = log_cdf_and_hazard(sign * u)
+    terms = log_weights + log_cdf
+    log_p = torch.logsumexp(terms, 0)
+    z = inverse_log_cdf(log_p)
+    # dz/dx = f(x)/φ(z) = Σ r_k h(u_k)/σ_k / h(z), with h = φ/Φ and r_k the components' shares of the tail.
+    log_slope = torch.logsumexp(terms - log_p + log_hazard - log_scales, 0) - log_cdf_and_hazard(z)[1]
+    return sign * z, log_slope
+
+
 @dataclass(frozen=True)
 class MixtureKernel:
-    """Data to noise: z = Φ⁻¹(F(x)), with log-slope log f(x) - log φ(z), for a mixture with distribution function F and density f."""
+    """Data to noise: z = Φ⁻¹(F(x)), for a mixture with distribution function F and density f.
+
+    The log-slope is log f(x) - log φ(z).
+    """
 
     components: int
     log_scale_bound: float
@@ -90,9 +111,18 @@ class MixtureKernel:
         return grad
 
     def plain(self, value: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        from flowlab.layers.scalar.mixture import MixtureCDF
+        return normal_score(value, *self.components_of(params))
 
-        return MixtureCDF(self.components, self.log_scale_bound, self.floor).plain_inverse(value, params)
+    def components_of(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and log-scales (components + 1, *s), the fixed component last."""
+        logits, means, log_scales = params.split(self.components)
+        log_weights = torch.log_softmax(logits, 0) + math.log1p(-self.floor)
+        zero = torch.zeros_like(params[:1])
+        return (
+            torch.cat([log_weights, zero + math.log(self.floor)]),
+            torch.cat([means, zero]),
+            torch.cat([soft_clip(log_scales, self.log_scale_bound), zero]),
+        )
 
     def _pull_far(
         self, value: Tensor, params: Tensor, grad_mapped: Tensor, grad_log_slope: Tensor, out: Tensor

@@ -1,4 +1,4 @@
-"""The standard normal distribution function and its inverse, in logs, exact far into the tails, differentiable any number of times.
+"""The standard normal distribution function and its inverse, in logs: exact far into the tails, smooth.
 
 torch's own `log_ndtr` has no companion for the hazard φ/Φ, and subtracting log Φ from log φ loses every digit in the
 tail: at u = -1000, log φ = -500000.9 and the log-hazard is 6.9.

@@ -16,11 +16,11 @@ FAR = 12.0  # |arcsinh z| beyond which, at |z| = 81,000, x is proportional to z:
 
 @dataclass(frozen=True)
 class SinhArcsinh(Explicit):
-    """x = sinh(a(arcsinh z)), where a bends at zero from one slope, the tail weight on the left, to another, that on the right.
+    """x = sinh(a(arcsinh z)), where the slope of a goes from one tail weight, on the left, to that on the right.
 
     Jones & Pewsey 2009, "Sinh-arcsinh distributions", with two slopes in place of one and a shift:
-    a(u) = (r + l)/2 · u + (r − l)/2 · (√(u² + 1) − 1). Under normal noise a tail weight of 1 leaves a tail normal, 2 makes it
-    exponential, more makes it heavier still, and less makes it lighter. Both directions are formulas.
+    a(u) = (r + l)/2 · u + (r − l)/2 · (√(u² + 1) − 1). Under normal noise a tail weight of 1 leaves a tail normal, 2
+    makes it exponential, more makes it heavier still, and less makes it lighter. Both directions are formulas.
 
     Attributes:
         heaviest: Largest tail weight; the smallest is its reciprocal.
@@ -47,7 +47,10 @@ class SinhArcsinh(Explicit):
 
 @dataclass(frozen=True)
 class SinhArcsinhKernel:
-    """`SinhArcsinh` in one direction, with a hand-written gradient; parameters are the raw logarithms of the tail weights, left and right."""
+    """`SinhArcsinh` in one direction, with a hand-written gradient.
+
+    Parameters are the raw logarithms of the tail weights, left and right.
+    """
 
     bound: float
     inverse: bool
@@ -118,7 +121,10 @@ class SinhArcsinhKernel:
 
 
 def _solve(a: Tensor, mean: Tensor, half: Tensor) -> Tensor:
-    """The u at which mean · u + half · (√(u² + 1) − 1) is a: squared, a quadratic equation, in the form in which nothing cancels."""
+    """The u at which mean · u + half · (√(u² + 1) − 1) is a.
+
+    Squared, it is a quadratic equation, solved in the form in which nothing cancels.
+    """
     c, product = a + half, mean.square() - half.square()
     root = half * (c.square() + product).sqrt()
     alike = c * half > 0

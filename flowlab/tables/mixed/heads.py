@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowlab.files import register
+from flowlab.registry import register
 
 FAR = 1000.0  # stands for infinity in the normal scale: products with it stay finite
 # Beyond this quantile a smooth head is uniform in the rank, that is, it follows the marginal distribution's tail: its own would give values at the very

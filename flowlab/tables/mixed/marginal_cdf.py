@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowlab.files import register
 from flowlab.layers import Marginal
 from flowlab.layers.marginal import choose_bins
+from flowlab.registry import register
 
 KNOTS = 64  # bins of the smooth part at most
 FINE = 1e-6  # width of a grid cell, in standard deviations, below which only repeated values have a probability of their own

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from flowlab.files import register
+from flowlab.registry import register
 from flowlab.tables.mixed.heads import Head, quantile
 from flowlab.tables.mixed.marginal_cdf import Ranks
 from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, ConditionalNetworks, Z

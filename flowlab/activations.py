@@ -1,0 +1,72 @@
+"""The activations of networks, by name: what each computes, its gradient, and which of torch's functions it is."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Activation(NamedTuple):
+    """An activation and its gradient, with the arguments that torch takes by default."""
+
+    plain: Callable[..., Tensor]  # takes further arguments as `torch.nn.functional` has them
+    run: Callable[[Tensor], Tensor]  # the same; may overwrite its argument
+    pull: Callable[[Tensor, Tensor], Tensor]  # overwrites the gradient by that in the argument
+    of_result: bool  # whether `pull` is given the result, which then is all that has to be kept, or the argument
+    functions: tuple[object, ...]  # what others call it
+
+
+_aten = torch.ops.aten
+_SELU = 1.6732632423543772, 1.0507009873554805  # alpha and scale
+
+
+def _pull_relu(grad: Tensor, y: Tensor) -> Tensor:
+    return _aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
+
+
+def _pull_leaky_relu(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.mul_(torch.where(x > 0, torch.ones_like(x), 0.01))
+
+
+def _pull_silu(grad: Tensor, x: Tensor) -> Tensor:
+    return _aten.silu_backward.grad_input(grad, x, grad_input=grad)
+
+
+def _pull_gelu(grad: Tensor, x: Tensor) -> Tensor:
+    return _aten.gelu_backward.grad_input(grad, x, grad_input=grad)
+
+
+def _pull_elu(grad: Tensor, x: Tensor) -> Tensor:
+    return _aten.elu_backward.grad_input(grad, 1, 1, 1, False, x, grad_input=grad)
+
+
+def _pull_selu(grad: Tensor, x: Tensor) -> Tensor:
+    alpha, scale = _SELU
+    return grad.mul_(torch.where(x > 0, scale, scale * alpha * x.clamp(max=0).exp()))
+
+
+def _pull_tanh(grad: Tensor, y: Tensor) -> Tensor:
+    return _aten.tanh_backward.grad_input(grad, y, grad_input=grad)
+
+
+def _pull_sigmoid(grad: Tensor, y: Tensor) -> Tensor:
+    return grad.mul_(y * (1 - y))
+
+
+def _pull_softplus(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.mul_(torch.where(x > 20, 1.0, torch.sigmoid(x)))  # beyond 20 torch's softplus is the identity
+
+
+ACTIVATIONS = {
+    "relu": Activation(torch.relu, torch.relu_, _pull_relu, True, (F.relu, torch.relu)),
+    "tanh": Activation(torch.tanh, torch.tanh_, _pull_tanh, True, (F.tanh, torch.tanh)),
+    "silu": Activation(F.silu, F.silu, _pull_silu, False, (F.silu,)),
+    "gelu": Activation(F.gelu, F.gelu, _pull_gelu, False, (F.gelu,)),
+    "elu": Activation(F.elu, F.elu, _pull_elu, False, (F.elu,)),
+    "selu": Activation(F.selu, F.selu, _pull_selu, False, (F.selu, torch.selu)),
+    "leaky_relu": Activation(F.leaky_relu, F.leaky_relu, _pull_leaky_relu, False, (F.leaky_relu,)),
+    "sigmoid": Activation(torch.sigmoid, torch.sigmoid_, _pull_sigmoid, True, (F.sigmoid, torch.sigmoid)),
+    "softplus": Activation(F.softplus, F.softplus, _pull_softplus, False, (F.softplus,)),
+}
