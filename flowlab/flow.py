@@ -11,6 +11,7 @@ from flowlab.arguments import floating, sizes
 from flowlab.bases import Base
 from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer
+from flowlab.torch_internals import any_autocast_enabled
 
 if TYPE_CHECKING:
     from flowlab.mixture import FlowMixture
@@ -208,7 +209,7 @@ class Flow(nn.Module):
 
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
         # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether they use it.
-        autocast = not transforming() and torch._C._is_any_autocast_enabled() and not value.is_meta
+        autocast = not transforming() and any_autocast_enabled() and not value.is_meta
         if autocast and torch.is_autocast_enabled(value.device.type):
             with torch.autocast(value.device.type, enabled=False):
                 return self._chain(value, context, to_noise)

@@ -1,4 +1,4 @@
-"""What a run asks of torch and of the system: threads, memory, precision of products, compilation."""
+"""What a run asks of torch and of the system: threads, memory, precision of products, compilation, a progress bar."""
 
 import os
 import sys
@@ -161,3 +161,12 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
         return result
 
     return call
+
+
+def progress_bar(total: int, progress: bool, what: str = "fit", unit: str = "step") -> Any:
+    """A bar in terminals and notebooks, where one is wanted."""
+    from tqdm.auto import tqdm
+
+    make: Callable[..., Any] = tqdm
+    # None shows a bar in terminals and notebooks, and nothing where output goes to a file.
+    return make(total=total, disable=None if progress else True, desc=what, unit=unit, leave=False)

@@ -410,13 +410,15 @@ class NegativeELBO(Drawing):
         self.x, self.y = self.x.detach(), self.y.detach()
         self.batch_size, self.draws = whole("batch_size", self.batch_size), whole("draws", self.draws)
 
-    def __call__(self, bnn: BayesianModule, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def loss(
+        self, model: BayesianModule, x: Any, context: Any, step: int, generator: torch.Generator | None
+    ) -> Tensor:
         rows = len(self.x)
         x, y = self.x, self.y
         if self.batch_size < rows:
-            which = torch.randint(rows, (self.batch_size,), generator=self.generator, device=x.device)
+            which = torch.randint(rows, (self.batch_size,), generator=generator, device=x.device)
             x, y = x[which], y[which]
-        return -bnn._bounds(x, y, rows, self.draws, True, self.generator) / rows
+        return -model._bounds(x, y, rows, self.draws, True, generator) / rows
 
 
 def _check_pair(x: Any, y: Any) -> None:

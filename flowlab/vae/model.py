@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -306,7 +306,7 @@ class NegativeBound(Drawing):
         kl_warmup: Steps over which the KL term's weight rises from zero to one.
         free_bits: Nats of KL without a price.
         generator: Source of the draws in training; that of the fit when None.
-        taken: Steps so far.
+        taken: Training steps outside of a fit so far.
     """
 
     draws: int = 1
@@ -320,19 +320,12 @@ class NegativeBound(Drawing):
         if real("free_bits", self.free_bits) < 0:
             raise ValueError(f"free_bits must not be negative, as {self.free_bits} is")
 
-    def for_fit(self, generator: torch.Generator) -> Self:
-        own = super().for_fit(generator)
-        own.taken = 0
-        return own
-
-    def __call__(self, vae: VAE, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if not vae.training:
+    def loss(self, model: VAE, x: Tensor, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
+        if not model.training:
             fixed = torch.Generator(x.device).manual_seed(0)
-            return -vae.elbo(x, draws=self.draws, generator=fixed)
-        beta = min(self.taken / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
-        self.taken += 1
-        options: dict[str, Any] = {"beta": beta, "free_bits": self.free_bits, "generator": self.generator}
-        return -vae.elbo(x, draws=self.draws, **options)
+            return -model.elbo(x, draws=self.draws, generator=fixed)
+        beta = min(step / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
+        return -model.elbo(x, draws=self.draws, beta=beta, free_bits=self.free_bits, generator=generator)
 
 
 def _prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | FlowMixture:
