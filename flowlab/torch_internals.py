@@ -35,12 +35,17 @@ def _scan() -> Any:
 _interpreter_stack = _optional("_C._functorch.peek_interpreter_stack")
 _is_legacy_batched = _optional("_C._functorch.is_legacy_batchedtensor")
 _has_dual_level = isinstance(getattr(forward_ad, "_current_level", None), int)
+_has_exporting_flag = isinstance(getattr(torch.compiler, "_is_exporting_flag", None), bool)
 _any_autocast = _optional("_C._is_any_autocast_enabled")
 _mkldnn_enabled = _optional("_C._get_mkldnn_enabled")
 _linear_pointwise = _optional("ops.mkldnn._linear_pointwise") if torch.backends.mkldnn.is_available() else None
 _standard_gamma = _optional("_standard_gamma")
 _fused_adamw = _optional("_fused_adamw_")
 _foreach_lerp, _foreach_copy = _optional("_foreach_lerp_"), _optional("_foreach_copy_")
+
+
+def _public_exporting() -> bool:
+    return getattr(torch.compiler, "is_exporting", bool)()
 
 
 # ---- who looks on -----------------------------------------------------------------------------------------------
@@ -98,12 +103,11 @@ def any_autocast_enabled() -> bool:
 def exporting() -> bool:
     """Whether torch.export looks on.
 
-    torch 2.11's own public function is true under torch.compile, too, so it is the fallback.
+    torch 2.11's own public function is true under torch.compile, too, so it is the fallback; torch 2.6 has neither.
     """
     if not torch.compiler.is_compiling():
         return False
-    flag = getattr(torch.compiler, "_is_exporting_flag", None)
-    return torch.compiler.is_exporting() if flag is None else flag
+    return torch.compiler._is_exporting_flag if _has_exporting_flag else _public_exporting()
 
 
 # ---- products ---------------------------------------------------------------------------------------------------
@@ -191,8 +195,9 @@ def fused_adamw_(
     gradient = gradient / divisor
     new_mean = torch.lerp(mean, gradient, 0.1)
     new_square = 0.999 * square + 0.001 * gradient.square()
-    spread = new_square.sqrt() / (1 - 0.999**steps).sqrt() + 1e-8
-    new_weights = weights * (1 - rate * weight_decay) - rate / (1 - 0.9**steps) * new_mean / spread
+    mean_share, square_share = (-torch.expm1(steps * math.log(beta)) for beta in (0.9, 0.999))  # 1 - βᵗ
+    spread = (new_square / square_share).sqrt() + 1e-8
+    new_weights = weights * (1 - rate * weight_decay) - rate * (new_mean / mean_share) / spread
     for old, new in ((weights, new_weights), (mean, new_mean), (square, new_square)):
         old.copy_(torch.where(skip > 0, old, new))
 

@@ -258,6 +258,78 @@ def test_a_generator_of_the_objective_is_used_and_stays():
     assert not torch.equal(own.get_state(), before)
 
 
+class Counting(objectives.ReverseKL):
+    """A user's own, which says in `__call__` what the loss is."""
+
+    calls = 0
+
+    def __call__(self, flow, x=None, context=None):
+        self.calls += 1
+        assert self.generator is not None
+        return super().__call__(flow, x, context) / self.calls
+
+
+class Twice(objectives.Tempered):
+    def __call__(self, flow, x=None, context=None):
+        return 2 * super().__call__(flow, x, context)
+
+
+class Scaled(objectives.Drawing):
+    """A user's own, which says it in `loss`."""
+
+    generator = None
+
+    def loss(self, model, x, context, at):
+        z, log_q = model.rsample_and_log_prob((16,), None, at.generator)
+        return (1 + at.step) * (log_q - log_prob(z))
+
+
+USERS = {
+    "overrides __call__": lambda: Counting(log_prob, 16),
+    "overrides __call__, tempered": lambda: objectives.Tempered(Counting(log_prob, 16), steps=10),
+    "overrides Tempered.__call__": lambda: Twice(objectives.ReverseKL(log_prob, 16), steps=10),
+    "defines loss": Scaled,
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_users_objectives_of_derived_classes_are_the_same_algorithm_in_every_fit(name):
+    objective = USERS[name]()
+    state, inner = dict(vars(objective)), dict(vars(getattr(objective, "objective", objective)))
+    first, second, other = fitted(objective), fitted(objective), fitted(USERS[name]())
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, other, strict=True))
+    assert vars(objective) == state
+    assert vars(getattr(objective, "objective", objective)) == inner
+    assert objective.generator is None
+
+
+def test_an_objective_counts_its_steps_outside_of_a_fit_alone(generator):
+    flow = affine()
+    objective = objectives.Tempered(objectives.ReverseKL(log_prob, 16), steps=4, start=0.2)
+    betas = []
+    for _ in range(6):
+        objective(flow)
+        betas.append(round(objective.objective.beta, 3))
+    assert betas == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    fitted(objective)
+    flow.eval()
+    objective(flow)
+    assert objective.taken == 6
+    objective.generator = generator
+    assert objective.objective.generator is objective.generator is generator
+
+
+def test_losses_depend_on_their_arguments_alone():
+    flow = affine()
+    for objective in (ALL["ReverseKL"](log_prob, 16), objectives.Tempered(ALL["IWAE"](log_prob, 16), steps=10)):
+        state = dict(vars(objective))
+        moments = [objectives.Moment(step, torch.Generator().manual_seed(2)) for step in (3, 7, 3)]
+        first, later, again = (objective.loss(flow, None, None, at) for at in moments)
+        assert torch.equal(first, again)
+        assert torch.equal(first, later) == isinstance(objective, objectives.ReverseKL)
+        assert vars(objective) == state
+
+
 def test_forward_kl_has_a_pool_for_each_flow(generator):
     objective = objectives.ForwardKL(log_prob, 32, generator=generator, pool=256)
     near, far = affine(), affine()

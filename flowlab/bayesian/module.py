@@ -29,7 +29,7 @@ from flowlab.flow import Flow
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.posteriors.target import about_dtype
 from flowlab.training import History, fit
-from flowlab.training.objectives import Drawing
+from flowlab.training.objectives import Drawing, Moment
 
 LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 
@@ -410,15 +410,13 @@ class NegativeELBO(Drawing):
         self.x, self.y = self.x.detach(), self.y.detach()
         self.batch_size, self.draws = whole("batch_size", self.batch_size), whole("draws", self.draws)
 
-    def loss(
-        self, model: BayesianModule, x: Any, context: Any, step: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def loss(self, model: BayesianModule, x: Any, context: Any, at: Moment) -> Tensor:
         rows = len(self.x)
         x, y = self.x, self.y
         if self.batch_size < rows:
-            which = torch.randint(rows, (self.batch_size,), generator=generator, device=x.device)
+            which = torch.randint(rows, (self.batch_size,), generator=at.generator, device=x.device)
             x, y = x[which], y[which]
-        return -model._bounds(x, y, rows, self.draws, True, generator) / rows
+        return -model._bounds(x, y, rows, self.draws, True, at.generator) / rows
 
 
 def _check_pair(x: Any, y: Any) -> None:

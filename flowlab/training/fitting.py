@@ -18,7 +18,7 @@ from flowlab.runtime import Precision, compiled, progress_bar
 from flowlab.runtime import matmul_precision as at_precision
 from flowlab.training.history import History, TrainingError
 from flowlab.training.loop import EarlyStopping, RollBack, State, Task, train
-from flowlab.training.objectives import NLL, Objective, loss_of
+from flowlab.training.objectives import NLL, Objective, loss_of, source_of
 from flowlab.training.optimizer import Optimizer
 from flowlab.training.rows import Precomputed, checked_rows, precompute, representative, split
 from flowlab.training.schedule import SCHEDULES, Schedule
@@ -155,6 +155,7 @@ def fit(
         best=RollBack(optimizer, ready.train),
         history=History(),
         generator=generator,
+        source=source_of(objective, generator),
     )
     bar = progress_bar(task.total, progress)
     lent = ExitStack()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowlab.flow import CHUNK
 from flowlab.training.history import History, TrainingError
-from flowlab.training.objectives import Loss
+from flowlab.training.objectives import Loss, Moment
 from flowlab.training.optimizer import Optimizer
 from flowlab.training.rows import Rows, worst_cell
 from flowlab.training.schedule import Schedule
@@ -70,7 +70,8 @@ class State:
         stopper: The best evaluation so far, and whether to go on.
         best: The weights that are kept, and the way back to them.
         history: What has been seen.
-        generator: Source of the batches, the dropout and the draws.
+        generator: Source of the batches and the dropout.
+        source: Source of the objective's draws.
         step: Steps so far.
         epoch: The pass over the rows, from one.
     """
@@ -81,8 +82,14 @@ class State:
     best: "RollBack"
     history: History
     generator: torch.Generator
+    source: torch.Generator
     step: int = 0
     epoch: int = 0
+
+    @property
+    def moment(self) -> Moment:
+        """What a loss may know of this."""
+        return Moment(self.step, self.source)
 
 
 def train(task: Task, state: State, bar: Any) -> None:
@@ -106,7 +113,7 @@ def take_step(task: Task, state: State, batch: Rows, share: float) -> None:
     """One step on a batch, at a share of the peak learning rate."""
     if not task.model.training:
         task.model.train()
-    losses = task.step_loss(task.model, batch.x, batch.context, state.step)
+    losses = task.step_loss(task.model, batch.x, batch.context, state.moment)
     state.optimizer.step((losses * batch.weight.to(losses.dtype)).mean(), share)
     state.step += 1
 
@@ -146,8 +153,8 @@ def evaluate(task: Task, state: State) -> dict[str, float]:
     held_out = task.held_out
     shown = CHUNK if held_out is None else min(len(held_out.weight), CHUNK)
     with state.optimizer.averaged():
-        train_loss, train_error = _mean_loss(task, task.train.take(slice(0, shown)), state.step)
-        loss, error = (train_loss, train_error) if held_out is None else _mean_loss(task, held_out, state.step)
+        train_loss, train_error = _mean_loss(task, task.train.take(slice(0, shown)), state.moment)
+        loss, error = (train_loss, train_error) if held_out is None else _mean_loss(task, held_out, state.moment)
     return {
         "train": train_loss + task.offsets[0],
         "validation": loss + task.offsets[1],
@@ -157,9 +164,9 @@ def evaluate(task: Task, state: State) -> dict[str, float]:
     }
 
 
-def _mean_loss(task: Task, rows: Rows, step: int) -> tuple[float, float]:
+def _mean_loss(task: Task, rows: Rows, at: Moment) -> tuple[float, float]:
     """Weighted mean of the losses, and its standard error."""
-    losses = torch.cat([task.loss(task.model, part.x, part.context, step).double() for part in rows.chunks()])
+    losses = torch.cat([task.loss(task.model, part.x, part.context, at).double() for part in rows.chunks()])
     weight = rows.weight.to(losses).expand_as(losses)
     share = weight / weight.sum()
     # A row without weight says nothing, not even by a loss that is infinite.

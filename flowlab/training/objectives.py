@@ -1,7 +1,7 @@
 """What training minimises: the negative log-likelihood of rows, or a variational bound by draws from the flow itself.
 
-Inside `fit` a loss is a pure function of the model, the batch, the step and a generator (`Loss`): the objectives here
-define it in their method `loss`, and `loss_of` makes one of anything else that a user may give.
+Inside `fit` a loss is a function of the model, the batch, the step and a generator, without a state of its own
+(`Loss`): the objectives here define it in their method `loss`, and `loss_of` makes one of what a user gives.
 """
 
 import copy
@@ -23,12 +23,28 @@ from flowlab.mixture import FlowMixture
 # draw's loss, or, given a context (n, context_features), each context's.
 Objective = Callable[[Any, Any, Any], Tensor]
 
-# The same, as `fit` calls it: a model, rows and context of a batch, and how many training steps came before.
-Loss = Callable[[Any, Any, Any, int], Tensor]
+# The same, as `fit` calls it: a model, rows and context of a batch, and the moment.
+Loss = Callable[[Any, Any, Any, "Moment"], Tensor]
 
 # An unnormalised log-density: draws (n, features) to nats, (n,); given contexts, (draws, n, features) and
 # (n, context_features) to (draws, n).
 LogProb = Callable[..., Tensor]
+
+
+@dataclass
+class Moment:
+    """When a loss is computed, and where its draws come from.
+
+    One object, because torch.compile compiles anew for every number that it is handed, but not for an object's numbers
+    that a loss never looks at.
+
+    Attributes:
+        step: Training steps before.
+        generator: Source of the draws; torch's global generator when None.
+    """
+
+    step: int
+    generator: torch.Generator | None
 
 
 class Drawing:
@@ -45,38 +61,42 @@ class Drawing:
     generator: torch.Generator | None
     taken: int = 0
 
-    def loss(self, model: Any, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
+    def loss(self, model: Any, x: Any, context: Any, at: Moment) -> Tensor:
         """Losses in nats, each draw's or each row's.
 
         Args:
             model: What is trained; in training mode in a step, in evaluation mode in an evaluation.
             x: Rows (n, features), or None.
             context: Context (n, context_features), or None.
-            step: Training steps so far.
-            generator: Source of the draws.
+            at: The step, and the source of the draws.
         """
         raise NotImplementedError
 
     def __call__(self, flow: Any, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        losses = self.loss(flow, x, context, self.taken, self.generator)
+        losses = self.loss(flow, x, context, Moment(self.taken, self.generator))
         self.taken += isinstance(flow, nn.Module) and flow.training
         return losses
 
 
 def loss_of(objective: Objective, generator: torch.Generator) -> Loss:
-    """The loss of one fit, which draws from `generator` where the objective has no generator of its own.
+    """What a user gives `fit` as an objective, as the loss of that one fit.
 
     Users' own objectives are functions of model, rows and context. Those of a class derived from one of this module's
     may count along the way and read `self.generator`: they become a copy that starts at step zero.
     """
     if not isinstance(objective, Drawing):
-        return lambda model, x, context, step: objective(model, x, context)
-    source = generator if objective.generator is None else objective.generator
+        return lambda model, x, context, at: objective(model, x, context)
     if not _is_called(objective):
-        return lambda model, x, context, step: objective.loss(model, x, context, step, source)
+        return objective.loss
     own = copy.copy(objective)
-    own.generator, own.taken = source, 0
-    return lambda model, x, context, step: own(model, x, context)
+    own.generator, own.taken = source_of(objective, generator), 0
+    return lambda model, x, context, at: own(model, x, context)
+
+
+def source_of(objective: Objective, generator: torch.Generator) -> torch.Generator:
+    """Where an objective draws from in a fit: its own generator if it has one, or else the fit's."""
+    own = objective.generator if isinstance(objective, Drawing) else None
+    return generator if own is None else own
 
 
 def _is_called(objective: Drawing) -> bool:
@@ -167,8 +187,8 @@ class ReverseKL(Variational):
         True
     """
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
-        log_w = self.weigh(model, context, generator)
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.weigh(model, context, at.generator)
         return finite_mean(-log_w, context)
 
 
@@ -190,8 +210,8 @@ class StickingTheLanding(Variational):
         True
     """
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
-        log_w = self.weigh_by_path(model, context, generator)
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.weigh_by_path(model, context, at.generator)
         return finite_mean(-log_w, context)
 
 
@@ -227,8 +247,8 @@ class IWAE(Grouped):
         True
     """
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
-        bound = log_mean_exp(self.grouped(self.weigh(model, context, generator)))
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        bound = log_mean_exp(self.grouped(self.weigh(model, context, at.generator)))
         return finite_mean(-bound, context)
 
 
@@ -250,8 +270,8 @@ class DReG(Grouped):
         True
     """
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
-        log_w = self.grouped(self.weigh_by_path(model, context, generator))
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.grouped(self.weigh_by_path(model, context, at.generator))
         share = log_w.detach().softmax(1)
         path = torch.where(share > 0, share.square() * log_w, 0).sum(1)
         bound = log_mean_exp(log_w.detach())
@@ -281,8 +301,8 @@ class Renyi(Grouped):
         super().__post_init__()
         self.alpha = real("alpha", self.alpha)
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
-        log_w = self.weigh(model, context, generator)
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.weigh(model, context, at.generator)
         if self.alpha == 1:
             return finite_mean(-log_w, context)
         bound = log_mean_exp((1 - self.alpha) * self.grouped(log_w)) / (1 - self.alpha)
@@ -293,9 +313,10 @@ class Renyi(Grouped):
 class ForwardKL(Variational):
     """The cross-entropy of the target relative to q, by self-normalised importance weights.
 
-    It covers mass rather than seeking modes. Every `refresh` steps `pool` draws of the flow are weighted; each step then takes `draws` of them, by weight, as
-    data. Every flow has a pool of its own. Biased towards what the flow covers at the time (Bornschein & Bengio 2015,
-    "Reweighted wake-sleep", section 3.2).
+    It covers mass rather than seeking modes. Every `refresh` steps `pool` draws of the flow are weighted; each step
+    then takes `draws` of them, by weight, as data. Every flow has a pool of its own, and every fit begins with a new
+    one. Biased towards what the flow covers at the time (Bornschein & Bengio 2015, "Reweighted wake-sleep", section
+    3.2).
 
     Example:
         >>> import torch, flowlab
@@ -319,14 +340,14 @@ class ForwardKL(Variational):
         super().__post_init__()
         self.pool, self.refresh = whole("pool", self.pool), whole("refresh", self.refresh)
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
         if context is not None:
             raise ValueError("ForwardKL takes no context: its pool of draws belongs to one target")
         pool = self._pools.get(model)
-        if pool is None or pool.steps == self.refresh or step == 0:  # no fit begins with the pool of another
-            pool = self._pools[model] = _Pool(self._draw(model, generator))
+        if pool is None or pool.steps == self.refresh or at.step == 0:  # no fit begins with the pool of another
+            pool = self._pools[model] = _Pool(self._draw(model, at.generator))
         pool.steps += model.training
-        which = torch.randint(self.pool, (self.draws,), generator=generator, device=pool.draws.device)
+        which = torch.randint(self.pool, (self.draws,), generator=at.generator, device=pool.draws.device)
         return -model.log_prob(pool.draws[which])
 
     @torch.no_grad()
@@ -385,10 +406,10 @@ class Tempered(Drawing):
         """The inverse temperature after so many steps."""
         return self.start + (1 - self.start) * min(step / max(self.steps, 1), 1.0)
 
-    def loss(self, model: Flow, x: Any, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
         tempered = copy.copy(self.objective)
-        tempered.beta = self.beta_at(step)
-        return tempered.loss(model, x, context, step, generator)
+        tempered.beta = self.beta_at(at.step)
+        return tempered.loss(model, x, context, at)
 
     def __call__(self, flow: Any, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         self.objective.beta = self.beta_at(self.taken)

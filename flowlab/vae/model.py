@@ -13,7 +13,7 @@ from flowlab.bases import Gaussian
 from flowlab.flow import Flow, dtype_of
 from flowlab.mixture import FlowMixture
 from flowlab.training import History, fit
-from flowlab.training.objectives import Drawing
+from flowlab.training.objectives import Drawing, Moment
 from flowlab.vae.likelihoods import Bernoulli, Categorical, Likelihood, Normal
 
 AT_ONCE = 16_384  # draws of z that a decoder gets at once where no gradient is recorded
@@ -320,12 +320,12 @@ class NegativeBound(Drawing):
         if real("free_bits", self.free_bits) < 0:
             raise ValueError(f"free_bits must not be negative, as {self.free_bits} is")
 
-    def loss(self, model: VAE, x: Tensor, context: Any, step: int, generator: torch.Generator | None) -> Tensor:
+    def loss(self, model: VAE, x: Tensor, context: Any, at: Moment) -> Tensor:
         if not model.training:
             fixed = torch.Generator(x.device).manual_seed(0)
             return -model.elbo(x, draws=self.draws, generator=fixed)
-        beta = min(step / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
-        return -model.elbo(x, draws=self.draws, beta=beta, free_bits=self.free_bits, generator=generator)
+        beta = min(at.step / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
+        return -model.elbo(x, draws=self.draws, beta=beta, free_bits=self.free_bits, generator=at.generator)
 
 
 def _prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | FlowMixture:
