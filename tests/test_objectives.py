@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 import flowlab
 from flowlab.bases import Gaussian
 from flowlab.layers import LULinear
-from flowlab.training import objectives
+from flowlab.training import objectives, path_gradients
 
 MEAN = torch.tensor([1.0, -2.0])
 COVARIANCE = torch.tensor([[2.0, 0.8], [0.8, 1.0]])
@@ -136,7 +136,7 @@ def test_path_gradients_agree_whichever_direction_is_slow(context_features, gene
 
     def inverted(objective: objectives.Variational) -> torch.Tensor:
         z = flow.rsample((16,), context, objective.generator)
-        return target(z, context) - objectives.constant(flow).log_prob(z, context)
+        return target(z, context) - path_gradients.constant(flow).log_prob(z, context)
 
     assert flow.fast == "sampling"
     assert torch.allclose(found(lambda o: o.weigh_by_path(flow, context)), found(inverted), atol=1e-7, rtol=1e-6)
@@ -356,7 +356,7 @@ def test_constant_parameters_leave_the_flow_alone_in_other_threads():
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(run, range(8)))
-    still = objectives.constant(flow)
+    still = path_gradients.constant(flow)
     assert torch.equal(still.log_prob(x), flow.log_prob(x))
     assert not still.log_prob(x).requires_grad
     assert all(p.requires_grad for p in flow.parameters())
@@ -365,7 +365,7 @@ def test_constant_parameters_leave_the_flow_alone_in_other_threads():
 def test_constant_knows_shared_and_recurrent_modules():
     lstm = torch.nn.LSTM(2, 3, batch_first=True)
     both = torch.nn.ModuleList([lstm, lstm])
-    still = objectives.constant(both)
+    still = path_gradients.constant(both)
     assert still[0] is still[1]
     assert still[0] is not lstm
     x = torch.randn(4, 5, 2)

@@ -13,7 +13,7 @@ from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer
 from flowlab.layers.coupling import alternating_mask
 from flowlab.layers.layer import zero_log_det
 from flowlab.layers.linear import solve_rows
-from flowlab.training.objectives import path_log_prob
+from flowlab.training.path_gradients import path_log_prob
 
 Prior = float | Mapping[str, float] | Callable[[str, Tensor], float | Tensor] | None
 Posterior = Literal["flow", "full", "mean-field"] | Callable[[int], Flow]

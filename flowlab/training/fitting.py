@@ -67,7 +67,8 @@ def fit(
         context: Context of each row (n, context_features).
         objective: Each row's loss, a function of flow, rows and context; `NLL()` when None. One that draws
             (`objectives.Drawing`) stays as it is: what changes in a fit belongs to that fit.
-        validation: Share of rows held out, 0 for none, or the held-out rows themselves (with their context, as a tuple).
+        validation: Share of rows held out, 0 for none, or the held-out rows themselves (with their context, as a
+            tuple).
         sample_weight: Non-negative weight of each row (n,).
         epochs: Passes over the data at most, each of all its rows.
         steps: Steps, in place of epochs, where there is neither data nor context.
@@ -90,7 +91,8 @@ def fit(
         progress: Show a progress bar in terminals and notebooks.
         compile: Run steps through `torch.compile`: a step of a spline flow of a few features takes three quarters of
             the time, after up to a minute of compilation, and as long again where the batches are not all equal.
-            Scoring gains nothing by it. Where compilation fails, for want of a C++ compiler say, a warning says so and steps run uncompiled.
+            Scoring gains nothing by it. Where compilation fails, for want of a C++ compiler say, a warning says so and
+            steps run uncompiled.
         matmul_precision: For `torch.set_float32_matmul_precision` during the fit; torch's setting as it is when None.
             "high" and "medium" allow tensor cores on a GPU and bfloat16 units on a CPU to round more coarsely. On an
             AMD CPU, together with `compile`, "medium" saves another fifth at unchanged precision.

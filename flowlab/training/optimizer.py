@@ -1,4 +1,4 @@
-"""`Optimizer`: AdamW on all weights at once, with their moving average and a guard against steps that are not finite."""
+"""`Optimizer`: AdamW on all weights at once, their moving average, and a guard against steps that are not finite."""
 
 import math
 from collections.abc import Iterator

@@ -36,7 +36,7 @@ class Schedule:
         return self.scale
 
     def stalled(self, evaluations: int, patience: int) -> None:
-        """Hears that so many evaluations in a row were no improvement: "plateau" halves at every third of `patience`."""
+        """Called where evaluations in a row brought no improvement: "plateau" halves at every third of `patience`."""
         if self.name == "plateau" and evaluations % max(patience // 3, 1) == 0:
             self.scale /= 2
 
