@@ -269,6 +269,11 @@ class Counting(objectives.ReverseKL):
         return super().__call__(flow, x, context) / self.calls
 
 
+class Covering(objectives.ForwardKL):
+    def __call__(self, flow, x=None, context=None):
+        return 2 * super().__call__(flow, x, context)
+
+
 class Twice(objectives.Tempered):
     def __call__(self, flow, x=None, context=None):
         return 2 * super().__call__(flow, x, context)
@@ -287,6 +292,8 @@ class Scaled(objectives.Drawing):
 USERS = {
     "overrides __call__": lambda: Counting(log_prob, 16),
     "overrides __call__, tempered": lambda: objectives.Tempered(Counting(log_prob, 16), steps=10),
+    "overrides ForwardKL.__call__": lambda: Covering(log_prob, 16, pool=64, refresh=5),
+    "overrides __call__ of what is tempered": lambda: objectives.Tempered(Covering(log_prob, 16, pool=64), steps=10),
     "overrides Tempered.__call__": lambda: Twice(objectives.ReverseKL(log_prob, 16), steps=10),
     "defines loss": Scaled,
 }
@@ -328,6 +335,22 @@ def test_losses_depend_on_their_arguments_alone():
         assert torch.equal(first, again)
         assert torch.equal(first, later) == isinstance(objective, objectives.ReverseKL)
         assert vars(objective) == state
+
+
+def test_forward_kl_keeps_nothing_of_a_fit_and_a_fit_nothing_of_calls():
+    objective = objectives.ForwardKL(log_prob, 16, pool=64)
+    expected = fitted(objective)
+    assert not objective._pools
+    flow = affine()
+    objective.generator = torch.Generator().manual_seed(1)
+    objective(flow)
+    objective.generator = None
+    kept = objective._pools[flow]
+    options = {"steps": 12, "generator": torch.Generator().manual_seed(1), "progress": False}
+    flowlab.fit(flow, objective=objective, **options)
+    assert objective._pools[flow] is kept
+    assert kept.steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(flow.parameters(), expected, strict=True))
 
 
 def test_forward_kl_has_a_pool_for_each_flow(generator):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -72,6 +72,7 @@ class State:
         history: What has been seen.
         generator: Source of the batches and the dropout.
         source: Source of the objective's draws.
+        memory: What the objective keeps from step to step.
         step: Steps so far.
         epoch: The pass over the rows, from one.
     """
@@ -85,11 +86,12 @@ class State:
     source: torch.Generator
     step: int = 0
     epoch: int = 0
+    memory: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def moment(self) -> Moment:
         """What a loss may know of this."""
-        return Moment(self.step, self.source)
+        return Moment(self.step, self.source, self.memory)
 
 
 def train(task: Task, state: State, bar: Any) -> None:

@@ -7,7 +7,7 @@ Inside `fit` a loss is a function of the model, the batch, the step and a genera
 import copy
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ LogProb = Callable[..., Tensor]
 
 @dataclass
 class Moment:
-    """When a loss is computed, and where its draws come from.
+    """What a loss may depend on besides its model and batch: all that changes in the course of a fit.
 
     One object, because torch.compile compiles anew for every number that it is handed, but not for an object's numbers
     that a loss never looks at.
@@ -41,10 +41,12 @@ class Moment:
     Attributes:
         step: Training steps before.
         generator: Source of the draws; torch's global generator when None.
+        memory: What the objective keeps from one step of the fit to the next, by model.
     """
 
     step: int
     generator: torch.Generator | None
+    memory: MutableMapping[Any, Any] = field(default_factory=dict)
 
 
 class Drawing:
@@ -77,6 +79,10 @@ class Drawing:
         self.taken += isinstance(flow, nn.Module) and flow.training
         return losses
 
+    def forget(self) -> None:
+        """Begin anew with what is counted and kept outside of a fit."""
+        self.taken = 0
+
 
 def loss_of(objective: Objective, generator: torch.Generator) -> Loss:
     """What a user gives `fit` as an objective, as the loss of that one fit.
@@ -89,7 +95,8 @@ def loss_of(objective: Objective, generator: torch.Generator) -> Loss:
     if not _is_called(objective):
         return objective.loss
     own = copy.copy(objective)
-    own.generator, own.taken = source_of(objective, generator), 0
+    own.generator = source_of(objective, generator)
+    own.forget()
     return lambda model, x, context, at: own(model, x, context)
 
 
@@ -340,12 +347,19 @@ class ForwardKL(Variational):
         super().__post_init__()
         self.pool, self.refresh = whole("pool", self.pool), whole("refresh", self.refresh)
 
+    def __call__(self, flow: Any, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        return self.loss(flow, x, context, Moment(self.taken, self.generator, self._pools))
+
+    def forget(self) -> None:
+        super().forget()
+        self._pools = weakref.WeakKeyDictionary()
+
     def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
         if context is not None:
             raise ValueError("ForwardKL takes no context: its pool of draws belongs to one target")
-        pool = self._pools.get(model)
-        if pool is None or pool.steps == self.refresh or at.step == 0:  # no fit begins with the pool of another
-            pool = self._pools[model] = _Pool(self._draw(model, at.generator))
+        pool = at.memory.get(model)
+        if pool is None or pool.steps == self.refresh:
+            pool = at.memory[model] = _Pool(self._draw(model, at.generator))
         pool.steps += model.training
         which = torch.randint(self.pool, (self.draws,), generator=at.generator, device=pool.draws.device)
         return -model.log_prob(pool.draws[which])
@@ -401,6 +415,10 @@ class Tempered(Drawing):
     def generator(self, generator: torch.Generator | None) -> None:
         self.objective = copy.copy(self.objective)  # the one that was given stays as it is
         self.objective.generator = generator
+
+    def forget(self) -> None:
+        super().forget()
+        self.objective.forget()
 
     def beta_at(self, step: int) -> float:
         """The inverse temperature after so many steps."""
