@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowlab import torch_internals as internals
+
 
 class Activation(NamedTuple):
     """An activation and its gradient, with the arguments that torch takes by default."""
@@ -18,37 +20,16 @@ class Activation(NamedTuple):
     functions: tuple[object, ...]  # what others call it
 
 
-_aten = torch.ops.aten
 _SELU = 1.6732632423543772, 1.0507009873554805  # alpha and scale
-
-
-def _pull_relu(grad: Tensor, y: Tensor) -> Tensor:
-    return _aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
 
 
 def _pull_leaky_relu(grad: Tensor, x: Tensor) -> Tensor:
     return grad.mul_(torch.where(x > 0, torch.ones_like(x), 0.01))
 
 
-def _pull_silu(grad: Tensor, x: Tensor) -> Tensor:
-    return _aten.silu_backward.grad_input(grad, x, grad_input=grad)
-
-
-def _pull_gelu(grad: Tensor, x: Tensor) -> Tensor:
-    return _aten.gelu_backward.grad_input(grad, x, grad_input=grad)
-
-
-def _pull_elu(grad: Tensor, x: Tensor) -> Tensor:
-    return _aten.elu_backward.grad_input(grad, 1, 1, 1, False, x, grad_input=grad)
-
-
 def _pull_selu(grad: Tensor, x: Tensor) -> Tensor:
     alpha, scale = _SELU
     return grad.mul_(torch.where(x > 0, scale, scale * alpha * x.clamp(max=0).exp()))
-
-
-def _pull_tanh(grad: Tensor, y: Tensor) -> Tensor:
-    return _aten.tanh_backward.grad_input(grad, y, grad_input=grad)
 
 
 def _pull_sigmoid(grad: Tensor, y: Tensor) -> Tensor:
@@ -60,11 +41,11 @@ def _pull_softplus(grad: Tensor, x: Tensor) -> Tensor:
 
 
 ACTIVATIONS = {
-    "relu": Activation(torch.relu, torch.relu_, _pull_relu, True, (F.relu, torch.relu)),
-    "tanh": Activation(torch.tanh, torch.tanh_, _pull_tanh, True, (F.tanh, torch.tanh)),
-    "silu": Activation(F.silu, F.silu, _pull_silu, False, (F.silu,)),
-    "gelu": Activation(F.gelu, F.gelu, _pull_gelu, False, (F.gelu,)),
-    "elu": Activation(F.elu, F.elu, _pull_elu, False, (F.elu,)),
+    "relu": Activation(torch.relu, torch.relu_, internals.relu_backward_, True, (F.relu, torch.relu)),
+    "tanh": Activation(torch.tanh, torch.tanh_, internals.tanh_backward_, True, (F.tanh, torch.tanh)),
+    "silu": Activation(F.silu, F.silu, internals.silu_backward_, False, (F.silu,)),
+    "gelu": Activation(F.gelu, F.gelu, internals.gelu_backward_, False, (F.gelu,)),
+    "elu": Activation(F.elu, F.elu, internals.elu_backward_, False, (F.elu,)),
     "selu": Activation(F.selu, F.selu, _pull_selu, False, (F.selu, torch.selu)),
     "leaky_relu": Activation(F.leaky_relu, F.leaky_relu, _pull_leaky_relu, False, (F.leaky_relu,)),
     "sigmoid": Activation(torch.sigmoid, torch.sigmoid_, _pull_sigmoid, True, (F.sigmoid, torch.sigmoid)),

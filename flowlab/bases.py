@@ -13,6 +13,7 @@ from flowlab.arguments import real, sizes, whole
 from flowlab.kernels import transforming
 from flowlab.layers.linear import SOFTPLUS_ONE
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI, inverse_log_cdf
+from flowlab.torch_internals import standard_gamma
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture as SklearnMixture
@@ -151,7 +152,7 @@ class StudentT(Base):
     def rsample(self, shape: int | Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         df = self.degrees_of_freedom().expand(*sizes(shape), self.features)
         noise = torch.empty_like(df).normal_(generator=generator)
-        gamma = torch._standard_gamma(df / 2, generator)
+        gamma = standard_gamma(df / 2, generator)
         return noise * (df / 2 / gamma.clamp(min=torch.finfo(df.dtype).tiny)).sqrt()
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowlab.flow import Flow, dtype_of
 from flowlab.layers import Autoregressive, Coupling, Layer
+from flowlab.torch_internals import standard_gamma
 
 
 def check_layer(
@@ -86,7 +87,7 @@ def check_flow(
         mean, scale = sample.mean(0), sample.std(0) * 1.5 + 1e-6
         proposal = torch.distributions.StudentT(3.0, mean, scale)
         noise = torch.empty_like(sample).normal_(generator=generator)
-        gamma = torch._standard_gamma(torch.full_like(sample, 1.5), generator) / 1.5
+        gamma = standard_gamma(torch.full_like(sample, 1.5), generator) / 1.5
         wide = mean + scale * noise / gamma.sqrt()
         weight = (flow.log_prob(wide, context) - proposal.log_prob(wide).sum(-1)).exp()
         error = weight.std() / draws**0.5

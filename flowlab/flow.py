@@ -12,6 +12,7 @@ from flowlab.bases import Base
 from flowlab.distribution import FlowDistribution
 from flowlab.kernels import transforming
 from flowlab.layers.layer import Layer, awaits_data, fast_of_all
+from flowlab.torch_internals import any_autocast_enabled
 
 CHUNK = 4096  # rows handled at once where memory would grow with their number
 VALUES = 2**17  # and numbers among them: what layers hand on then stays in the cache (measured on one and two cores)
@@ -209,7 +210,7 @@ class Flow(nn.Module):
     def _chain(self, value: Tensor, context: Tensor | None, to_noise: bool) -> tuple[Tensor, Tensor]:
         # Log-determinants do not survive half precision. Of some devices, such as "meta", it cannot be asked whether
         # they use it.
-        autocast = not transforming() and torch._C._is_any_autocast_enabled() and not value.is_meta
+        autocast = not transforming() and any_autocast_enabled() and not value.is_meta
         if autocast and torch.is_autocast_enabled(value.device.type):
             with torch.autocast(value.device.type, enabled=False):
                 return self._chain(value, context, to_noise)

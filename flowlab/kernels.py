@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
+from flowlab import torch_internals as internals
 from flowlab.activations import ACTIVATIONS
-
-_functorch_stack = torch._C._functorch.peek_interpreter_stack
 
 
 def zen5() -> bool:
@@ -34,7 +33,7 @@ def transforming() -> bool:
 
     Operations must be plain then.
     """
-    return torch.compiler.is_compiling() or _functorch_stack() is not None or forward_ad._current_level >= 0
+    return torch.compiler.is_compiling() or internals.functorch_active() or internals.forward_mode_active()
 
 
 def differentiable_backward(
@@ -55,7 +54,7 @@ def differentiable_backward(
 
 def plain_backward(*grads: Tensor) -> bool:
     """Whether a backward has to be made of plain operations: for second derivatives, or for a batch of gradients."""
-    return torch.is_grad_enabled() or transforming() or any(map(torch._C._functorch.is_legacy_batchedtensor, grads))
+    return torch.is_grad_enabled() or transforming() or any(map(internals.is_batch_of_gradients, grads))
 
 
 def to_features_first(x: Tensor) -> Tensor:
@@ -69,27 +68,25 @@ def to_features_first(x: Tensor) -> Tensor:
 # oneDNN's product, which torch.compile uses: on AMD's Zen 5 it is twice as fast as MKL's behind torch.mm, at the same
 # precision; on Zen 4 it gains nothing and costs more to call. Others were not measured. torch has no public function
 # for it, hence the fallback.
-_ONEDNN = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() and zen5() else None
-)
+_ONEDNN = internals.has_onednn_product() and zen5()
 _SMALL = 16  # with a side shorter than this, oneDNN's preparations cost more than it saves
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b (p, r) of matrices a (p, q) and b (q, r), without a gradient, and in their own precision."""
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(a.device.type):
+    if internals.any_autocast_enabled() and torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
             return product(a, b)
-    if _ONEDNN is None or a.dtype != torch.float32 or not a.is_cpu or min(*a.shape, b.shape[1]) < _SMALL:
+    if not _ONEDNN or a.dtype != torch.float32 or not a.is_cpu or min(*a.shape, b.shape[1]) < _SMALL:
         return torch.mm(a, b)
-    if not torch._C._get_mkldnn_enabled() or _functorch_stack() is not None:
+    if not internals.onednn_enabled() or internals.functorch_active():
         return torch.mm(a, b)
-    return _ONEDNN(a, b.T, None, "none", [], "")
+    return internals.onednn_product(a, b)
 
 
 def affine_product(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
     """weight @ x + bias for x (in, n), likewise."""
-    if _ONEDNN is None and not torch._C._is_any_autocast_enabled():
+    if not _ONEDNN and not internals.any_autocast_enabled():
         return torch.addmm(bias.unsqueeze(-1), weight, x)
     return product(weight, x).add_(bias.unsqueeze(-1))
 

@@ -1,4 +1,4 @@
-"""What a run asks of torch and of the system: threads, memory, precision of products, compilation."""
+"""What a run asks of torch and of the system: threads, memory, precision of products, compilation, a progress bar."""
 
 import os
 import sys
@@ -42,11 +42,12 @@ if sys.platform != "win32":
 def threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads inside the block, and what it used before afterwards.
 
-    The steps of small flows are too short to share: a second thread gains a sixth of the time on an idle machine, and loses
-    a factor of ten where another process wants its core, since each of the hundreds of kernels of a step waits for it.
+    The steps of small flows are too short to share: a second thread gains a sixth of the time on an idle machine, and
+    loses a factor of ten where another process wants its core, since each of the hundreds of kernels of a step waits
+    for it.
 
-    torch's count is each thread's own, but a thread starts with the count that was set last. One that first meets torch while
-    others are in such a block goes back to what the first of those found, so that no count of one stays for good.
+    torch's count is each thread's own, but a thread starts with the count that was set last. One that first meets torch
+    while others are in such a block goes back to what the first of those found, so that no count of one stays for good.
     """
     depth = getattr(_own, "depth", 0)
     with _lock:
@@ -67,13 +68,15 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def threads_for(numbers: int) -> Iterator[None]:
-    """Hold torch, BLAS and OpenMP (scikit-learn's trees) to one thread inside the block if the work is small; as it was afterwards.
+    """Hold torch, BLAS and OpenMP (scikit-learn's trees) to one thread inside the block if the work is small.
 
-    The rule: work on a matrix of fewer than a million numbers (`SHARED`; rows × columns at a time) stays on one thread. It is many short operations, of
-    which a second thread saves at most a third on an idle machine, while on a busy one all wait for it at each: ten to thirty times as
-    long, measured. Larger work goes on as many threads as the user allows, by `torch.set_num_threads`, `threadpoolctl` or OMP_NUM_THREADS.
+    The rule: work on a matrix of fewer than a million numbers (`SHARED`; rows × columns at a time) stays on one thread.
+    It is many short operations, of which a second thread saves at most a third on an idle machine, while on a busy one
+    all wait for it at each: ten to thirty times as long, measured. Larger work goes on as many threads as the user
+    allows, by `torch.set_num_threads`, `threadpoolctl` or OMP_NUM_THREADS.
 
-    Blocks may be nested, and several threads may be in some at once. BLAS has one count for the process: the last thread to leave restores it.
+    Afterwards the counts are what they were. Blocks may be nested, and several threads may be in some at once. BLAS has
+    one count for the process: the last thread to leave restores it.
 
     Args:
         numbers: Rows × columns of what is worked on.
@@ -108,7 +111,7 @@ def _one_blas_thread(controller: ThreadpoolController) -> Iterator[None]:
 
 @contextmanager
 def matmul_precision(precision: Precision | None) -> Iterator[None]:
-    """torch's precision of float32 matrix products inside the block, and what it was before afterwards; None leaves it."""
+    """Set torch's precision of float32 matrix products inside the block, and restore it afterwards; None leaves it."""
     before = torch.get_float32_matmul_precision()
     try:
         if precision is not None:
@@ -123,7 +126,8 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what a training step frees for the next step, in place of returning it to the system.
 
     Freeing one block of almost 32 MiB raises malloc's own thresholds to it, for the rest of the process. Without that,
-    every step asks the system for its memory anew, page by page, which takes up to half of its time. Elsewhere it has no effect.
+    every step asks the system for its memory anew, page by page, which takes up to half of its time. Elsewhere it has
+    no effect.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
 
@@ -152,8 +156,9 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
             if works:
                 raise
             fast, result = None, function(*arguments)  # an error of the function itself is raised here
+            cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             warnings.warn(
-                f"torch.compile failed, so this runs uncompiled: {type(error).__name__}: {str(error).strip().splitlines()[0]}. "
+                f"torch.compile failed, so this runs uncompiled: {cause}. "
                 "It needs a C++ compiler (g++ or clang++, or the one that the variable CXX names).",
                 stacklevel=3,
             )
@@ -161,3 +166,12 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
         return result
 
     return call
+
+
+def progress_bar(total: int, progress: bool, what: str = "fit", unit: str = "step") -> Any:
+    """A bar in terminals and notebooks, where one is wanted."""
+    from tqdm.auto import tqdm
+
+    make: Callable[..., Any] = tqdm
+    # None shows a bar in terminals and notebooks, and nothing where output goes to a file.
+    return make(total=total, disable=None if progress else True, desc=what, unit=unit, leave=False)

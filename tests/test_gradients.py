@@ -92,7 +92,7 @@ def test_variances_agree_with_their_closed_forms_and_pathwise_wins_by_far(name, 
 
 
 def test_pathwise_does_not_always_win():
-    """For cos z at mean 0, scale 1 the pathwise gradient −sin z has variance (1 − e⁻²)/2 = 0.43, the score's ε cos ε 0.30."""
+    """For cos z at mean 0, scale 1 the pathwise gradient −sin z has variance (1 − e⁻²)/2 = 0.43, the score's 0.30."""
     table = report(torch.cos, 0.0, 1.0, (0.0, -math.exp(-0.5))).set_index(["parameter", "estimator"])
     path, score = (1 - math.exp(-2)) / 2, (1 + (1 - 4) * math.exp(-2)) / 2
     assert table.loc[("mean", "pathwise"), "variance"] == pytest.approx(path, rel=0.01)

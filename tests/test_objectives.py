@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 import flowlab
 from flowlab.bases import Gaussian
 from flowlab.layers import LULinear
-from flowlab.training import objectives
+from flowlab.training import objectives, path_gradients
 
 MEAN = torch.tensor([1.0, -2.0])
 COVARIANCE = torch.tensor([[2.0, 0.8], [0.8, 1.0]])
@@ -136,7 +136,7 @@ def test_path_gradients_agree_whichever_direction_is_slow(context_features, gene
 
     def inverted(objective: objectives.Variational) -> torch.Tensor:
         z = flow.rsample((16,), context, objective.generator)
-        return target(z, context) - objectives.constant(flow).log_prob(z, context)
+        return target(z, context) - path_gradients.constant(flow).log_prob(z, context)
 
     assert flow.fast == "sampling"
     assert torch.allclose(found(lambda o: o.weigh_by_path(flow, context)), found(inverted), atol=1e-7, rtol=1e-6)
@@ -258,6 +258,101 @@ def test_a_generator_of_the_objective_is_used_and_stays():
     assert not torch.equal(own.get_state(), before)
 
 
+class Counting(objectives.ReverseKL):
+    """A user's own, which says in `__call__` what the loss is."""
+
+    calls = 0
+
+    def __call__(self, flow, x=None, context=None):
+        self.calls += 1
+        assert self.generator is not None
+        return super().__call__(flow, x, context) / self.calls
+
+
+class Covering(objectives.ForwardKL):
+    def __call__(self, flow, x=None, context=None):
+        return 2 * super().__call__(flow, x, context)
+
+
+class Twice(objectives.Tempered):
+    def __call__(self, flow, x=None, context=None):
+        return 2 * super().__call__(flow, x, context)
+
+
+class Scaled(objectives.Drawing):
+    """A user's own, which says it in `loss`."""
+
+    generator = None
+
+    def loss(self, model, x, context, at):
+        z, log_q = model.rsample_and_log_prob((16,), None, at.generator)
+        return (1 + at.step) * (log_q - log_prob(z))
+
+
+USERS = {
+    "overrides __call__": lambda: Counting(log_prob, 16),
+    "overrides __call__, tempered": lambda: objectives.Tempered(Counting(log_prob, 16), steps=10),
+    "overrides ForwardKL.__call__": lambda: Covering(log_prob, 16, pool=64, refresh=5),
+    "overrides __call__ of what is tempered": lambda: objectives.Tempered(Covering(log_prob, 16, pool=64), steps=10),
+    "overrides Tempered.__call__": lambda: Twice(objectives.ReverseKL(log_prob, 16), steps=10),
+    "defines loss": Scaled,
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_users_objectives_of_derived_classes_are_the_same_algorithm_in_every_fit(name):
+    objective = USERS[name]()
+    state, inner = dict(vars(objective)), dict(vars(getattr(objective, "objective", objective)))
+    first, second, other = fitted(objective), fitted(objective), fitted(USERS[name]())
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, other, strict=True))
+    assert vars(objective) == state
+    assert vars(getattr(objective, "objective", objective)) == inner
+    assert objective.generator is None
+
+
+def test_an_objective_counts_its_steps_outside_of_a_fit_alone(generator):
+    flow = affine()
+    objective = objectives.Tempered(objectives.ReverseKL(log_prob, 16), steps=4, start=0.2)
+    betas = []
+    for _ in range(6):
+        objective(flow)
+        betas.append(round(objective.objective.beta, 3))
+    assert betas == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    fitted(objective)
+    flow.eval()
+    objective(flow)
+    assert objective.taken == 6
+    objective.generator = generator
+    assert objective.objective.generator is objective.generator is generator
+
+
+def test_losses_depend_on_their_arguments_alone():
+    flow = affine()
+    for objective in (ALL["ReverseKL"](log_prob, 16), objectives.Tempered(ALL["IWAE"](log_prob, 16), steps=10)):
+        state = dict(vars(objective))
+        moments = [objectives.Moment(step, torch.Generator().manual_seed(2)) for step in (3, 7, 3)]
+        first, later, again = (objective.loss(flow, None, None, at) for at in moments)
+        assert torch.equal(first, again)
+        assert torch.equal(first, later) == isinstance(objective, objectives.ReverseKL)
+        assert vars(objective) == state
+
+
+def test_forward_kl_keeps_nothing_of_a_fit_and_a_fit_nothing_of_calls():
+    objective = objectives.ForwardKL(log_prob, 16, pool=64)
+    expected = fitted(objective)
+    assert not objective._pools
+    flow = affine()
+    objective.generator = torch.Generator().manual_seed(1)
+    objective(flow)
+    objective.generator = None
+    kept = objective._pools[flow]
+    options = {"steps": 12, "generator": torch.Generator().manual_seed(1), "progress": False}
+    flowlab.fit(flow, objective=objective, **options)
+    assert objective._pools[flow] is kept
+    assert kept.steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(flow.parameters(), expected, strict=True))
+
+
 def test_forward_kl_has_a_pool_for_each_flow(generator):
     objective = objectives.ForwardKL(log_prob, 32, generator=generator, pool=256)
     near, far = affine(), affine()
@@ -284,7 +379,7 @@ def test_constant_parameters_leave_the_flow_alone_in_other_threads():
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(run, range(8)))
-    still = objectives.constant(flow)
+    still = path_gradients.constant(flow)
     assert torch.equal(still.log_prob(x), flow.log_prob(x))
     assert not still.log_prob(x).requires_grad
     assert all(p.requires_grad for p in flow.parameters())
@@ -293,7 +388,7 @@ def test_constant_parameters_leave_the_flow_alone_in_other_threads():
 def test_constant_knows_shared_and_recurrent_modules():
     lstm = torch.nn.LSTM(2, 3, batch_first=True)
     both = torch.nn.ModuleList([lstm, lstm])
-    still = objectives.constant(both)
+    still = path_gradients.constant(both)
     assert still[0] is still[1]
     assert still[0] is not lstm
     x = torch.randn(4, 5, 2)

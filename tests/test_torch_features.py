@@ -1,5 +1,6 @@
-"""What torch offers for modules works for every preset: functional calls, autocast, meta tensors, parametrizations, copies, export.
+"""What torch offers for modules works for every preset.
 
+Functional calls, autocast, meta tensors, parametrizations, copies and export are here.
 Compilation, shapes and pickles are tested in test_flow.py, ONNX in test_onnx.py.
 """
 
@@ -27,7 +28,7 @@ def data(flow: Flow, context: Tensor | None, count: int = 6) -> Tensor:
         return flow.from_noise(noise(flow, count), context)
 
 
-# torch.func ------------------------------------------------------------------------------------------------------------
+# torch.func -------------------------------------------------------------------------------------------------------
 
 
 @BOTH_CONTEXTS
@@ -69,7 +70,7 @@ def test_functional_call(name: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in flow.state_dict().items())
 
 
-# Precision and devices -------------------------------------------------------------------------------------------------
+# Precision and devices --------------------------------------------------------------------------------------------
 
 
 @EVERY_PRESET
@@ -143,13 +144,13 @@ def test_channels_of_types(name: str) -> None:
     torch.testing.assert_close(single.double().log_prob(x, context), expected, rtol=1e-4, atol=1e-3)
 
 
-# Parametrizations and copies -------------------------------------------------------------------------------------------
+# Parametrizations and copies --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parametrization", [parametrizations.weight_norm, parametrizations.spectral_norm])
 @EVERY_PRESET
 def test_parametrizations(name: str, parametrization) -> None:
-    """Weight and spectral norm on every linear layer of the networks: densities follow, gradients reach the new parameters."""
+    """Weight and spectral norm on every linear layer: densities follow, gradients reach the new parameters."""
     flow = preset(name, 2, layers=1, context_features=2)
     context = rows(6, 2)
     linears = [module for module in flow.modules() if isinstance(module, Linear) and module.weight.numel()]
@@ -204,7 +205,7 @@ def test_deepcopy(name: str) -> None:
     assert not theirs & {parameter.data_ptr() for parameter in twin.parameters() if parameter.numel()}
 
 
-# Export ----------------------------------------------------------------------------------------------------------------
+# Export -----------------------------------------------------------------------------------------------------------
 
 
 class Exported(nn.Module):
@@ -218,7 +219,10 @@ class Exported(nn.Module):
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("real_nvp", "maf", "circular_nsf")])
 def test_export(name: str) -> None:
-    """torch.export takes both directions for a batch of any size, and the program runs without the flow. (The other presets are in test_flow.py.)"""
+    """torch.export takes both directions for a batch of any size, and the program runs without the flow.
+
+    The other presets are in test_flow.py.
+    """
     flow = preset(name, 2, layers=1)
     batch = torch.export.Dim("batch", min=2)
     for method in ("log_prob", "from_noise"):

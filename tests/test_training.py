@@ -254,7 +254,7 @@ def test_one_row_and_empty_tables():
         flowlab.fit(flow, torch.zeros(0, 3), progress=False)
 
 
-# Opt-ins ----------------------------------------------------------------------------------------------------------------
+# Opt-ins ----------------------------------------------------------------------------------------------------------
 
 
 def test_fit_goes_on_uncompiled_where_nothing_can_be_compiled(monkeypatch):
@@ -295,7 +295,7 @@ def test_parameters_have_memory_of_their_own_after_the_fit():
     assert all(p.grad is None for p in flow.parameters())
 
 
-# At the door --------------------------------------------------------------------------------------------------------
+# At the door ------------------------------------------------------------------------------------------------------
 
 
 def small(context_features: int = 0) -> flowlab.Flow:
@@ -395,7 +395,7 @@ def test_the_history_is_one_line():
     assert "nats per row at step" in shown
 
 
-# Passes over the data ------------------------------------------------------------------------------------------------
+# Passes over the data ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (7, 6), (7, 1), (7, 7), (7, 100), (1, 4)])
@@ -429,7 +429,7 @@ def test_batches_of_one_row_and_of_two_sizes_train(preset):
         assert math.isfinite(history.records[-1]["train"])
 
 
-# Generators ---------------------------------------------------------------------------------------------------------
+# Generators -------------------------------------------------------------------------------------------------------
 
 
 class Noisy(torch.nn.Module):

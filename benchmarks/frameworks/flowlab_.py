@@ -1,12 +1,14 @@
 """flowlab, as its presets build it and as `fit` trains it."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from flowlab import NLL, Flow, bases, layers, presets
-from flowlab.training.trainer import Rows, Trainer
+from flowlab.runtime import compiled
+from flowlab.training.optimizer import Optimizer
 
 from . import BINS, BOUND, HIDDEN, Case, torch_
 
@@ -17,11 +19,15 @@ class Model(torch_.Model):
     def __init__(self, build: Callable[[], Flow], compile: bool = False) -> None:
         flow = build()
         super().__init__(flow, flow.log_prob, lambda n: flow.sample((n,)), lambda n: flow.rsample_and_log_prob((n,)))
-        self.trainer = Trainer(build(), NLL(), torch_.LEARNING_RATE, 1e-4, 5.0, 0.998, compile)
+        trained = build()
+        self.losses = functools.partial(NLL(), trained)
+        if compile:
+            self.losses = compiled(self.losses)
+        self.optimizer = Optimizer(trained, torch_.LEARNING_RATE, 1e-4, 5.0, 0.998)
 
     def train(self, x: Tensor) -> Tensor:
-        self.trainer.step(Rows(x, None, torch.ones(len(x))), 1.0)
-        return self.trainer.loss
+        self.optimizer.step((self.losses(x, None) * torch.ones(len(x))).mean(), 1.0)
+        return self.optimizer.loss
 
 
 def flow(case: Case, features: int, fast: str) -> Flow:

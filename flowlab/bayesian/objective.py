@@ -1,20 +1,17 @@
 """The evidence lower bound of a `BayesianModule`, and the objective that minimises its negative."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowlab.arguments import whole
-from flowlab.training.objectives import Drawing
-
-if TYPE_CHECKING:
-    from flowlab.bayesian.module import BayesianModule
+from flowlab.training.objectives import Drawing, Moment
 
 
 def elbo_by_draw(
-    bnn: "BayesianModule",
+    bnn: Any,
     x: Tensor,
     y: Tensor,
     rows: int | None,
@@ -24,7 +21,7 @@ def elbo_by_draw(
 ) -> Tensor:
     """The evidence lower bound of all data as each draw of the weights estimates it: (draws,), nats.
 
-    Arguments are those of `BayesianModule.elbo`.
+    Arguments are a `BayesianModule` and those of its `elbo`.
     """
     check_pair(x, y)
     draws = whole("draws", draws)
@@ -62,13 +59,14 @@ class NegativeELBO(Drawing):
         self.x, self.y = self.x.detach(), self.y.detach()
         self.batch_size, self.draws = whole("batch_size", self.batch_size), whole("draws", self.draws)
 
-    def __call__(self, bnn: "BayesianModule", x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def loss(self, model: Any, x: Any, context: Any, at: Moment) -> Tensor:
+        """The negative bound per row (draws,) of a `BayesianModule`."""
         rows = len(self.x)
         x, y = self.x, self.y
         if self.batch_size < rows:
-            which = torch.randint(rows, (self.batch_size,), generator=self.generator, device=x.device)
+            which = torch.randint(rows, (self.batch_size,), generator=at.generator, device=x.device)
             x, y = x[which], y[which]
-        return -elbo_by_draw(bnn, x, y, rows, self.draws, True, self.generator) / rows
+        return -elbo_by_draw(model, x, y, rows, self.draws, True, at.generator) / rows
 
 
 def check_pair(x: Any, y: Any) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flowlab.kernels import transforming
+from flowlab.torch_internals import exporting, repeat
 
 State = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, its bracket, the last error, whether it is found
 
@@ -84,28 +85,3 @@ def solve(
     room = 16 * epsilon * (x.abs() + 1e-3)
     x = x - (error.detach() * inverse_slope).clamp(-room, room)
     return x - (error - error.detach()) * inverse_slope
-
-
-def exporting() -> bool:
-    """Whether torch.export traces the call.
-
-    Not by `torch.compiler.is_exporting`, which torch 2.11 takes for true under torch.compile, too.
-    """
-    return torch.compiler.is_compiling() and getattr(torch.compiler, "_is_exporting_flag", False)
-
-
-def repeat(step: Callable[[State], State], state: State, times: int) -> State:
-    """The state after so many steps, as one loop in an exported program.
-
-    Unrolled, the program would hold each of its operations `times` times.
-    """
-    from torch._higher_order_ops.scan import scan
-
-    def combine(
-        state: State, _: Tensor
-    ) -> tuple[State, Tensor]:  # its derivative, which nobody asks for, cannot take booleans
-        *numbers, done = step((*state[:-1], state[-1] > 0))
-        return (*numbers, done.to(state[-1].dtype)), state[0].new_zeros(())  # type: ignore[return-value]
-
-    start = (*state[:-1], state[-1].to(state[0].dtype))
-    return scan(combine, start, torch.arange(times, device=state[0].device))[0]

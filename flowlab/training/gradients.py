@@ -1,10 +1,11 @@
 """Estimators of ∇θ E_q[f(z)] for a distribution q(z; θ): the reparameterization trick, and what to do without it.
 
-Each estimator draws n samples and returns a surrogate (n,): its mean is an estimate of E_q[f], and the gradient of that mean an
-unbiased estimate of the gradient in θ. Mohamed, Rosca, Figurnov & Mnih 2020, "Monte Carlo gradient estimation in machine learning", surveys them.
+Each estimator draws n samples and returns a surrogate (n,): its mean is an estimate of E_q[f], and the gradient of that
+mean an unbiased estimate of the gradient in θ. Mohamed, Rosca, Figurnov & Mnih 2020, "Monte Carlo gradient estimation
+in machine learning", surveys them.
 
-q is anything with torch.distributions' methods: `rsample(shape)` for `pathwise`, `sample(shape)` and `log_prob(z)` for `score_function`;
-a `Flow`, `Flow.distribution(context)`, or a distribution of torch.
+q is anything with torch.distributions' methods: `rsample(shape)` for `pathwise`, `sample(shape)` and `log_prob(z)` for
+`score_function`; a `Flow`, `Flow.distribution(context)`, or a distribution of torch.
 """
 
 import math
@@ -28,7 +29,8 @@ ESTIMATORS = ("pathwise", "score", "score, loo", "score, mean")
 def pathwise(f: Function, q: Any, n: int = 1) -> Tensor:
     """The pathwise (reparameterization) estimator: z = g(ε; θ), differentiated through f.
 
-    Kingma & Welling 2014, "Auto-encoding variational Bayes", section 2.4. Its variance is that of f'(z) ∂g/∂θ: low where f is smooth.
+    Kingma & Welling 2014, "Auto-encoding variational Bayes", section 2.4. Its variance is that of f'(z) ∂g/∂θ: low
+    where f is smooth.
 
     Args:
         f: Differentiable; n draws (n, *event) to (n,).
@@ -54,11 +56,11 @@ def pathwise(f: Function, q: Any, n: int = 1) -> Tensor:
 
 
 def score_function(f: Function, q: Any, n: int = 1, baseline: Baseline = None) -> Tensor:
-    """The score function estimator (f(z) − b) ∇θ log q(z), for f that need not be differentiable and z that may be discrete.
+    """The score function estimator (f(z) − b) ∇θ log q(z): f need not be differentiable, and z may be discrete.
 
-    Williams 1992, "Simple statistical gradient-following algorithms" (REINFORCE). "loo" takes for b the mean of f at the
-    other draws (Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free"): no bias. "mean" takes the mean of all:
-    it shrinks the expected gradient by the factor (n − 1) / n, with the least variance.
+    Williams 1992, "Simple statistical gradient-following algorithms" (REINFORCE). "loo" takes for b the mean of f at
+    the other draws (Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free"): no bias. "mean"
+    takes the mean of all: it shrinks the expected gradient by the factor (n − 1) / n, with the least variance.
 
     Args:
         f: n draws (n, *event) to (n,); not differentiated through z, but with respect to parameters of its own.
@@ -88,18 +90,20 @@ def score_function(f: Function, q: Any, n: int = 1, baseline: Baseline = None) -
 
 
 def implicit(f: Function, q: Any, n: int = 1, cdf: Function | None = None) -> Tensor:
-    """Implicit reparameterization: the distribution function of a draw stays what it was while θ moves, dz = −(∂F/∂z)⁻¹ ∂F/∂θ dθ.
+    """Implicit reparameterization: a draw's distribution function stays constant as θ moves, dz = −(∂F/∂z)⁻¹ ∂F/∂θ dθ.
 
-    Figurnov, Mohamed & Mnih 2018, "Implicit reparameterization gradients", equation 5, for distributions without an explicit g.
-    Where q has `rsample` (Gamma, Beta, Dirichlet, Student-t, von Mises is none; flowlab's `bases.GaussianMixture`) it has this inside, and is
-    used. Otherwise F is `cdf`, or the `cdf` or `conditional_cdf` of q.
+    Figurnov, Mohamed & Mnih 2018, "Implicit reparameterization gradients", equation 5, for distributions without an
+    explicit g. Where q has `rsample`, that is used: torch's Gamma, Beta, Dirichlet and Student-t and flowlab's
+    `bases.GaussianMixture` have this estimator inside, von Mises has none. Otherwise F is `cdf`, or the `cdf` or
+    `conditional_cdf` of q.
 
     Args:
         f: Differentiable; n draws (n, *event) to (n,).
         q: A distribution with `rsample`, or with `sample` and `cdf`.
         n: Draws.
-        cdf: Distribution function of a draw, differentiable in z and in the parameters of q: elementwise for independent numbers; for
-            a vector (n, d) the conditional F_i(z_i | z_1 … z_{i−1}), whose Jacobian is lower triangular.
+        cdf: Distribution function of a draw, differentiable in z and in the parameters of q: elementwise for
+            independent numbers; for a vector (n, d) the conditional F_i(z_i | z_1 … z_{i−1}), whose Jacobian is lower
+            triangular.
 
     Raises:
         ValueError: There is no distribution function.

@@ -1,47 +1,116 @@
-"""What training minimises: the negative log-likelihood of rows, or a variational bound that draws from the flow itself."""
+"""What training minimises: the negative log-likelihood of rows, or a variational bound by draws from the flow itself.
+
+Inside `fit` a loss is a function of the model, the batch, the step and a generator, without a state of its own
+(`Loss`): the objectives here define it in their method `loss`, and `loss_of` makes one of what a user gives.
+"""
 
 import copy
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowlab.arguments import real, whole
 from flowlab.flow import Flow
-from flowlab.mixture import FlowMixture
+from flowlab.training.path_gradients import path_log_prob
 
-# An objective takes a flow and a batch of rows, with their context, and returns losses in nats, (n,), which `fit` averages, with
-# sample weights: each row's. The variational ones draw from the flow, take no rows, and return each draw's loss, or, given a
-# context (n, context_features), each context's.
+# An objective takes a flow and a batch of rows, with their context, and returns losses in nats, (n,), which `fit`
+# averages, with sample weights: each row's. The variational ones draw from the flow, take no rows, and return each
+# draw's loss, or, given a context (n, context_features), each context's.
 Objective = Callable[[Any, Any, Any], Tensor]
 
-# An unnormalised log-density: draws (n, features) to nats, (n,); given contexts, (draws, n, features) and (n, context_features) to (draws, n).
+# The same, as `fit` calls it: a model, rows and context of a batch, and the moment.
+Loss = Callable[[Any, Any, Any, "Moment"], Tensor]
+
+# An unnormalised log-density: draws (n, features) to nats, (n,); given contexts, (draws, n, features) and
+# (n, context_features) to (draws, n).
 LogProb = Callable[..., Tensor]
 
 
-class Drawing:
-    """What objectives that draw share: where the draws come from, and that every fit has an objective of its own.
+@dataclass
+class Moment:
+    """What a loss may depend on besides its model and batch: all that changes in the course of a fit.
 
-    `fit` trains with what `for_fit` returns. What is counted and kept along the way belongs to that copy, so that a
-    second fit with the same objective is the same algorithm, and a generator that the objective was given stays its
-    own.
+    One object, because torch.compile compiles anew for every number that it is handed, but not for an object's numbers
+    that a loss never looks at.
+
+    Attributes:
+        step: Training steps before.
+        generator: Source of the draws; torch's global generator when None.
+        memory: What the objective keeps from one step of the fit to the next, by model.
+    """
+
+    step: int
+    generator: torch.Generator | None
+    memory: MutableMapping[Any, Any] = field(default_factory=dict)
+
+
+class Drawing:
+    """Base of the objectives that draw: `loss` says what the loss is, and `fit` calls it without touching the object.
+
+    All that changes in the course of a fit comes as an argument, so that a second fit with the same objective is the
+    same algorithm. Called as a function, outside of a fit, an objective counts its training steps itself.
 
     Attributes:
         generator: Source of the draws; in a fit that of the fit, and elsewhere torch's global generator, when None.
+        taken: Training steps outside of a fit so far.
     """
 
     generator: torch.Generator | None
+    taken: int = 0
 
-    def for_fit(self, generator: torch.Generator) -> Self:
-        """A copy for one fit, which draws from `generator` where it has no generator of its own."""
-        own = copy.copy(self)
-        if own.generator is None:
-            own.generator = generator
-        return own
+    def loss(self, model: Any, x: Any, context: Any, at: Moment) -> Tensor:
+        """Losses in nats, each draw's or each row's.
+
+        Args:
+            model: What is trained; in training mode in a step, in evaluation mode in an evaluation.
+            x: Rows (n, features), or None.
+            context: Context (n, context_features), or None.
+            at: The step, and the source of the draws.
+        """
+        raise NotImplementedError
+
+    def __call__(self, flow: Any, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        losses = self.loss(flow, x, context, Moment(self.taken, self.generator))
+        self.taken += isinstance(flow, nn.Module) and flow.training
+        return losses
+
+    def forget(self) -> None:
+        """Begin anew with what is counted and kept outside of a fit."""
+        self.taken = 0
+
+
+def loss_of(objective: Objective, generator: torch.Generator) -> Loss:
+    """What a user gives `fit` as an objective, as the loss of that one fit.
+
+    Users' own objectives are functions of model, rows and context. Those of a class derived from one of this module's
+    may count along the way and read `self.generator`: they become a copy that starts at step zero.
+    """
+    if not isinstance(objective, Drawing):
+        return lambda model, x, context, at: objective(model, x, context)
+    if not _is_called(objective):
+        return objective.loss
+    own = copy.copy(objective)
+    own.generator = source_of(objective, generator)
+    own.forget()
+    return lambda model, x, context, at: own(model, x, context)
+
+
+def source_of(objective: Objective, generator: torch.Generator) -> torch.Generator:
+    """Where an objective draws from in a fit: its own generator if it has one, or else the fit's."""
+    own = objective.generator if isinstance(objective, Drawing) else None
+    return generator if own is None else own
+
+
+def _is_called(objective: Drawing) -> bool:
+    """Whether a user's class overrides `__call__`, which then says what the loss is, and not `loss`."""
+    if isinstance(objective, Tempered) and _is_called(objective.objective):
+        return True
+    return "loss" not in vars(next(c for c in type(objective).__mro__ if {"loss", "__call__"} & vars(c).keys()))
 
 
 class NLL:
@@ -63,13 +132,14 @@ class NLL:
 
 @dataclass(eq=False)
 class Variational(Drawing):
-    """What variational objectives share: a target, and draws from the flow with their log-weights log p(z) − log q(z).
+    """Base of variational objectives: a target, and draws from the flow with their log-weights log p(z) − log q(z).
 
     Draws at which the target is not finite are left out of the mean.
 
     Attributes:
-        log_prob: The unnormalised log-density to be approximated, in nats: differentiable, (n, features) to (n,). Where the flow has a
-            context it is called as log_prob(z, context) with z (draws, n, features), and returns (draws, n).
+        log_prob: The unnormalised log-density to be approximated, in nats: differentiable, (n, features) to (n,).
+            Where the flow has a context it is called as log_prob(z, context) with z (draws, n, features), and returns
+            (draws, n).
         draws: Draws in every step, for each context.
         beta: Inverse temperature: the target is log_prob times beta (see `Tempered`).
         generator: Source of the draws; in a fit that of the fit, and elsewhere torch's global generator, when None.
@@ -85,22 +155,24 @@ class Variational(Drawing):
             raise TypeError(f"log_prob must be a function of draws, not {type(self.log_prob).__name__}")
         self.draws, self.beta = whole("draws", self.draws), real("beta", self.beta)
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
     def target(self, z: Tensor, context: Tensor | None) -> Tensor:
         """The tempered log-density (*batch,) of draws z."""
         value = self.log_prob(z) if context is None else self.log_prob(z, context)
         return value if self.beta == 1 else self.beta * value
 
-    def weigh(self, flow: Flow, context: Tensor | None) -> Tensor:
-        """Log-weights of fresh draws, (draws,) or (draws, contexts), differentiable in every way. Never inverts a layer."""
-        z, log_q = flow.rsample_and_log_prob((self.draws,), context, self.generator)
+    def weigh(self, flow: Flow, context: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        """Log-weights of fresh draws, (draws,) or (draws, contexts), differentiable in every way.
+
+        No layer is inverted. Draws come from the objective's own generator when None is given.
+        """
+        source = self.generator if generator is None else generator
+        z, log_q = flow.rsample_and_log_prob((self.draws,), context, source)
         return self.target(z, context) - log_q
 
-    def weigh_by_path(self, flow: Flow, context: Tensor | None) -> Tensor:
+    def weigh_by_path(self, flow: Flow, context: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         """The same, with gradients that go through the draws alone, not through the density's own parameters."""
-        z, log_q = path_log_prob(flow, (self.draws,), context, self.generator)
+        source = self.generator if generator is None else generator
+        z, log_q = path_log_prob(flow, (self.draws,), context, source)
         return self.target(z, context) - log_q
 
 
@@ -116,13 +188,14 @@ class ReverseKL(Variational):
         >>> flow = flowlab.Flow(flowlab.bases.Gaussian(2), [flowlab.layers.LULinear(2)])
         >>> generator = torch.Generator().manual_seed(0)
         >>> objective = ReverseKL(target.log_prob, draws=64)
-        >>> history = flowlab.fit(flow, steps=300, objective=objective, schedule="cosine", ema=0, generator=generator, progress=False)
+        >>> options = {"schedule": "cosine", "ema": 0, "generator": generator, "progress": False}
+        >>> history = flowlab.fit(flow, steps=300, objective=objective, **options)
         >>> bool((flow.sample((5000,), generator=generator).mean(0) - 1).abs().max() < 0.2)
         True
     """
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        log_w = self.weigh(flow, context)
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.weigh(model, context, at.generator)
         return finite_mean(-log_w, context)
 
 
@@ -130,21 +203,22 @@ class ReverseKL(Variational):
 class StickingTheLanding(Variational):
     """The negative evidence lower bound by its path gradient, whose variance vanishes where q becomes the target.
 
-    Roeder et al. 2017, "Sticking the landing", equation 7: the density's own parameters are constants, which leaves out a term of
-    mean zero. Far from the target the variance may be higher than `ReverseKL`'s. Flows whose density direction is the slow
-    one are not inverted either (`path_log_prob`).
+    Roeder et al. 2017, "Sticking the landing", equation 7: the density's own parameters are constants, which leaves out
+    a term of mean zero. Far from the target the variance may be higher than `ReverseKL`'s. Flows whose density
+    direction is the slow one are not inverted either (`path_log_prob`).
 
     Example:
         >>> import torch, flowlab
         >>> target = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> flow = flowlab.Flow(flowlab.bases.Gaussian(2), [flowlab.layers.LULinear(2)])  # at first the target itself
         >>> StickingTheLanding(target.log_prob, draws=64)(flow).mean().backward()
-        >>> max(float(p.grad.abs().max()) for p in flow.parameters()) < 1e-5  # every draw says that nothing is to be done
+        >>> largest = max(float(p.grad.abs().max()) for p in flow.parameters())
+        >>> largest < 1e-5  # every draw says that nothing is to be done
         True
     """
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        log_w = self.weigh_by_path(flow, context)
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.weigh_by_path(model, context, at.generator)
         return finite_mean(-log_w, context)
 
 
@@ -174,19 +248,22 @@ class IWAE(Grouped):
         >>> target = torch.distributions.MultivariateNormal(torch.zeros(2), 4 * torch.eye(2))
         >>> flow = flowlab.Flow(flowlab.bases.Gaussian(2), [])
         >>> generator = torch.Generator().manual_seed(0)
-        >>> bounds = {k: -IWAE(target.log_prob, draws=32_000, k=k, generator=generator)(flow).mean() for k in (1, 4, 32)}
+        >>> options = {"draws": 32_000, "generator": generator}
+        >>> bounds = {k: -IWAE(target.log_prob, k=k, **options)(flow).mean() for k in (1, 4, 32)}
         >>> bool(bounds[1] < bounds[4] < bounds[32] < 0)  # the evidence is one, its logarithm zero
         True
     """
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        bound = log_mean_exp(self.grouped(self.weigh(flow, context)))
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        bound = log_mean_exp(self.grouped(self.weigh(model, context, at.generator)))
         return finite_mean(-bound, context)
 
 
 @dataclass(eq=False)
 class DReG(Grouped):
-    """`IWAE`'s bound by its doubly reparameterized gradient, whose signal does not fade as `k` grows. Tucker et al. 2019, equation 8.
+    """`IWAE`'s bound by its doubly reparameterized gradient, whose signal does not fade as `k` grows.
+
+    Tucker et al. 2019, equation 8.
 
     Example:
         >>> import torch, flowlab
@@ -200,8 +277,8 @@ class DReG(Grouped):
         True
     """
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        log_w = self.grouped(self.weigh_by_path(flow, context))
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.grouped(self.weigh_by_path(model, context, at.generator))
         share = log_w.detach().softmax(1)
         path = torch.where(share > 0, share.square() * log_w, 0).sum(1)
         bound = log_mean_exp(log_w.detach())
@@ -212,7 +289,8 @@ class DReG(Grouped):
 class Renyi(Grouped):
     """The negative variational Rényi bound of order `alpha`, from groups of `k` draws. Li & Turner 2016, equation 9.
 
-    alpha = 1 is `ReverseKL`, 0 `IWAE`; between them the bound covers more of the target's mass, below 0 it is an upper bound.
+    alpha = 1 is `ReverseKL`, 0 `IWAE`; between them the bound covers more of the target's mass, below 0 it is an upper
+    bound.
 
     Example:
         >>> import torch, flowlab
@@ -230,8 +308,8 @@ class Renyi(Grouped):
         super().__post_init__()
         self.alpha = real("alpha", self.alpha)
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        log_w = self.weigh(flow, context)
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        log_w = self.weigh(model, context, at.generator)
         if self.alpha == 1:
             return finite_mean(-log_w, context)
         bound = log_mean_exp((1 - self.alpha) * self.grouped(log_w)) / (1 - self.alpha)
@@ -240,11 +318,12 @@ class Renyi(Grouped):
 
 @dataclass(eq=False)
 class ForwardKL(Variational):
-    """The cross-entropy of the target relative to q, by self-normalised importance weights: covers mass rather than seeking modes.
+    """The cross-entropy of the target relative to q, by self-normalised importance weights.
 
-    Every `refresh` steps `pool` draws of the flow are weighted; each step then takes `draws` of them, by weight, as
-    data. Every flow has a pool of its own. Biased towards what the flow covers at the time (Bornschein & Bengio 2015,
-    "Reweighted wake-sleep", section 3.2).
+    It covers mass rather than seeking modes. Every `refresh` steps `pool` draws of the flow are weighted; each step
+    then takes `draws` of them, by weight, as data. Every flow has a pool of its own, and every fit begins with a new
+    one. Biased towards what the flow covers at the time (Bornschein & Bengio 2015, "Reweighted wake-sleep", section
+    3.2).
 
     Example:
         >>> import torch, flowlab
@@ -252,7 +331,8 @@ class ForwardKL(Variational):
         >>> flow = flowlab.Flow(flowlab.bases.Gaussian(2), [flowlab.layers.LULinear(2)])
         >>> generator = torch.Generator().manual_seed(0)
         >>> objective = ForwardKL(target.log_prob)
-        >>> history = flowlab.fit(flow, steps=300, objective=objective, schedule="cosine", ema=0, generator=generator, progress=False)
+        >>> options = {"schedule": "cosine", "ema": 0, "generator": generator, "progress": False}
+        >>> history = flowlab.fit(flow, steps=300, objective=objective, **options)
         >>> bool((flow.sample((5000,), generator=generator).mean(0) - 1).abs().max() < 0.2)
         True
     """
@@ -267,28 +347,30 @@ class ForwardKL(Variational):
         super().__post_init__()
         self.pool, self.refresh = whole("pool", self.pool), whole("refresh", self.refresh)
 
-    def for_fit(self, generator: torch.Generator) -> Self:
-        own = super().for_fit(generator)
-        own._pools = weakref.WeakKeyDictionary()
-        return own
+    def __call__(self, flow: Any, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        return self.loss(flow, x, context, Moment(self.taken, self.generator, self._pools))
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forget(self) -> None:
+        super().forget()
+        self._pools = weakref.WeakKeyDictionary()
+
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
         if context is not None:
             raise ValueError("ForwardKL takes no context: its pool of draws belongs to one target")
-        kept = self._pools.get(flow)
-        if kept is None or kept.calls == self.refresh:
-            kept = self._pools[flow] = _Pool(self._draw(flow))
-        kept.calls += flow.training
-        which = torch.randint(self.pool, (self.draws,), generator=self.generator, device=kept.draws.device)
-        return -flow.log_prob(kept.draws[which])
+        pool = at.memory.get(model)
+        if pool is None or pool.steps == self.refresh:
+            pool = at.memory[model] = _Pool(self._draw(model, at.generator))
+        pool.steps += model.training
+        which = torch.randint(self.pool, (self.draws,), generator=at.generator, device=pool.draws.device)
+        return -model.log_prob(pool.draws[which])
 
     @torch.no_grad()
-    def _draw(self, flow: Flow) -> Tensor:
+    def _draw(self, flow: Flow, generator: torch.Generator | None) -> Tensor:
         """Draws of the flow, resampled by weight."""
-        z, log_q = flow.rsample_and_log_prob((self.pool,), None, self.generator)
+        z, log_q = flow.rsample_and_log_prob((self.pool,), None, generator)
         log_w = self.target(z, None) - log_q
         share = torch.where(torch.isfinite(log_w), log_w, -math.inf).softmax(0)
-        return z[torch.multinomial(share, self.pool, replacement=True, generator=self.generator)]
+        return z[torch.multinomial(share, self.pool, replacement=True, generator=generator)]
 
 
 @dataclass
@@ -296,14 +378,15 @@ class _Pool:
     """A flow's weighted draws, and how many steps have taken some of them."""
 
     draws: Tensor
-    calls: int = 0
+    steps: int = 0
 
 
 @dataclass(eq=False)
 class Tempered(Drawing):
-    """Any variational objective with a target that starts flat: its beta rises from `start` to one over `steps` steps of training.
+    """Any variational objective with a target that starts flat: beta rises from `start` to one over `steps` steps.
 
-    It helps a posterior of several modes to be seen whole before it is fitted.
+    It helps a posterior of several modes to be seen whole before it is fitted. Called outside of a fit, it counts its
+    training steps in `taken`.
 
     Example:
         >>> import torch, flowlab
@@ -330,23 +413,33 @@ class Tempered(Drawing):
 
     @generator.setter
     def generator(self, generator: torch.Generator | None) -> None:
+        self.objective = copy.copy(self.objective)  # the one that was given stays as it is
         self.objective.generator = generator
 
-    def for_fit(self, generator: torch.Generator) -> Self:
-        own = copy.copy(self)
-        own.objective, own.taken = self.objective.for_fit(generator), 0
-        return own
+    def forget(self) -> None:
+        super().forget()
+        self.objective.forget()
 
-    def __call__(self, flow: Flow, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        share = min(self.taken / max(self.steps, 1), 1.0)
-        self.objective.beta = self.start + (1 - self.start) * share
-        self.taken += flow.training
+    def beta_at(self, step: int) -> float:
+        """The inverse temperature after so many steps."""
+        return self.start + (1 - self.start) * min(step / max(self.steps, 1), 1.0)
+
+    def loss(self, model: Flow, x: Any, context: Any, at: Moment) -> Tensor:
+        tempered = copy.copy(self.objective)
+        tempered.beta = self.beta_at(at.step)
+        return tempered.loss(model, x, context, at)
+
+    def __call__(self, flow: Any, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        self.objective.beta = self.beta_at(self.taken)
+        self.taken += isinstance(flow, nn.Module) and flow.training
         return self.objective(flow, x, context)
 
 
 @dataclass(eq=False)
 class MiniBatch:
-    """A log-joint that looks at a few rows in each call: log prior + (rows / batch_size) · log-likelihood of those, without bias.
+    """A log-joint that looks at a few rows in each call, without bias.
+
+    It is log prior + (rows / batch_size) · log-likelihood of those rows.
 
     Attributes:
         log_prior: (n, features) to (n,), nats.
@@ -361,7 +454,8 @@ class MiniBatch:
         >>> rows = torch.arange(1000.0)
         >>> prior = lambda z: Normal(0.0, 10.0).log_prob(z).sum(-1)
         >>> likelihood = lambda z, some: Normal(z, 300.0).log_prob(some).sum(-1)  # z (n, 1), some (batch_size,)
-        >>> log_joint = MiniBatch(prior, likelihood, rows, batch_size=100, generator=torch.Generator().manual_seed(0))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> log_joint = MiniBatch(prior, likelihood, rows, batch_size=100, generator=generator)
         >>> z = torch.zeros(1, 1)
         >>> estimates = torch.stack([log_joint(z) for _ in range(1000)])
         >>> exact = prior(z) + likelihood(z, rows)
@@ -386,61 +480,8 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 
-def constant(module: nn.Module) -> Any:
-    """A twin of the module whose parameters are constants: of the same memory, so that they follow the module's own.
-
-    The module itself is not touched, so that others may use it meanwhile. Modules that are held in other ways than
-    torch's own are shared.
-    """
-    return _constant(module, {})
-
-
-def _constant(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
-    twin = made.get(module)  # it may be in several places
-    if twin is not None:
-        return twin
-    twin = made[module] = object.__new__(type(module))
-    state = twin.__dict__
-    state.update(module.__dict__)
-    if module._parameters:
-        state["_parameters"] = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
-    if module._modules:
-        children = module._modules.items()
-        state["_modules"] = {name: None if m is None else _constant(m, made) for name, m in children}
-    if isinstance(module, nn.RNNBase):  # keeps a list of its parameters besides
-        state["_flat_weights"] = [getattr(twin, name) for name in module._flat_weights_names]
-    return twin
-
-
-def path_log_prob(
-    flow: Any, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Draws of a flow and their log-densities, whose gradients go through the draws alone, not the density's
-    parameters.
-
-    Where the density direction is the slow one, nothing is inverted: the gradient of log q at x = g(z) is
-    J⁻ᵀ ∇(log p(z) − log|det J|), J the Jacobian of g (Vaitl et al. 2024, "Fast and unified path gradient estimators for
-    normalizing flows"). J is formed explicitly, in `features` backward passes that share their forward pass.
-    """
-    if getattr(flow, "fast", "both") in ("both", "density") or isinstance(flow, FlowMixture):
-        x = flow.rsample(shape, context, generator)
-        return x, constant(flow).log_prob(x, context)
-    batch = () if context is None else context.shape[:-1]
-    z = flow.base.rsample((*shape, *batch), generator)
-    x, _ = flow.forward(z, context)
-    with torch.enable_grad():
-        still = constant(flow)
-        z = z.detach().requires_grad_()
-        value, own = still.forward(z, context)
-        log_q = still.base.log_prob(z) - own
-        rows = [torch.autograd.grad(value[..., i].sum(), z, retain_graph=True)[0] for i in range(flow.features)]
-        slope = torch.autograd.grad(log_q.sum(), z)[0]
-    score = torch.linalg.solve(torch.stack(rows, -1), slope)  # the rows of J stand as columns: Jᵀ
-    return x, log_q.detach() + ((x - x.detach()) * score).sum(-1)
-
-
 def finite_mean(losses: Tensor, context: Tensor | None) -> Tensor:
-    """Losses (draws, *contexts) without those that are not finite: each draw's, or, given a context, their mean for each."""
+    """Losses (draws, *contexts) without those that are not finite: each draw's, or, given a context, each context's."""
     finite = torch.isfinite(losses)
     share = finite.to(losses.dtype).mean(0).clamp(min=1 / max(len(losses), 1))
     losses = torch.where(finite, losses, 0) / share

@@ -1,16 +1,13 @@
 """The objective of a `VAE` in training: the negative evidence lower bound, with KL warm-up and free bits."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowlab.arguments import real, whole
-from flowlab.training.objectives import Drawing
-
-if TYPE_CHECKING:
-    from flowlab.vae.model import VAE
+from flowlab.training.objectives import Drawing, Moment
 
 
 @dataclass(eq=False)
@@ -25,7 +22,7 @@ class NegativeBound(Drawing):
         kl_warmup: Steps over which the KL term's weight rises from zero to one.
         free_bits: Nats below which the KL term is constant.
         generator: Source of the draws in training; that of the fit when None.
-        taken: Steps so far.
+        taken: Training steps outside of a fit so far.
     """
 
     draws: int = 1
@@ -39,16 +36,10 @@ class NegativeBound(Drawing):
         if real("free_bits", self.free_bits) < 0:
             raise ValueError(f"free_bits must not be negative, as {self.free_bits} is")
 
-    def for_fit(self, generator: torch.Generator) -> Self:
-        own = super().for_fit(generator)
-        own.taken = 0
-        return own
-
-    def __call__(self, vae: "VAE", x: Tensor, context: Tensor | None = None) -> Tensor:
-        if not vae.training:
+    def loss(self, model: Any, x: Tensor, context: Any, at: Moment) -> Tensor:
+        """The negative bound (n,) of a `VAE` for each row."""
+        if not model.training:
             fixed = torch.Generator(x.device).manual_seed(0)
-            return -vae.elbo(x, draws=self.draws, generator=fixed)
-        beta = min(self.taken / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
-        self.taken += 1
-        options: dict[str, Any] = {"beta": beta, "free_bits": self.free_bits, "generator": self.generator}
-        return -vae.elbo(x, draws=self.draws, **options)
+            return -model.elbo(x, draws=self.draws, generator=fixed)
+        beta = min(at.step / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
+        return -model.elbo(x, draws=self.draws, beta=beta, free_bits=self.free_bits, generator=at.generator)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowlab.arguments import real, settle
 from flowlab.layers.scalar.scalar_map import Explicit, ScalarMap
+from flowlab.torch_internals import sigmoid_backward
 
 # The bound from which the difference of two numbers of its size, in place of tanh, costs a digit of small log-scales.
 WIDE = 4.0
@@ -93,7 +94,7 @@ class AffineKernel:
         else:
             grad_shift.copy_(grad_mapped)
             grad_log_scale = torch.addcmul(grad_log_slope, grad_value, value)
-        torch.ops.aten.sigmoid_backward.grad_input(grad_log_scale, sigmoid, grad_input=grad_raw)
+        sigmoid_backward(grad_log_scale, sigmoid, grad_raw)
         grad_raw.mul_(-4 if self.inverse else 4)
         return grad
 
