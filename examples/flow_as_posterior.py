@@ -1,6 +1,7 @@
 """A flow as the posterior of a Bayesian regression, checked against the exact answer.
 
-The model is y = Xw + noise with a normal prior on w, whose posterior is a known Gaussian. The flow sees only the log-joint density.
+The model is y = Xw + noise with a normal prior on w, so that the posterior is a Gaussian in closed form. The flow sees
+only the log-joint density.
 """
 
 import torch
@@ -12,7 +13,7 @@ ROWS, WEIGHTS, NOISE = 50, 4, 0.5
 
 
 def main(steps: int = 800) -> float:
-    """Fit the flow, print both posteriors' moments, and return the KL divergence in nats (exact posterior, flow's samples)."""
+    """Fit the flow, print the moments of both posteriors, and return KL(flow, exact) in nats, by Monte Carlo."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, WEIGHTS, generator=generator)
     truth = torch.tensor([1.0, -2.0, 0.5, 3.0])

@@ -1,4 +1,4 @@
-"""A layer of one's own: write two methods, let `check_layer` find the mistakes, register it, train and save a flow with it."""
+"""A layer of one's own: write two methods, check them with `check_layer`, register the layer, train and save a flow."""
 
 import tempfile
 from pathlib import Path

@@ -1,8 +1,9 @@
 """A VAE of handwritten digits whose posterior is a flow, against its twin with a diagonal Gaussian posterior.
 
-Rows are the 8 × 8 images of scikit-learn's digits, each pixel black with the probability of its grey level. Both models have two latent
-features, the same encoder and decoder, and the same steps of the same optimiser. Halfway the flow model gets its flow, a neural spline
-flow whose context comes from the encoder, while its twin trains on as it is: from one start, the difference is what the flow brings.
+Rows are the 8 × 8 images of scikit-learn's digits; each pixel is black with the probability given by its grey level.
+Both models have two latent features, the same encoder and decoder, and the same steps of the same optimiser. They
+share the first half of the training. Then one gets its flow, a neural spline flow whose context comes from the
+encoder, while its twin trains on unchanged, so that the difference is due to the flow.
 
 `python examples/vae_digits.py --seeds 5` gives, in nats per test row, log p(x) by importance sampling (k = 500):
 
@@ -10,10 +11,11 @@ flow whose context comes from the encoder, while its twin trains on as it is: fr
     diagonal Gaussian  -22.783  -22.685  -22.737  -22.976  -23.247   -22.886       50,500
     neural spline flow -22.649  -22.610  -22.654  -22.838  -23.166   -22.783       56,569
 
-The flow gains 0.102 ± 0.014 (standard error over seeds) in log p(x), and 0.237 ± 0.028 in the bound. Settings were chosen on validation rows.
+The flow gains 0.102 ± 0.014 (standard error over seeds) in log p(x), and 0.237 ± 0.028 in the bound. Settings were
+chosen on validation rows.
 
-The common start matters. Trained from scratch, runs of either kind end in local optima several tenths of a nat apart, and once the KL term is
-warmed up well, five seeds do not show which posterior is better.
+The common start matters. Trained from scratch, runs of either kind end in local optima several tenths of a nat apart,
+and with a proper warm-up of the KL term five seeds do not show which posterior is better.
 """
 
 import argparse
@@ -36,7 +38,7 @@ K = 500  # draws of z for each row behind a log-likelihood
 
 
 def rows(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test rows (n, 64): pixels are black with the probability of their grey level; training images come 12 times."""
+    """Draw binary training, validation and test rows (n, 64) from the grey levels, `COPIES` of each training image."""
     generator = torch.Generator().manual_seed(seed)
     grey = torch.tensor(load_digits().data / 16).float()
     grey = grey[torch.randperm(len(grey), generator=generator)]
@@ -88,7 +90,7 @@ def train(seed: int) -> dict[str, VAE]:
 
 
 def score(vae: VAE, seed: int) -> dict[str, float]:
-    """Nats per row: log-likelihood of validation and test rows, the Monte Carlo error of the latter, and the bound of test rows."""
+    """Score a model in nats per row: validation and test log-likelihood, the latter's Monte Carlo error, test bound."""
     _, validation, test = rows(seed)
     generator = torch.Generator().manual_seed(0)
     log_p, error = vae.log_prob_and_error(test, K, generator=generator)
@@ -113,11 +115,8 @@ def compare(seeds: int) -> dict[str, VAE]:
             first.setdefault(kind, vae)
             found = score(vae, seed)
             tests[kind] = found["test"]
-            error = f"± {found['error']:.3f}"
-            print(
-                f"{kind:<16} {seed:>5}  {found['validation']:>10.3f}  {found['test']:.3f} {error}  {found['bound']:>12.3f}",
-                flush=True,
-            )
+            test = f"{found['test']:.3f} ± {found['error']:.3f}"
+            print(f"{kind:<16} {seed:>5}  {found['validation']:>10.3f}  {test}  {found['bound']:>12.3f}", flush=True)
         gains.append(tests["flow"] - tests["diagonal"])
     for kind, vae in first.items():
         print(f"{kind}: {sum(p.numel() for p in vae.parameters()):,} parameters")
@@ -129,7 +128,7 @@ def compare(seeds: int) -> dict[str, VAE]:
 
 @torch.no_grad()
 def pictures(models: dict[str, VAE], path: Path) -> None:
-    """Reconstructions, samples, and the latent density of both models: all posteriors together, and those of three rows."""
+    """Plot reconstructions, samples and both latent densities: all posteriors together, and those of three rows."""
     import matplotlib
 
     matplotlib.use("Agg")

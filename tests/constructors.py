@@ -1,4 +1,4 @@
-"""Every layer in every meaningful variant: the table that drives test_layers.py, and helpers that build test inputs and compare results."""
+"""Every layer in every meaningful variant, and every preset, with functions that build inputs and compare results."""
 
 import math
 from collections.abc import Callable

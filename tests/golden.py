@@ -1,7 +1,7 @@
 """Golden numbers: about a dozen small fitted models of every kind, what they say of rows, and what they draw.
 
     python tests/golden.py record FOLDER     # fit all of them, write files and numbers
-    python tests/golden.py compare FOLDER    # fit all of them again: must be bit for bit what FOLDER has, on the same machine
+    python tests/golden.py compare FOLDER    # fit all of them again: bit for bit what FOLDER has, on the same machine
 
 tests/data/golden was recorded before the code was rearranged; tests/test_golden.py loads its files on any machine.
 """

@@ -52,7 +52,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-# Splines ---------------------------------------------------------------------------------------------------------------
+# Splines --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0, 100.0])
@@ -114,7 +114,7 @@ def test_circular_spline_is_a_rotated_spline_of_zukos(zuko: ModuleType) -> None:
     assert_equal(CircularSpline(bins).forward(value, params), (turned, log_slope))
 
 
-# Networks --------------------------------------------------------------------------------------------------------------
+# Networks -------------------------------------------------------------------------------------------------------------
 
 
 def copy_to_made(ours: MaskedMLP, theirs: nn.Module, outputs: int) -> None:
@@ -181,7 +181,7 @@ def test_affine_maf_is_nflows(nflows: ModuleType, features: int) -> None:
 @pytest.mark.parametrize("order", [None, [2, 0, 3, 1]], ids=["own order", "shuffled"])
 @pytest.mark.parametrize("fast", ["density", "sampling"])
 def test_autoregressive_passes_are_zukos(zuko: ModuleType, fast: str, order: list[int] | None) -> None:
-    """zuko's autoregressive transform inverts by as many whole passes as there are features, ours feature by feature."""
+    """zuko's autoregressive transform inverts with one whole pass per feature, ours feature by feature."""
     ours = perturb(Autoregressive(4, Affine(), order, fast, hidden=(9,), generator=seeded()).double())
     bound = ours.scalar.bound
 
@@ -200,7 +200,7 @@ def test_autoregressive_passes_are_zukos(zuko: ModuleType, fast: str, order: lis
     torch.testing.assert_close(by_feature(value)[0], theirs.inv(value), rtol=1e-9, atol=1e-9)
 
 
-# Couplings and linear layers -------------------------------------------------------------------------------------------
+# Couplings and linear layers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("context_features", [0, 2])

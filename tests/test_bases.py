@@ -83,7 +83,8 @@ def test_only_rsample_carries_gradients(build: Callable) -> None:
 @EVERY
 def test_density_integrates_to_one_and_matches_the_draws(build: Callable) -> None:
     base = build(1).double()
-    # An even number of points, so that none lies on an edge; the range holds all but 1e-6 of a Student t with 5 degrees.
+    # An even number of points puts none of them on an edge. The range holds all but 1e-6 of the mass of a Student t
+    # with 5 degrees of freedom.
     t = torch.linspace(-8, 8, 200_000, dtype=torch.float64)
     x, weight = t.sinh(), t.cosh() * (t[1] - t[0])
     with torch.no_grad():
@@ -94,7 +95,7 @@ def test_density_integrates_to_one_and_matches_the_draws(build: Callable) -> Non
     assert scipy.stats.kstest(draws, lambda v: np.interp(v, x.numpy(), cdf)).pvalue > 1e-3
 
 
-# Gaussian and Student t ------------------------------------------------------------------------------------------------
+# Gaussian and Student t -----------------------------------------------------------------------------------------------
 
 
 def test_gaussian_density() -> None:
@@ -150,7 +151,7 @@ def test_student_rejects_degrees_of_freedom(df: float, min_df: float) -> None:
 def assert_mean_gradient(
     base: Base, statistic: Callable[[Tensor], Tensor], closed_form: Tensor, batches: int = 50, size: int = 2000
 ) -> None:
-    """The Monte-Carlo gradient of E[statistic(z)] in every parameter equals that of its closed form, within 4 standard errors."""
+    """Monte Carlo gradients of E[statistic(z)] in every parameter match the closed form within 4 standard errors."""
     parameters = list(base.parameters())
     expected = torch.autograd.grad(closed_form, parameters, allow_unused=True, retain_graph=True)
     generator = seeded()
@@ -175,7 +176,7 @@ def test_student_gradient_of_a_draw_in_its_degrees_of_freedom() -> None:
     assert_mean_gradient(base, lambda z: z.abs().sum(-1), absolute.sum())
 
 
-# Uniform ---------------------------------------------------------------------------------------------------------------
+# Uniform --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -210,7 +211,7 @@ def test_uniform_rejects_an_empty_box() -> None:
         Uniform(1, low=1.0, high=1.0)
 
 
-# Gaussian mixture ------------------------------------------------------------------------------------------------------
+# Gaussian mixture -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

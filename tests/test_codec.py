@@ -17,7 +17,7 @@ from flowlab.tables.schema import Schema
 
 
 def round_trip(frame: pd.DataFrame, overrides=None, rest=None) -> Codec:
-    """Fails unless a table, and another one of the same kind, come back bit for bit, also from a codec that went through JSON."""
+    """Fail unless a table and another of its kind come back bit for bit, also from a codec that went through JSON."""
     codec = Codec(Schema.infer(frame, overrides))
     again = Codec.from_json(json.loads(json.dumps(codec.to_json(), allow_nan=False)))
     assert again.units == codec.units

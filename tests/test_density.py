@@ -1,4 +1,4 @@
-"""`FlowDensity` as its users meet it: scikit-learn's rules, awkward columns, files, and whether the density is right."""
+"""`FlowDensity` as users meet it: scikit-learn's rules, awkward columns, files, and whether the density is right."""
 
 import copy
 import io

@@ -36,7 +36,7 @@ from flowlab.layers import (
     Whitening,
 )
 
-# torch.distributions ---------------------------------------------------------------------------------------------------
+# torch.distributions --------------------------------------------------------------------------------------------------
 
 
 def test_distribution_without_context(flow: Flow) -> None:
@@ -145,7 +145,7 @@ def test_transformed_distribution(conditional: Flow) -> None:
 
 
 def test_what_gaussian_process_libraries_ask_for(flow: Flow) -> None:
-    """GPyTorch's and BoTorch's code asks priors and posteriors for these; moments that no formula gives are refused, not guessed."""
+    """GPyTorch and BoTorch ask priors and posteriors for these; moments without a formula are refused, not guessed."""
     q = flow.distribution()
     assert q.support is constraints.real_vector
     assert q.has_rsample
@@ -161,7 +161,7 @@ def test_what_gaussian_process_libraries_ask_for(flow: Flow) -> None:
     assert twin.flow is not flow
 
 
-# Divergences -----------------------------------------------------------------------------------------------------------
+# Divergences ----------------------------------------------------------------------------------------------------------
 
 
 def normal(loc: float, scale: float = 1.0, features: int = 3) -> Independent:
@@ -235,7 +235,7 @@ def test_kl_divergence_refuses() -> None:
         flowlab.kl_divergence(q, q, 1)
 
 
-# Supports, types, presets ----------------------------------------------------------------------------------------------
+# Supports, types, presets ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])
@@ -274,7 +274,7 @@ def test_stated_support_holds_the_draws(box: tuple[float, float]) -> None:
 
 
 def test_mixed_precision() -> None:
-    """Double-precision preprocessing on the data side of single-precision layers: data are double, parameters single."""
+    """With double-precision preprocessing before single-precision layers, data are double and parameters single."""
     whitening = Whitening(2).double()
     marginal = Marginal(2).double()
     flow = perturb(Flow(Gaussian(2), [Coupling(2, hidden=(8,)), LULinear(2), whitening, marginal]))

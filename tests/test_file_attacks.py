@@ -1,4 +1,4 @@
-"""Hostile model files: refused at loading, at a cost that their size accounts for. benchmarks/fuzz_files.py has more."""
+"""Hostile model files are refused at loading, at a cost in line with their size. benchmarks/fuzz_files.py has more."""
 
 import importlib.util
 import json

@@ -27,7 +27,7 @@ from flowlab.layers import (
     Whitening,
 )
 
-# Shapes ----------------------------------------------------------------------------------------------------------------
+# Shapes ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3)], ids=str)
@@ -124,7 +124,7 @@ def test_no_layers() -> None:
     assert flow.fast == "both"
 
 
-# The door --------------------------------------------------------------------------------------------------------------
+# The door -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_layers_refuse_arguments(build: Callable[[], Any], message: str) -> None
         build()
 
 
-# Parameters, copies, files ---------------------------------------------------------------------------------------------
+# Parameters, copies, files --------------------------------------------------------------------------------------------
 
 
 def test_frozen_parameters(flow: Flow) -> None:
@@ -306,7 +306,7 @@ def test_mixed_precision_survives_a_file(tmp_path: Path) -> None:
     assert torch.equal(loaded.log_prob(skewed(2)), flow.log_prob(skewed(2)))
 
 
-# Initialisation --------------------------------------------------------------------------------------------------------
+# Initialisation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("build", [ActNorm, Whitening, Marginal])
@@ -337,7 +337,7 @@ def test_initialise_passes_data_down_the_chain() -> None:
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(2).double(), rtol=0, atol=1e-6)
 
 
-# Compiling a whole flow ------------------------------------------------------------------------------------------------
+# Compiling a whole flow -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["real_nvp", "maf", "planar", "circular_nsf"])

@@ -1,4 +1,4 @@
-"""polars and pyarrow tables: nothing is lost on the way in and out, and a model gives back the kind that it was fitted to."""
+"""polars and pyarrow tables: conversion loses nothing, and a model returns the kind of table that it was fitted to."""
 
 import datetime as dt
 import json

@@ -16,7 +16,7 @@ from flowlab.layers import MixtureCDF, Planar, Sylvester
 from flowlab.layers.root_finding import solve
 from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
 
-# Normal distribution ---------------------------------------------------------------------------------------------------
+# Normal distribution --------------------------------------------------------------------------------------------------
 
 
 def exact_log_cdf(u: float) -> mpmath.mpf:
@@ -95,7 +95,7 @@ def test_gradients_of_the_normal_distribution() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mixture_far_out_against_mpmath(seed: int) -> None:
-    """z = Φ⁻¹(Σ π Φ((x - μ) / σ)) and log dz/dx with 60 digits, hundreds of standard deviations from every component."""
+    """z = Φ⁻¹(Σ π Φ((x - μ) / σ)) and log dz/dx to 60 digits, hundreds of standard deviations from every component."""
     scalar = MixtureCDF(components=3)
     params = normal(scalar.count, 1, seed=seed)
     log_weights = params[:3, 0].log_softmax(0) + math.log1p(-scalar.floor)
@@ -118,7 +118,7 @@ def test_mixture_far_out_against_mpmath(seed: int) -> None:
         assert log_slope == pytest.approx(float(expected_log_slope), rel=1e-9, abs=1e-9)
 
 
-# Numerical inverses ----------------------------------------------------------------------------------------------------
+# Numerical inverses ---------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -127,7 +127,7 @@ def test_mixture_far_out_against_mpmath(seed: int) -> None:
     z=st.floats(-30, 30) | st.sampled_from([0.0, 1e-300, -1e-12, 1e3]),
 )
 def test_mixture_inverts_whatever_its_parameters(seed: int, spread: float, z: float) -> None:
-    """Also with components so far apart that the map is flat between them: x must be finite, and no worse than rounding."""
+    """Components so far apart that the map is flat between them: x is finite, and exact up to rounding."""
     scalar = MixtureCDF(components=4)
     params = normal(scalar.count, 1, seed=seed, scale=spread)
     noise = torch.tensor([z], dtype=torch.float64)

@@ -238,7 +238,7 @@ def layouts(x: Tensor) -> list[Tensor]:
 @EVERY
 @pytest.mark.parametrize("n", [0, 1, 20])
 def test_layouts(kernel: Kernel, n: int) -> None:
-    """No rows, one row, inputs and incoming gradients that are strided, transposed or expanded: nothing depends on it."""
+    """Results are the same for no rows, one row, and strided, transposed or expanded inputs and incoming gradients."""
     for given in zip(*map(layouts, kernel.inputs(n)), strict=True):
         got = derivatives(kernel.fast, given)
         assert_close(got, derivatives(kernel.slow, [x.contiguous() for x in given]), 1e-8)

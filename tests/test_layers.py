@@ -275,7 +275,7 @@ def test_vmap_and_jacrev(entry: Entry, features: int, context_features: int) -> 
         assert_close(matrix, jacobian(lambda v: function(v, context)[0], value), 1e-8)  # noqa: B023
 
 
-# All steps of a numerical inverse are traced, which takes a while: the mixture with one feature, and in one kind of layer.
+# Tracing all steps of a numerical inverse takes a while: the mixture has one feature, and is in one kind of layer.
 # Residual networks are compiled with the affine map alone.
 COMPILED = [
     name
@@ -351,7 +351,7 @@ def test_untrained_flow_is_its_base(name: str) -> None:
     )
 
 
-# What single layers promise --------------------------------------------------------------------------------------------
+# What single layers promise -------------------------------------------------------------------------------------------
 
 
 def test_permutation_reorders_as_documented() -> None:

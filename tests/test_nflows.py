@@ -376,7 +376,7 @@ def test_wrapping_keeps_the_rest() -> None:
         flowlab.save(flow, "nowhere.flow")
 
 
-# Wrapping --------------------------------------------------------------------------------------------------------------
+# Wrapping -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_a_context_that_a_flow_does_not_take_counts_draws() -> None:
 
 @pytest.mark.parametrize("name", ["Glow", "spline coupling, context, unconditional", "MAF, context", "linear maps"])
 def test_layers_are_transforms_of_nflows(name: str) -> None:
-    """Converted layers in nflows' compositions, inverses and flows: its numbers, and what its tests ask of a transform."""
+    """Converted layers in nflows' compositions, inverses and flows give its numbers and pass its tests."""
     model = trained(name, torch.float64)
     own = [to_nflows(layer) for layer in reversed(list(convert(model)))]
     composed = transforms.CompositeTransform(own)

@@ -78,7 +78,7 @@ MARKED = [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] in LONG)) for 
 
 @pytest.mark.parametrize(("name", "what"), MARKED)
 def test_presets(name: str, what: str, tmp_path: Path) -> None:
-    """Every preset, half of them in single precision, and half with a context; the whole grid is in benchmarks/ecosystem.py."""
+    """Every preset, half of them in single precision, half with a context; benchmarks/ecosystem.py has them all."""
     index = CASES.index((name, what))
     context_features, dtype = 2 * (index // 2 % 2), torch.float64 if (index + index // 4) % 2 else torch.float32
     check(preset(name, 2, layers=1, context_features=context_features).to(dtype), tmp_path / "flow.onnx", what)
@@ -125,7 +125,7 @@ def test_a_scalar_map_without_a_formula(tmp_path: Path) -> None:
 
 
 def preprocessed_members() -> tuple[list[Flow], Tensor]:
-    """Flows with equal marginal maps, with another one and with none, in single precision behind it and in double; and rows far into the tails."""
+    """Members with equal marginal maps, with another one and with none, in both precisions; rows far into the tails."""
     x = skewed(2)
     marginal, other = Marginal(2, bins=4).double(), Marginal(2, bins=8).double()
     marginal.initialise(x)
@@ -160,7 +160,7 @@ def test_mixture_of_preprocessed_members(tmp_path: Path) -> None:
         export(mixture, tmp_path / "mixture.onnx", "sample")
 
 
-# FlowDensity -----------------------------------------------------------------------------------------------------------
+# FlowDensity ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_whole_tables_are_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
         export(whole.flow_, tmp_path / "model.onnx")
 
 
-# Refusals and files ----------------------------------------------------------------------------------------------------
+# Refusals and files ---------------------------------------------------------------------------------------------------
 
 
 class Sorted(Layer):
@@ -263,7 +263,7 @@ def test_command(tmp_path: Path) -> None:
     assert "what must be" in str(refused.exception)
 
 
-# Operators -------------------------------------------------------------------------------------------------------------
+# Operators ------------------------------------------------------------------------------------------------------------
 
 WIDE = torch.logspace(-20, 2.5, 2000, dtype=torch.float64)
 BOTH = torch.cat([-WIDE, WIDE])

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, what the wheel and the source distribution hold, what is declared."""
+"""The package as a whole: the cost of importing it, the contents of wheel and source distribution, its metadata."""
 
 import os
 import re
@@ -21,8 +21,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def test_importing_flowlab_stays_light():
     code = (
         "import sys, flowlab\n"
-        "heavy = {'matplotlib', 'pandas', 'typer', 'sklearn', 'pyarrow', 'scipy', 'rich', 'polars', 'nflows', 'zuko', 'pyro', 'onnx',\n"
-        "         'onnxruntime', 'onnxscript', 'normflows'} & set(sys.modules)\n"
+        "heavy = {'matplotlib', 'pandas', 'typer', 'sklearn', 'pyarrow', 'scipy', 'rich', 'polars', 'nflows', 'zuko',\n"
+        "         'pyro', 'onnx', 'onnxruntime', 'onnxscript', 'normflows'} & set(sys.modules)\n"
         "print(sorted(heavy)); flowlab.FlowDensity; assert 'sklearn' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

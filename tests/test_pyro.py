@@ -42,7 +42,8 @@ def by_quadrature(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact means and standard deviations of coefficients b ~ N(0, sd²) and of a scale, given y ~ N(design b, noise²).
 
-    Given the scale all is Gaussian; over a geometric grid of scales (n,) it is summed. Design (n, rows, k) and noise (n, rows) belong to it.
+    Given the scale everything is Gaussian; the scale is summed over a geometric grid (n,), each point with its own
+    design (n, rows, k) and noise (n, rows).
     """
     covariance = torch.diag_embed(noise.square()) + design * sd.square() @ design.mT
     evidence = dist.MultivariateNormal(torch.zeros(len(y)).double(), covariance).log_prob(y)

@@ -1,4 +1,4 @@
-"""Rules between columns: what is modelled in their place, what comes back, which rows break them, and what users may write."""
+"""Rules between columns: what is modelled instead, what comes back, which rows break them, what users may write."""
 
 import json
 
@@ -15,7 +15,7 @@ from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan, Pr
 
 
 def round_trip(rule: Rule, frame: pd.DataFrame) -> pd.DataFrame:
-    """The modelled table, after it came back bit for bit, also through the codec and from a rule that went through JSON."""
+    """The modelled table, once it came back bit for bit, also through the codec and a rule read from JSON."""
     modelled = rule.forward(frame)
     again = Rule.from_json(json.loads(json.dumps(rule.to_json(), allow_nan=False)))
     assert again == rule

@@ -1,4 +1,4 @@
-"""The estimators within scikit-learn: pipelines, searches, cross-validation, copies, pandas output, and weights on their way through."""
+"""The estimators within scikit-learn: pipelines, searches, cross-validation, copies, pandas output, sample weights."""
 
 import numpy as np
 import pandas as pd
@@ -66,7 +66,7 @@ def scoring(name: str) -> object:
 
 @EVERY
 def test_a_pipeline_scales_and_names_columns(name: str, table: pd.DataFrame) -> None:
-    """Names arrive through the pandas output of a step, and a density in other units differs by the units' logarithm."""
+    """Names arrive through a step's pandas output; a density in other units differs by the logarithm of their ratio."""
     x, y = question(name, table)
     pipeline = make_pipeline(StandardScaler(), clone(ESTIMATORS[name])).set_output(transform="pandas").fit(x, y)
     assert pipeline[-1].feature_names_in_.tolist() == ["a", "b"]

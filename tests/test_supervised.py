@@ -35,7 +35,7 @@ def known_differences(estimator) -> dict[str, str]:
         }
     few = "three steps teach nothing: the next test takes more"
     return {
-        "check_sample_weight_equivalence_on_dense_data": "trained on batches: a weight of two is not a row twice, bit by bit",
+        "check_sample_weight_equivalence_on_dense_data": "in batches a weight of two is not bit for bit a row twice",
         "check_classifiers_train": few,
         "check_regressors_train": few,
     }

@@ -1,4 +1,4 @@
-"""Bounds, ranges and exact relations between columns hold in scores and in draws, of tables of numbers and of any others."""
+"""Bounds, ranges and exact relations between columns hold in scores and draws, for tables of any kinds of columns."""
 
 import numpy as np
 import pandas as pd

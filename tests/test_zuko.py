@@ -147,7 +147,11 @@ def test_a_graph_needs_no_more_passes_than_its_depth() -> None:
 
 
 def test_importing_does_not_turn_off_torchs_validation() -> None:
-    program = "import torch, flowlab.interop.zuko\ntry: torch.distributions.Normal(0.0, -1.0)\nexcept ValueError: print('raised')"
+    program = (
+        "import torch, flowlab.interop.zuko\n"
+        "try: torch.distributions.Normal(0.0, -1.0)\n"
+        "except ValueError: print('raised')"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "raised"
 
