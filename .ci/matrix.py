@@ -3,7 +3,7 @@
 
 make test-matrix                                   # all pairs that are at hand
 make test-matrix ARGS="--only 2.14.1"              # those with it in their name
-make test-matrix ARGS="-- tests/test_layers.py"    # what follows -- goes to pytest
+make test-matrix ARGS="-- tests/layers"            # what follows -- goes to pytest
 
 A Python is at hand if python3.12 (say) is on PATH or among pyenv's versions. A torch is at hand if the environment has
 it already, or if pip finds it on this machine's disk. --download fetches the others; without an index of CPU builds

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from constructors import preset
 from hypothesis import settings
 
+from constructors import preset
 from flowlab import Flow
 
 torch.set_num_threads(1)  # pytest-xdist runs one process per core

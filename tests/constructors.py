@@ -32,6 +32,7 @@ from flowlab.layers import (
     Sylvester,
     Whitening,
 )
+from helpers import seeded
 
 SCALARS: dict[str, ScalarMap] = {
     "additive": Additive(),
@@ -232,10 +233,6 @@ PRESETS: dict[str, tuple[Callable[..., Flow], str]] = {
 EVERY_PRESET = pytest.mark.parametrize("name", PRESETS)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def preset(name: str, features: int, *, perturbed: bool = True, **options: Any) -> Flow:
     flow = PRESETS[name][0](features, hidden=(8,), generator=seeded(), **{"layers": 2, **options}).double()
     return perturb(flow) if perturbed else flow
@@ -243,10 +240,6 @@ def preset(name: str, features: int, *, perturbed: bool = True, **options: Any) 
 
 def rows(*shape: int) -> Tensor:
     return torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(4))
-
-
-def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return scale * torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(seed))
 
 
 def flat(results: Any) -> Tensor:
@@ -258,7 +251,3 @@ def weighted(results: Any) -> Tensor:
     """A scalar with another weight for each result, and curved in all of them."""
     x = flat(results)
     return (x + x.square() / 2) @ torch.linspace(0.5, 2, len(x), dtype=x.dtype)
-
-
-def assert_close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)

@@ -8,15 +8,11 @@ import pytest
 import scipy.stats
 import sklearn.mixture
 import torch
-from constructors import perturb
 from torch import Tensor, distributions
 
+from constructors import perturb
 from flowlab.bases import Base, Gaussian, GaussianMixture, Kernels, StudentT, Uniform
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
+from helpers import seeded
 
 BASES: dict[str, Callable[[int], Base]] = {
     "gaussian": Gaussian,

@@ -1,25 +1,20 @@
 """Benchmarks: each has a page that is listed, a make target, and says what it does."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT, load_program
+
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if "def main(" in path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def common():
-    spec = importlib.util.spec_from_file_location("benchmarks_common", FOLDER / "common.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("benchmarks/common.py")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shell import run
 from typer.testing import CliRunner
 
 import flowlab
 from flowlab.cli import app, main
 from flowlab.command.given import read_given
+from helpers import run
 
 
 def flowlab_command(*arguments: object) -> subprocess.CompletedProcess:

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from constructors import EVERY_PRESET, PRESETS, context_for, perturb, preset, rows, seeded, skewed
 from torch import Tensor
 from torch.distributions import (
     AffineTransform,
@@ -20,6 +19,7 @@ from torch.distributions import (
 )
 
 import flowlab
+from constructors import EVERY_PRESET, PRESETS, context_for, perturb, preset, rows, skewed
 from flowlab import Flow, presets
 from flowlab.bases import Gaussian, GaussianMixture, StudentT, Uniform
 from flowlab.interop.torch import LayerTransform
@@ -35,6 +35,7 @@ from flowlab.layers import (
     Radial,
     Whitening,
 )
+from helpers import seeded
 
 # torch.distributions --------------------------------------------------------------------------------------------------
 

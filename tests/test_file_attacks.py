@@ -1,9 +1,7 @@
 """Hostile model files are refused at loading, at a cost in line with their size. benchmarks/fuzz_files.py has more."""
 
-import importlib.util
 import json
 import random
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -21,15 +19,9 @@ from flowlab.interop.steps import Steps
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.contexts import Given
 from flowlab.posteriors.space import Space
+from helpers import load_program
 
-spec = importlib.util.spec_from_file_location(
-    "fuzz_files", Path(__file__).parent.parent / "benchmarks" / "fuzz_files.py"
-)
-assert spec is not None
-assert spec.loader is not None
-fuzz = importlib.util.module_from_spec(spec)
-sys.modules["fuzz_files"] = fuzz
-spec.loader.exec_module(fuzz)
+fuzz = load_program("benchmarks/fuzz_files.py")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from flowlab.files import FileError, register
 from flowlab.layers import Autoregressive, Coupling, LULinear, Permutation, Whitening
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.space import Space
+from helpers import ROOT
 
 PRESETS = ["planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf", "nsf", "circular_nsf"]
 
@@ -343,7 +344,7 @@ def test_a_posterior_keeps_its_history(tmp_path):
 
 def test_files_of_flowlab_at_c02030f_load_with_the_same_numbers():
     """Written by that commit, of format 1, with what the models said then."""
-    folder = Path(__file__).parent / "data"
+    folder = ROOT / "tests" / "data"
     known = json.loads((folder / "expected.json").read_text())
     mixture = flowlab.load(folder / "mixture.flow")
     assert mixture.log_prob(torch.tensor([[0.5, -1.0], [2.0, 0.25]])).tolist() == pytest.approx(

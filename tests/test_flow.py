@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from constructors import EVERY_PRESET, perturb, preset, rows, seeded, skewed
 from torch import Tensor
 
 import flowlab
+from constructors import EVERY_PRESET, perturb, preset, rows, skewed
 from flowlab import Flow
 from flowlab.bases import Gaussian, StudentT
 from flowlab.layers import (
@@ -26,6 +26,7 @@ from flowlab.layers import (
     Planar,
     Whitening,
 )
+from helpers import seeded
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
 

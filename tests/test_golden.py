@@ -1,15 +1,14 @@
 """Files that the code of 2026-11-30 wrote still load, score and draw as they did (tests/golden.py made them)."""
 
-from pathlib import Path
-
-import golden
 import numpy as np
 import pytest
 import torch
 
 import flowlab
+import golden
+from helpers import ROOT
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = ROOT / "tests" / "data" / "golden"
 STORED = [name for name, (_, _, stored) in golden.MODELS.items() if stored]
 
 

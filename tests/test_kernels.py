@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from constructors import PRESETS, assert_close, flat, normal, perturb, preset, seeded, weighted
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import flowlab
+from constructors import PRESETS, flat, perturb, preset, weighted
 from flowlab.activations import ACTIVATIONS
 from flowlab.kernels import network, permute, tame
 from flowlab.layers import Affine, MixtureCDF, RationalQuadraticSpline, SinhArcsinh
@@ -24,6 +24,7 @@ from flowlab.layers.scalar.rational_quadratic import knot_positions, plain_splin
 from flowlab.layers.scalar.spline import spline
 from flowlab.layers.scalar.spline_kernel import SplineKernel
 from flowlab.networks import MLP
+from helpers import assert_close, normal, seeded
 
 Call = Callable[..., Any]
 jacobian = torch.autograd.functional.jacobian

@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from constructors import perturb, seeded
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 import flowlab
+from constructors import perturb
 from flowlab import Flow, FlowMixture, bases, presets
 from flowlab.mixture import stack
+from helpers import seeded
 
 F64 = torch.float64
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import flowlab
+from helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

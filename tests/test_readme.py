@@ -1,13 +1,12 @@
 """What README and the examples say, run as written."""
 
-import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT, load_program
+
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
@@ -35,7 +34,4 @@ def test_every_command_and_target_that_is_named_exists():
 
 @pytest.mark.parametrize(("name", "low", "high"), [("flow_as_posterior", -0.01, 0.05), ("own_layer", 0.05, 5.0)])
 def test_examples_reach_what_they_promise(name, low, high):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert low < module.main() < high
+    assert low < load_program(f"examples/{name}.py").main() < high

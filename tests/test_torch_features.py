@@ -1,20 +1,21 @@
 """What torch offers for modules works for every preset.
 
 Functional calls, autocast, meta tensors, parametrizations, copies and export are here.
-Compilation, shapes and pickles are tested in test_flow.py, ONNX in test_onnx.py.
+Compilation, shapes and pickles are tested in test_flow.py, ONNX in interop/test_onnx.py.
 """
 
 import copy
 
 import pytest
 import torch
-from constructors import EVERY_PRESET, PRESETS, context_for, preset, rows, seeded
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import flowlab
+from constructors import EVERY_PRESET, PRESETS, context_for, preset, rows
 from flowlab import Flow
 from flowlab.networks import Linear
+from helpers import seeded
 
 BOTH_CONTEXTS = pytest.mark.parametrize("context_features", [0, 2], ids=["alone", "context"])
 

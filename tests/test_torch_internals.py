@@ -11,16 +11,13 @@ from torch.nn import functional as F
 
 import flowlab
 from flowlab import torch_internals as internals
+from helpers import seeded
 
 PRIVATE = {
     name: value
     for name, value in vars(internals).items()
     if name.startswith("_") and not name.startswith("__") and name.islower() and type(value).__name__ != "function"
 }
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from constructors import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +14,7 @@ import flowlab
 from flowlab.layers import MixtureCDF, Planar, Sylvester
 from flowlab.layers.root_finding import solve
 from flowlab.layers.scalar.normal import inverse_log_cdf, log_cdf_and_hazard
+from helpers import normal
 
 # Normal distribution --------------------------------------------------------------------------------------------------
 

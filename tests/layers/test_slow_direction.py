@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from constructors import SCALARS, assert_close, normal, perturb, seeded, weighted
 from torch import Tensor, nn
 
+from constructors import SCALARS, perturb, weighted
 from flowlab.layers import Affine, Autoregressive, Coupling, RationalQuadraticSpline
+from helpers import assert_close, normal, seeded
 
 
 class Slow(nn.Module):

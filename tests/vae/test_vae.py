@@ -1,9 +1,7 @@
 """VAEs: a linear model with known likelihood and posterior, likelihoods, free bits, warm-up, shapes and messages."""
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from flowlab import presets
 from flowlab.layers import LULinear
 from flowlab.vae import VAE
 from flowlab.vae.likelihoods import Likelihood
+from helpers import load_program
 
 FEATURES, LATENT, NOISE = 5, 2, 0.6
 QUIET = {"progress": False}
@@ -420,10 +419,7 @@ def test_rows_that_do_not_fit_are_told_why():
 
 
 def test_the_example_starts_its_flow_where_its_twin_is():
-    path = Path(__file__).parent.parent / "examples" / "vae_digits.py"
-    spec = importlib.util.spec_from_file_location("vae_digits", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_program("examples/vae_digits.py")
     torch.manual_seed(0)
     diagonal = VAE(*example.networks(0), example.LATENT)
     flow = example.with_flow(diagonal, torch.Generator().manual_seed(0))

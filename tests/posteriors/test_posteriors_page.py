@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-import pages
 import pytest
 import torch
 
+from helpers import run_blocks, sections
+
 PAGE = "posteriors.md"
-SECTIONS = pages.sections(PAGE)
+SECTIONS = sections(PAGE)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -17,7 +18,7 @@ def test_blocks(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pages.run_blocks(SECTIONS[section], PAGE)
+        run_blocks(SECTIONS[section], PAGE)
     printed = capsys.readouterr().out
     if section == "Is it any good?":
         for words in (

@@ -1,4 +1,4 @@
-"""What every layer must do, over the table of constructors.py."""
+"""What every layer must do, over the table of tests/constructors.py."""
 
 import copy
 import math
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_for, perturb, skewed
 from torch import Tensor
 
 import flowlab
+from constructors import LAYERS, Entry, context_for, distance, flow_of, noise_for, perturb, skewed
 from flowlab import check_layer
 from flowlab.layers import (
     ActNorm,

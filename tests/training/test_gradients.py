@@ -16,6 +16,7 @@ from flowlab.training.gradients import (
     plot_report,
     score_function,
 )
+from helpers import load_program
 
 N = 1_000_000
 
@@ -225,15 +226,9 @@ def test_the_picture():
 
 
 def test_the_example_tells_its_story(tmp_path):
-    import importlib.util
-    from pathlib import Path
-
-    path = Path(__file__).parents[1] / "examples" / "reparameterization_trick.py"
-    spec = importlib.util.spec_from_file_location("reparameterization_trick", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    example = load_program("examples/reparameterization_trick.py")
     with torch.random.fork_rng():
-        ratios = list(module.main(50_000, tmp_path / "picture.png").values())
+        ratios = list(example.main(50_000, tmp_path / "picture.png").values())
     assert ratios[0] > 10
     assert ratios[1] > 5
     assert ratios[2] < 1

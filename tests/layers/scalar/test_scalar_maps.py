@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from constructors import normal
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +17,7 @@ from flowlab.layers import (
     ScalarMap,
     SinhArcsinh,
 )
+from helpers import normal
 
 SCALARS: dict[str, ScalarMap] = {
     "additive": Additive(),

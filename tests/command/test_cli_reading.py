@@ -11,12 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shell import run, text_file
 
 import flowlab
 from flowlab.command.given import read_given
 from flowlab.command.tables import Reading, columns_of
 from flowlab.tables.frames.read_write import write_table
+from helpers import run, text_file
 
 ROWS = 120
 

@@ -1,12 +1,12 @@
 """Strings that were made to run something, or to cost memory and time: rules read them as text, or refuse them."""
 
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from flowlab.tables.schema.rules import Predicate, parse_rule
+from helpers import ROOT
 
 TABLE = pd.DataFrame(
     {
@@ -309,7 +309,7 @@ def test_each_string_that_is_no_condition_on_columns_is_a_value_error(text):
 
 
 def test_the_library_has_no_other_way_to_run_text():
-    for path in Path(__file__).parent.parent.joinpath("flowlab").rglob("*.py"):
+    for path in (ROOT / "flowlab").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         assert ".query(" not in source, path
         assert not any(word in source for word in (".eval(", " eval(", " exec(")), path

@@ -13,10 +13,7 @@ from flowlab.posteriors import fit_posterior, flows, stages
 from flowlab.posteriors.gaussians import gaussian_flow, pool_gaussians
 from flowlab.posteriors.space import Space
 from flowlab.posteriors.target import Target
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from helpers import seeded
 
 
 def gaussian(*mean: float, scale: float = 1.0) -> Flow:

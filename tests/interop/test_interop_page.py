@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-import pages
 import pytest
 import torch
 
+from helpers import run_blocks, sections
+
 PAGE = "interop.md"
-SECTIONS = pages.sections(PAGE)
+SECTIONS = sections(PAGE)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -18,10 +19,10 @@ def test_blocks(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pages.run_blocks(SECTIONS[section], PAGE)
+        run_blocks(SECTIONS[section], PAGE)
 
 
 def test_the_table_says_what_is_refused() -> None:
-    """The words of the refusals that tests/test_onnx.py asks for are on the page."""
+    """The words of the refusals that test_onnx.py asks for are on the page."""
     for word in ("mixture.flows", "model.sample", "model.score_samples", "MixedFlow"):
         assert word in SECTIONS["ONNX"]

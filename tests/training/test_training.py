@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal
 import flowlab
 from flowlab.bases import Gaussian
 from flowlab.layers import ActNorm, Autoregressive, ElementwiseAffine, LULinear, Marginal, Whitening
+from helpers import seeded
 
 
 def correlated(n: int, generator: torch.Generator) -> tuple[torch.Tensor, MultivariateNormal]:
@@ -17,10 +18,6 @@ def correlated(n: int, generator: torch.Generator) -> tuple[torch.Tensor, Multiv
     truth = MultivariateNormal(torch.tensor([1.0, -2.0, 5.0]), scale_tril=scale)
     noise = torch.randn(n, 3, generator=generator)
     return truth.loc + noise @ scale.T, truth
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_linear_flow_recovers_mean_and_covariance():

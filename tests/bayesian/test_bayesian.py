@@ -1,9 +1,7 @@
 """Networks with a posterior over their weights: closed forms, vectorised predictions, mini-batches, names, messages."""
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +11,9 @@ from torch.distributions import Categorical, MultivariateNormal, Normal
 import flowlab
 from flowlab.bayesian import BayesianModule
 from flowlab.bayesian.posterior import Subspace, Triangular
+from helpers import load_program, seeded
 
 NOISE = 0.3
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def net(inputs: int = 2, outputs: int = 1, hidden: int = 4) -> nn.Sequential:
@@ -372,10 +367,7 @@ def test_data_that_do_not_fit_are_named():
 
 
 def test_the_example_runs_and_draws(tmp_path, capsys):
-    path = Path(__file__).parent.parent / "examples" / "bayesian_regression.py"
-    spec = importlib.util.spec_from_file_location("bayesian_regression", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_program("examples/bayesian_regression.py")
     scores = example.main(seeds=1, steps=100, picture=str(tmp_path / "pit.png"))
     assert all(scores[posterior][0] > scores["deterministic"][0] for posterior in ("mean-field", "full", "flow"))
     assert (tmp_path / "pit.png").stat().st_size > 10_000

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from constructors import preset, rows, seeded
 from torch import nn
 from torch.distributions import (
     AffineTransform,
@@ -17,10 +16,12 @@ from torch.distributions import (
 )
 
 import flowlab
+from constructors import preset, rows
 from flowlab import Flow
 from flowlab.bases import Gaussian
 from flowlab.interop.torch import LayerTransform, TransformLayer
 from flowlab.layers import Coupling
+from helpers import seeded
 
 TRANSFORMS: dict[str, transforms.Transform] = {
     "exp": transforms.ExpTransform(),

@@ -6,13 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import pages
 import pytest
 import torch
 from torch.distributions import Distribution
 
+from helpers import run_blocks, sections
+
 PAGE = "migration.md"
-SECTIONS = pages.sections(PAGE)
+SECTIONS = sections(PAGE)
 ROWS = {"nflows": 35, "zuko": 30, "normflows": 30}  # at least
 
 
@@ -32,7 +33,7 @@ def as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_trained_models(capsys: pytest.CaptureFixture[str]) -> None:
     for library in ("nflows", "zuko"):
         pytest.importorskip(library, reason=f"pip install {library}")
-    pages.run_blocks(SECTIONS["A trained model"], PAGE)
+    run_blocks(SECTIONS["A trained model"], PAGE)
     assert "transform 0 (LeakyReLU) has no counterpart" in capsys.readouterr().out
 
 
@@ -40,7 +41,7 @@ def test_trained_models(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_row(library: str) -> None:
     """The calls in a row's first two cells, the other library's and flowlab's."""
     pytest.importorskip(library, reason=f"pip install {library}")
-    names = pages.run_blocks(SECTIONS[library], PAGE)[0]
+    names = run_blocks(SECTIONS[library], PAGE)[0]
     lines = re.findall(r"^\| `.*", SECTIONS[library], re.MULTILINE)
     rows = [re.match(r"\| `([^`]+)` \| `([^`]+)` \|", line) for line in lines]
     assert all(rows), "a row is not two calls"

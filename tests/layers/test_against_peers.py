@@ -5,10 +5,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from constructors import perturb
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from constructors import perturb
 from flowlab.layers import (
     Affine,
     Autoregressive,
@@ -19,6 +19,7 @@ from flowlab.layers import (
     RationalQuadraticSpline,
 )
 from flowlab.networks import MaskedMLP
+from helpers import normal, seeded
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +39,9 @@ def nflows() -> ModuleType:
     return nflows
 
 
-def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.empty(*shape, dtype=torch.float64).normal_(generator=generator)
-
-
 def assert_equal(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
     for value, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 # Splines --------------------------------------------------------------------------------------------------------------

@@ -20,12 +20,9 @@ from flowlab.tables.mixed.marginal_cdf import learn_ranks
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.query.conditional import draw
 from flowlab.tables.query.conditions import ConditionError, Conditions
+from helpers import seeded
 
 HEADS = [Histogram(7), Logistics(3), HistogramAndLogistics(5, 2)]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def counts() -> torch.Tensor:
@@ -33,8 +30,8 @@ def counts() -> torch.Tensor:
 
 
 def zero_inflated() -> torch.Tensor:
-    x = torch.rand(400, generator=generator(), dtype=torch.float64) * 3
-    return torch.where(torch.rand(400, generator=generator(1)) < 0.3, 0.0, x)
+    x = torch.rand(400, generator=seeded(), dtype=torch.float64) * 3
+    return torch.where(torch.rand(400, generator=seeded(1)) < 0.3, 0.0, x)
 
 
 def random_flow(head=None, seed: int = 0, nullable: bool = True) -> MixedFlow:
@@ -49,17 +46,17 @@ def random_flow(head=None, seed: int = 0, nullable: bool = True) -> MixedFlow:
         nullable=[nullable, nullable, False, False],
         head=head or HistogramAndLogistics(5, 2),
         hidden=16,
-        generator=generator(seed),
+        generator=seeded(seed),
     ).double()
     with torch.no_grad():
         for parameter in flow.parameters():
-            parameter.add_(0.4 * torch.randn(parameter.shape, generator=generator(seed + 1), dtype=torch.float64))
+            parameter.add_(0.4 * torch.randn(parameter.shape, generator=seeded(seed + 1), dtype=torch.float64))
     return flow.eval()
 
 
 @pytest.mark.parametrize("resolution", [0.1, 1.0, 10.0])
 def test_cells_of_a_grid_fill_the_unit_interval(resolution):
-    x = torch.randint(0, 30, (300,), generator=generator(), dtype=torch.float64) * resolution
+    x = torch.randint(0, 30, (300,), generator=seeded(), dtype=torch.float64) * resolution
     ranks = learn_ranks(x, resolution=resolution, lower=0.0, upper=40 * resolution)
     values = torch.arange(41, dtype=torch.float64) * resolution
     cells = ranks.cell(values)
@@ -90,7 +87,7 @@ def test_ranks_of_a_zero_inflated_column_have_a_jump_and_a_density():
 )
 def test_what_networks_see_of_a_drawn_value_is_what_they_see_of_the_value(x, resolution, atoms):
     ranks = learn_ranks(x, resolution=resolution, atoms=atoms, lower=0.0, upper=7.0)
-    rank = torch.rand(2000, generator=generator(2), dtype=torch.float64)
+    rank = torch.rand(2000, generator=seeded(2), dtype=torch.float64)
     value, middle = ranks.value_and_middle(rank)
     assert torch.equal(value, ranks.value(rank))
     torch.testing.assert_close(middle, ranks.cell(value).middle, rtol=0, atol=1e-7)
@@ -101,7 +98,7 @@ def test_what_networks_see_of_a_drawn_value_is_what_they_see_of_the_value(x, res
 def test_ranks_of_odd_columns(x, resolution):
     values = torch.tensor(x, dtype=torch.float64)
     ranks = learn_ranks(values, resolution=resolution)
-    drawn = ranks.value(torch.rand(100, generator=generator(), dtype=torch.float64))
+    drawn = ranks.value(torch.rand(100, generator=seeded(), dtype=torch.float64))
     assert torch.isfinite(drawn).all()
     if len(values):
         cell = ranks.cell(values)
@@ -112,7 +109,7 @@ def test_ranks_of_odd_columns(x, resolution):
 @pytest.mark.parametrize("head", HEADS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_heads_are_distributions_on_the_unit_interval(head, dtype):
-    params = torch.randn(2, head.count, 1, generator=generator(), dtype=dtype)
+    params = torch.randn(2, head.count, 1, generator=seeded(), dtype=dtype)
     edges = torch.linspace(0, 1, 101, dtype=torch.float64)
     low, high = edges[:-1], edges[1:]
     cells = Cells(*(part.to(dtype).expand(2, -1) for part in (low, high - low, quantile(low), quantile(high), 0 * low)))
@@ -125,7 +122,7 @@ def test_heads_are_distributions_on_the_unit_interval(head, dtype):
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_densities_of_heads_are_the_slopes_of_their_distribution_functions(head):
-    params = torch.randn(1, head.count, 1, generator=generator(3), dtype=torch.float64).expand(-1, -1, 200)
+    params = torch.randn(1, head.count, 1, generator=seeded(3), dtype=torch.float64).expand(-1, -1, 200)
     rank = torch.linspace(0.003, 0.997, 200, dtype=torch.float64)[None]
     # At a point u the marginal density of ranks is one: log_slope 0.
     cells = Cells(rank, 0 * rank, quantile(rank), quantile(rank), 0 * rank)
@@ -137,9 +134,9 @@ def test_densities_of_heads_are_the_slopes_of_their_distribution_functions(head)
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (0.2, 0.55)])
 def test_heads_draw_what_their_distribution_functions_say(head, ends):
     n = 4000
-    params = torch.randn(1, head.count, 1, generator=generator(4), dtype=torch.float64).expand(-1, -1, n)
+    params = torch.randn(1, head.count, 1, generator=seeded(4), dtype=torch.float64).expand(-1, -1, n)
     low, high = (torch.full((1, n), end, dtype=torch.float64) for end in ends)
-    u = head.draw(params, low, high, *torch.rand(2, 1, n, generator=generator(5), dtype=torch.float64))
+    u = head.draw(params, low, high, *torch.rand(2, 1, n, generator=seeded(5), dtype=torch.float64))
     assert (u >= ends[0]).all()
     assert (u <= ends[1]).all()
     level = (head.cdf(params, u) - head.cdf(params, low)) / (head.cdf(params, high) - head.cdf(params, low))
@@ -183,7 +180,7 @@ def test_impossible_rows_have_no_density():
 
 def test_noise_behind_its_own_samples_is_standard_normal():
     flow = random_flow()
-    noise = flow.to_normal(flow.sample((3000,), generator=generator()), generator=generator(1))
+    noise = flow.to_normal(flow.sample((3000,), generator=seeded()), generator=seeded(1))
     for column in noise.T:
         assert stats.kstest(column.numpy(), "norm").pvalue > 0.001
 
@@ -192,9 +189,9 @@ def test_conditions_on_values_sets_and_intervals_draw_what_filtering_would():
     """The restricted columns lead the order, so filtering plain draws gives the same distribution."""
     flow = random_flow(nullable=False)
     mixture = FlowMixture([flow])
-    plain = flow.sample((60_000,), generator=generator()).numpy()
+    plain = flow.sample((60_000,), generator=seeded()).numpy()
     conditions = Conditions(allowed={0: [(0.0, 0.0), (2.0, 2.0)], 1: [(1.0, 3.0)]}, words={0: "a", 1: "b"})
-    rows, acceptance = draw(mixture, conditions, 6000, generator(1))
+    rows, acceptance = draw(mixture, conditions, 6000, seeded(1))
     rows = rows.numpy()
     kept = plain[np.isin(plain[:, 0], [0, 2]) & (plain[:, 1] >= 1) & (plain[:, 1] <= 3)]
     assert 0 < acceptance <= 1
@@ -211,8 +208,8 @@ def test_conditions_on_values_sets_and_intervals_draw_what_filtering_would():
 def test_conditions_on_values_weigh_the_members_of_a_mixture():
     flows = [random_flow(seed=seed, nullable=False) for seed in (0, 10)]
     mixture = FlowMixture(flows, [0.7, 0.3])
-    plain = mixture.sample((60_000,), generator=generator()).numpy()
-    rows, _ = draw(mixture, Conditions(values={0: 1.0}, words={0: "a"}), 6000, generator(1))
+    plain = mixture.sample((60_000,), generator=seeded()).numpy()
+    rows, _ = draw(mixture, Conditions(values={0: 1.0}, words={0: "a"}), 6000, seeded(1))
     kept = plain[plain[:, 0] == 1]
     assert stats.ks_2samp(rows[:, 2].numpy(), kept[:, 2]).pvalue > 0.001
     assert (
@@ -224,12 +221,12 @@ def test_conditions_on_values_weigh_the_members_of_a_mixture():
 def test_improbable_conditions_are_refused_by_name():
     flow = random_flow(nullable=False)
     with pytest.raises(ConditionError, match="price = 9"):
-        draw(FlowMixture([flow]), Conditions(values={1: 9.0}, words={1: "price = 9"}), 5, generator())
+        draw(FlowMixture([flow]), Conditions(values={1: 9.0}, words={1: "price = 9"}), 5, seeded())
 
 
 def test_files_and_copies_score_alike_in_another_process_too(tmp_path):
     flow = random_flow()
-    rows = flow.sample((50,), generator=generator())
+    rows = flow.sample((50,), generator=seeded())
     flowlab.save(flow, tmp_path / "m.flow")
     with torch.no_grad():
         torch.testing.assert_close(flowlab.load(tmp_path / "m.flow").log_prob(rows), flow.log_prob(rows))
@@ -248,7 +245,7 @@ def test_files_and_copies_score_alike_in_another_process_too(tmp_path):
 
 def test_gradients_stay_finite_at_the_ends():
     flow = random_flow().float()
-    rows = flow.double().sample((200,), generator=generator())
+    rows = flow.double().sample((200,), generator=seeded())
     rows = torch.cat([rows, torch.tensor([[0.0, 5.0, 3.5, 1.0], [math.nan, math.nan, 0.0, 0.0]], dtype=torch.float64)])
     cells = flow.cells(rows).float()
     network = flow.float().network.train()
@@ -265,7 +262,7 @@ def test_counts_far_beyond_the_data_are_improbable_not_impossible():
     assert (log_p.diff() < 0).all()
     flow = random_flow()
     for head in HEADS:
-        params = torch.randn(1, head.count, 5, generator=generator(), dtype=torch.float64)
+        params = torch.randn(1, head.count, 5, generator=seeded(), dtype=torch.float64)
         high = (far.low + far.width).clamp(max=1)
         cells = Cells(
             far.low[None], far.width[None], quantile(far.low)[None], quantile(high)[None], far.log_slope[None]

@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from constructors import PRESETS, preset, seeded, skewed
 from torch import Tensor
 from torch.nn.functional import elu, gelu, softplus
 from typer.testing import CliRunner
 
 import flowlab
+from constructors import PRESETS, preset, skewed
 from flowlab import Flow, FlowMixture
 from flowlab.bases import Gaussian, GaussianMixture, Kernels, StudentT, Uniform
 from flowlab.cli import app
 from flowlab.layers import Coupling, Layer, Marginal, MixtureCDF, Whitening
+from helpers import seeded
 
 onnx = pytest.importorskip("onnx", reason="pip install flowlab[onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install flowlab[onnx]")

@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shell import text_file
 
 from flowlab.command.reading import frame_of
 from flowlab.command.words import in_shell, names_of, split
 from flowlab.tables.frames.read_write import Format, read_file
+from helpers import text_file
 
 
 def read(path, *, known=None, asked=None, **form):

@@ -1,0 +1,72 @@
+"""What tests of several rooms share: seeded tensors, the repository's pages and programs, the command line."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowlab.cli import main
+
+ROOT = Path(__file__).parent.parent  # of the repository
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Standard normal numbers in double precision, times `scale`."""
+    return scale * torch.empty(*shape, dtype=torch.float64).normal_(generator=seeded(seed))
+
+
+def assert_close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def load_program(path: str) -> ModuleType:
+    """Import a program such as examples/own_layer.py, `path` within the repository, without running its `main`."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def sections(page: str) -> dict[str, str]:
+    """Title and text of every section of docs/`page`."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
+
+
+def run_blocks(text: str, page: str) -> list[dict[str, Any]]:
+    """Run every block of Python as written, each on its own, and return the names that each defines."""
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    spaces: list[dict[str, Any]] = [{} for _ in blocks]
+    for block, names in zip(blocks, spaces, strict=True):
+        exec(compile(block, page, "exec"), names)
+    return spaces
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    """Run the command `flowlab` in this process, and return its exit code, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["flowlab", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def text_file(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    """Write a text file, and return its path."""
+    path.write_bytes(text.encode(encoding))
+    return path
