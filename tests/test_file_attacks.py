@@ -19,7 +19,7 @@ from flowlab.interop.steps import Steps
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.contexts import Given
 from flowlab.posteriors.space import Space
-from helpers import load_program
+from helpers import ROOT, load_program
 
 fuzz = load_program("benchmarks/fuzz_files.py")
 
@@ -37,7 +37,8 @@ def files(seeds, tmp_path_factory) -> dict[str, bytes]:
     for name, (model, _) in seeds.items():
         flowlab.save(model, folder / name)
         flowlab.load(folder / name)  # what is imported at the first use counts for no file
-    return {name: (folder / name).read_bytes() for name in seeds}
+    stored = {EARLY: (ROOT / "tests" / "data" / "golden" / "numbers_fast_small.flow").read_bytes()}
+    return {name: (folder / name).read_bytes() for name in seeds} | stored
 
 
 def edited(data: bytes, change) -> bytes:
@@ -81,10 +82,11 @@ def all_features(value: object, count: int) -> None:
 
 
 LINEAR, MAF, NSF, PLANAR = "Flow, linear layers", "Flow, maf", "Flow, nsf", "Flow, planar"
-WHOLE, RULES, NUMBERS, POSTERIOR = (
+WHOLE, RULES, NUMBERS, EARLY, POSTERIOR = (
     "FlowDensity, whole table",
     "FlowDensity, rules",
     "FlowDensity, numbers",
+    "FlowDensity, numbers, as described in files until 2026-11",
     "FlowPosterior",
 )
 GROWTH = {
@@ -230,8 +232,11 @@ def state_edits() -> dict:
     def time(**values):
         return lambda h: next(c for c in h["state"]["table"]["schema"]["columns"] if c["name"] == "when").update(values)
 
-    def number(**values):
-        return lambda h: h["state"]["numbers"]["columns"][3].update(values)
+    def number(k=3, **values):
+        return lambda h: h["state"]["table"]["schema"]["columns"][k].update(values)
+
+    def early(k=None, **values):
+        return lambda h: (h["state"]["numbers"] if k is None else h["state"]["numbers"]["columns"][k]).update(values)
 
     edits = {
         "dtype": (WHOLE, column(dtype="int6")),
@@ -258,13 +263,20 @@ def state_edits() -> dict:
         "kind of a column": (NUMBERS, number(kind="blob")),
         "atoms": (NUMBERS, number(kind="atoms", atoms=["a"])),
         "grid": (NUMBERS, number(resolution=-1.0)),
-        "weights": (NUMBERS, lambda h: h["state"]["numbers"]["columns"][4].update(weights=[0, 0, 0, 0, 0, 5.0])),
-        "itself": (NUMBERS, lambda h: h["state"]["numbers"]["columns"][4].update(weights=[0, 0, 0, 0, 1.0])),
-        "dtypes": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["int6"] * 5)),
-        "too few dtypes": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["float64"])),
-        "text": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["object"] * 5)),
-        "index names": (NUMBERS, lambda h: h["state"]["numbers"].update(index_names=[1])),
-        "precision": (NUMBERS, lambda h: h["state"]["numbers"].update(precision="high")),
+        "range": (NUMBERS, number(seen=[0.0])),
+        "weights": (NUMBERS, number(4, weights=[2.0, -1.0, 5.0])),
+        "sources": (NUMBERS, number(4, sources=["a", "z"])),
+        "itself": (NUMBERS, number(4, sources=["a", "d"])),
+        "early kind of a column": (EARLY, early(5, kind="blob")),
+        "early atoms": (EARLY, early(5, kind="atoms", atoms=["a"])),
+        "early grid": (EARLY, early(2, resolution=-1.0)),
+        "early weights": (EARLY, early(3, weights=[0, 0, 0, 0, 0, 0, 5.0])),
+        "early itself": (EARLY, early(3, weights=[0, 0, 0, 1.0, 0, 0])),
+        "early dtypes": (EARLY, early(dtypes=["int6"] * 6)),
+        "too few early dtypes": (EARLY, early(dtypes=["float64"])),
+        "early text": (EARLY, early(dtypes=["object"] * 6)),
+        "early index names": (EARLY, early(index_names=[1])),
+        "early precision": (EARLY, early(precision="high")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
         "feature names": (NUMBERS, lambda h: h["state"].update(feature_names_in_=["a"])),
         "race": (NUMBERS, lambda h: h["state"].update(race=[1])),
