@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,14 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 def assert_close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def jacobian(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """Every row's own Jacobian (n, features, features), by reverse-mode autograd."""
+    value = value.detach().requires_grad_()
+    result = function(value)
+    rows = [torch.autograd.grad(column.sum(), value, retain_graph=True)[0] for column in result.unbind(-1)]
+    return torch.stack(rows, -2)
 
 
 def load_program(path: str) -> ModuleType:

@@ -223,8 +223,8 @@ LATE: dict = {
 }
 
 
-def state_edits() -> dict:
-    """Wrong values of what a `FlowDensity` keeps beside its flow."""
+def table_edits() -> dict:
+    """Wrong values in what a `FlowDensity` keeps of its table."""
 
     def column(**values):
         return lambda h: h["state"]["table"]["schema"]["columns"][2].update(values)
@@ -238,7 +238,7 @@ def state_edits() -> dict:
     def early(k=None, **values):
         return lambda h: (h["state"]["numbers"] if k is None else h["state"]["numbers"]["columns"][k]).update(values)
 
-    edits = {
+    return {
         "dtype": (WHOLE, column(dtype="int6")),
         "bytes": (WHOLE, column(dtype="S1000000000")),
         "dtype of times": (WHOLE, column(dtype="datetime64[ns]")),
@@ -277,6 +277,12 @@ def state_edits() -> dict:
         "early text": (EARLY, early(dtypes=["object"] * 6)),
         "early index names": (EARLY, early(index_names=[1])),
         "early precision": (EARLY, early(precision="high")),
+    }
+
+
+def estimator_edits() -> dict:
+    """Wrong values in what a `FlowDensity` keeps of its fit and of its parameters."""
+    edits = {
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
         "feature names": (NUMBERS, lambda h: h["state"].update(feature_names_in_=["a"])),
         "race": (NUMBERS, lambda h: h["state"].update(race=[1])),
@@ -308,7 +314,7 @@ def state_edits() -> dict:
     }
 
 
-LATE |= state_edits()
+LATE |= table_edits() | estimator_edits()
 
 
 @pytest.mark.parametrize("case", LATE)
@@ -372,7 +378,7 @@ def test_mutated_files_are_refused_or_work(part, seeds, files, tmp_path):
     path = tmp_path / "m.flow"
     for i in range(part * 100, part * 100 + 100):
         rng = random.Random(f"test {i}")
-        name = rng.choice(sorted(files))
+        name = rng.choice(sorted(seeds))
         path.write_bytes(fuzz.mutated(files[name], rng)[1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
