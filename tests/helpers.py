@@ -1,4 +1,4 @@
-"""What tests of several rooms share: seeded tensors, the repository's pages and programs, the command line."""
+"""What tests of several rooms share: numbers, small models, the repository's pages and programs, the command line."""
 
 import importlib.util
 import re
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowlab.cli import main
+import flowlab  # its estimators and the command are imported where they are used: they take longer than torch
 
 ROOT = Path(__file__).parent.parent  # of the repository
 
@@ -36,6 +36,12 @@ def jacobian(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     result = function(value)
     rows = [torch.autograd.grad(column.sum(), value, retain_graph=True)[0] for column in result.unbind(-1)]
     return torch.stack(rows, -2)
+
+
+def small_density(steps: int = 60, **options: Any) -> "flowlab.FlowDensity":
+    """An estimator whose one member is a small network for columns of every kind."""
+    member = flowlab.Member("mixed", "none", steps=steps, hidden=(16,))
+    return flowlab.FlowDensity(members=[member], random_state=0, n_jobs=1, **options)
 
 
 def load_program(path: str) -> ModuleType:
@@ -68,6 +74,8 @@ def run_blocks(text: str, page: str) -> list[dict[str, Any]]:
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
     """Run the command `flowlab` in this process, and return its exit code, output and errors."""
+    from flowlab.cli import main
+
     monkeypatch.setattr(sys, "argv", ["flowlab", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()

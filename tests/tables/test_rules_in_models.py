@@ -10,15 +10,11 @@ from safetensors.torch import save_file
 from sklearn.base import clone
 
 import flowlab
-from flowlab import Derived, FixedCombinations, FlowDensity, LessThan, Member, Predicate
+from flowlab import Derived, FixedCombinations, LessThan, Predicate
 from flowlab.files import FileError
 from flowlab.tables.codec.table import Table
 from flowlab.tables.schema.rules import Rule
-
-
-def quick(steps: int = 60, **options) -> FlowDensity:
-    member = Member("mixed", "none", steps=steps, hidden=(16,))
-    return FlowDensity(members=[member], random_state=0, n_jobs=1, **options)
+from helpers import small_density
 
 
 def decoded(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +24,7 @@ def decoded(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
 def test_flags_are_counted():
     frame = pd.DataFrame({"a": [True, True, False, False] * 50, "b": [True, False, True, False] * 50})
     frame["x"] = np.random.default_rng(0).normal(size=200)
-    model = quick(rules=["a + b <= 1"]).fit(frame)
+    model = small_density(rules=["a + b <= 1"]).fit(frame)
     assert model.table_.unbroken(frame).mean() == 0.75
     rows = model.sample(500, random_state=0)
     assert not (rows["a"] & rows["b"]).any()
@@ -40,7 +36,7 @@ def test_sums_of_small_integers_do_not_wrap(dtype):
     rng = np.random.default_rng(0)
     a, b = rng.integers(100, 250, 200), rng.integers(100, 250, 200)
     frame = pd.DataFrame({"a": a, "b": b}).astype(dtype).assign(c=rng.choice(["u", "v"], 200))
-    model = quick(20, rules=["a + b <= 400"]).fit(frame)
+    model = small_density(20, rules=["a + b <= 400"]).fit(frame)
     assert (model.table_.unbroken(frame) == (a + b <= 400)).all()
     rows = model.sample(300, random_state=0)
     assert (rows["a"].astype(int) + rows["b"].astype(int) <= 400).all()
@@ -51,7 +47,7 @@ def test_a_computed_column_keeps_to_its_type():
     frame = pd.DataFrame({"a": rng.integers(50, 130, 300), "b": rng.integers(50, 130, 300)}).astype("uint8")
     frame["t"] = np.minimum(frame["a"].astype(int) + frame["b"], 255).astype("uint8")
     frame["c"] = rng.choice(["u", "v"], 300)
-    model = quick(rules=["t = a + b"]).fit(frame)
+    model = small_density(rules=["t = a + b"]).fit(frame)
     assert model.table_.unbroken(frame).mean() == (frame["a"].astype(int) + frame["b"] <= 255).mean()
     rows = model.sample(500, random_state=0)
     assert rows["t"].dtype == "uint8"
@@ -64,7 +60,7 @@ def test_a_computed_share_stays_a_share():
     shares[:, 4] = np.round(1 - shares[:, :4].sum(1), 2)
     frame = pd.DataFrame(shares[(shares >= 0).all(1)], columns=list("abcde"))
     frame["y"] = rng.choice(["u", "v"], len(frame))
-    model = quick(30, rules=["e = 1 - a - b - c - d"]).fit(frame)
+    model = small_density(30, rules=["e = 1 - a - b - c - d"]).fit(frame)
     rule = model.table_.rules[0]
     assert (rule.lower, rule.upper) == (0.0, None)
     assert model.table_.unbroken(frame).all()
@@ -81,23 +77,23 @@ def test_declared_bounds_of_a_computed_column_count():
     frame = pd.DataFrame({"a": np.round(rng.normal(10, 2, 300), 1), "b": np.round(rng.normal(10, 2, 300), 1)})
     frame["sum"] = (frame["a"] + frame["b"]).round(1)
     frame = frame[frame["sum"] <= 22]
-    model = quick(rules=["sum = a + b"], schema={"sum": {"upper": 22.0}}).fit(frame)
+    model = small_density(rules=["sum = a + b"], schema={"sum": {"upper": 22.0}}).fit(frame)
     rows = model.sample(300, random_state=0)
     assert rows["sum"].max() <= 22
     assert np.isneginf(model.score_samples(pd.DataFrame({"a": [12.0], "b": [11.0], "sum": [23.0]})))
     with pytest.raises(ValueError, match=r"column 'sum': .* is above its upper end 15"):
-        quick(rules=["sum = a + b"], schema={"sum": {"upper": 15.0}}).fit(frame)
+        small_density(rules=["sum = a + b"], schema={"sum": {"upper": 15.0}}).fit(frame)
 
 
 def test_a_division_by_zero_has_no_value():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.integers(0, 9, 300), "b": rng.integers(0, 4, 300), "c": rng.choice(["u", "v"], 300)})
     frame["ratio"] = frame["a"] / frame["b"].where(frame["b"] > 0)
-    model = quick(20, rules=["ratio = a / b", "a // b <= 5 or c == 'u'"]).fit(frame)
+    model = small_density(20, rules=["ratio = a / b", "a // b <= 5 or c == 'u'"]).fit(frame)
     rows = model.sample(300, random_state=0)
     assert (rows["ratio"].isna() == (rows["b"] == 0)).all()
     known = frame[frame["b"] > 0]
-    model = quick(20, rules=["ratio = a / b"]).fit(known.assign(b=known["b"] - (known.index == known.index[0])))
+    model = small_density(20, rules=["ratio = a / b"]).fit(known.assign(b=known["b"] - (known.index == known.index[0])))
     assert model.sample(200, random_state=0)["ratio"].notna().all()
 
 
@@ -160,7 +156,7 @@ def test_a_value_at_which_the_higher_column_is_held_comes_back(kind, strict):
 @pytest.mark.parametrize("kind", ["years", pytest.param("date", marks=pytest.mark.slow)])
 def test_samples_keep_the_share_of_rows_that_are_held(kind):
     frame, top = held_table(kind)
-    rows = quick(100, rules=["low <= high"]).fit(frame).sample(1000, random_state=0)
+    rows = small_density(100, rules=["low <= high"]).fit(frame).sample(1000, random_state=0)
     assert (rows["high"] == top).mean() == pytest.approx((frame["high"] == top).mean(), abs=0.06)
     assert (rows["low"] <= rows["high"]).all()
     assert rows["high"].max() == top
@@ -173,7 +169,7 @@ def test_nothing_is_drawn_outside_of_what_the_higher_column_spans():
     low = np.where(rng.random(300) < 0.4, -1, rng.integers(100, 150, 300))  # -1: not known
     high = np.where(low < 0, rng.integers(110, 160, 300), low + rng.integers(0, 20, 300))
     frame = pd.DataFrame({"low": low.astype("int16"), "high": high.astype("uint8"), "c": rng.choice(["u", "v"], 300)})
-    model = quick(100, rules=["low <= high"]).fit(frame)
+    model = small_density(100, rules=["low <= high"]).fit(frame)
     rows = model.sample(1000, random_state=0)
     assert rows["high"].between(frame["high"].min(), frame["high"].max()).all()
     assert (rows["low"] <= rows["high"]).all()
@@ -263,7 +259,7 @@ def path(table, tmp_path_factory):
         Predicate("k >= 0"),
     ]
     path = tmp_path_factory.mktemp("rules") / "m.flow"
-    quick(5, rules=rules).fit(table).save(path)
+    small_density(5, rules=rules).fit(table).save(path)
     return path
 
 
@@ -288,7 +284,7 @@ def test_rules_of_every_sort_survive_a_file_and_a_clone(table, path):
     ]
     again = clone(model).fit(table)
     assert again.table_.rules == model.table_.rules
-    by_text = quick(5, rules=[str(rule) for rule in model.table_.rules]).fit(table)
+    by_text = small_density(5, rules=[str(rule) for rule in model.table_.rules]).fit(table)
     assert by_text.table_.rules == model.table_.rules
 
 
@@ -424,7 +420,7 @@ def test_what_may_be_passed_as_rules(table, rules, names):
 )
 def test_rules_that_cannot_be_are_told_why(table, rules, options, message):
     with pytest.raises(ValueError, match=message):
-        quick(1, rules=rules, **options).fit(table)
+        small_density(1, rules=rules, **options).fit(table)
 
 
 def test_new_rows_may_have_other_types(path, table):

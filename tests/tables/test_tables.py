@@ -6,14 +6,9 @@ import pytest
 from scipy import stats
 
 import flowlab
-from flowlab import FlowDensity, Member
+from flowlab import FlowDensity
 from flowlab.tables.query.conditions import ConditionError
-
-
-def quick(steps: int = 60, **options) -> FlowDensity:
-    return FlowDensity(
-        members=[Member("mixed", "none", steps=steps, hidden=(16,))], random_state=0, n_jobs=1, **options
-    )
+from helpers import small_density
 
 
 def mixed_table(n: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -48,7 +43,7 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def fitted(table) -> FlowDensity:
-    return quick().fit(table)
+    return small_density().fit(table)
 
 
 def test_samples_are_tables_like_the_one_fitted_to(fitted, table):
@@ -192,7 +187,7 @@ def test_rules_hold_in_samples_and_rows_that_break_them_have_no_likelihood():
     )
     frame["total"] = (frame["a"] * frame["b"]).round(4)
     rules = ["low <= high", flowlab.FixedCombinations(["city", "country"]), "total = a * b", "a + b > 0.1"]
-    model = quick(rules=rules).fit(frame)
+    model = small_density(rules=rules).fit(frame)
     rows = model.sample(300, random_state=0)
     assert (rows["low"] <= rows["high"]).all()
     assert set(zip(rows["city"], rows["country"], strict=True)) <= set(zip(city, frame["country"], strict=True))
@@ -217,14 +212,14 @@ def test_files_keep_everything(fitted, table, tmp_path):
 
 
 def test_one_seed_decides_everything(table):
-    one, two = (quick(steps=20).fit(table) for _ in range(2))
+    one, two = (small_density(steps=20).fit(table) for _ in range(2))
     np.testing.assert_array_equal(one.score_samples(table), two.score_samples(table))
 
 
 def test_arrays_with_missing_cells_come_back_as_arrays():
     x = np.random.default_rng(0).normal(size=(200, 3))
     x[::5, 1] = np.nan
-    model = quick(steps=20).fit(x)
+    model = small_density(steps=20).fit(x)
     rows = model.sample(100, random_state=0)
     assert isinstance(rows, np.ndarray)
     assert 0 < np.isnan(rows[:, 1]).mean() < 0.5
@@ -235,7 +230,7 @@ def test_arrays_with_missing_cells_come_back_as_arrays():
 
 def test_conditions_on_arrays():
     x = np.random.default_rng(0).normal(size=(200, 2))
-    rows = quick(steps=20).fit(x).sample(30, random_state=0, given={"x0": (-0.5, 0.5)})
+    rows = small_density(steps=20).fit(x).sample(30, random_state=0, given={"x0": (-0.5, 0.5)})
     assert isinstance(rows, np.ndarray)
     assert (np.abs(rows[:, 0]) <= 0.5).all()
 
@@ -250,7 +245,7 @@ def test_declared_supports_are_respected():
     x = pd.DataFrame(
         {"share": np.random.default_rng(0).beta(0.5, 0.5, 500), "y": np.random.default_rng(1).normal(size=500)}
     )
-    model = quick(schema={"share": {"lower": 0, "upper": 1}}).fit(x)
+    model = small_density(schema={"share": {"lower": 0, "upper": 1}}).fit(x)
     rows = model.sample(1000, random_state=0)
     assert rows["share"].between(0, 1).all()
     outside = pd.DataFrame({"share": [-0.001, 1.001, 0.5], "y": [0.0, 0.0, 0.0]})
@@ -263,7 +258,7 @@ def test_an_edited_schema_counts_beside_rules():
     frame["high"] = frame["low"] + rng.random(200)
     schema = flowlab.Schema.infer(frame)
     schema["share"].upper = 1.5
-    model = quick(steps=5, schema=schema, rules=["low <= high"]).fit(frame)
+    model = small_density(steps=5, schema=schema, rules=["low <= high"]).fit(frame)
     assert model.schema_["share"].upper == 1.5
     outside = frame.iloc[:2].assign(share=[1.2, 1.6])
     assert np.isneginf(model.score_samples(outside)).tolist() == [False, True]
@@ -271,19 +266,19 @@ def test_an_edited_schema_counts_beside_rules():
 
 def test_weights_count_in_whole_tables(table):
     weight = np.where(table["flag"], 0.0, 1.0)
-    model = quick(steps=20).fit(table, sample_weight=weight)
+    model = small_density(steps=20).fit(table, sample_weight=weight)
     rows = model.sample(100, random_state=0)
     assert not rows["flag"].any()
 
 
 def test_sizes_rows_and_columns_at_the_edge():
     tiny = pd.DataFrame({"a": ["x", "y"], "b": [1.0, np.nan]})
-    assert len(quick(steps=5).fit(tiny).sample(5, random_state=0)) == 5
+    assert len(small_density(steps=5).fit(tiny).sample(5, random_state=0)) == 5
     one = pd.DataFrame({"a": list("xyzx") * 10})
-    rows = quick(steps=5).fit(one).sample(200, random_state=0)
+    rows = small_density(steps=5).fit(one).sample(200, random_state=0)
     assert (rows["a"] == "x").mean() == pytest.approx(0.5, abs=0.15)
     constant = pd.DataFrame({"a": ["x"] * 5, "b": [1] * 5})
-    assert quick(steps=5).fit(constant).sample(3).equals(constant.iloc[:3])
+    assert small_density(steps=5).fit(constant).sample(3).equals(constant.iloc[:3])
 
 
 @pytest.mark.parametrize(
@@ -299,7 +294,7 @@ def test_sizes_rows_and_columns_at_the_edge():
 )
 def test_what_cannot_be_is_refused_by_name(frame, options, message):
     with pytest.raises(ValueError, match=message):
-        quick(**options).fit(frame)
+        small_density(**options).fit(frame)
 
 
 def test_densities_of_numbers_and_whole_tables_do_not_mix():
