@@ -14,6 +14,22 @@ settings.register_profile("flowlab", deadline=None, derandomize=True, database=N
 settings.load_profile("flowlab")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--first-case", action="store_true", help="run each test with the first of its parameters only")
+
+
+@pytest.hookimpl(trylast=True)  # after -m: a first case that is slow gives way to the next
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("first_case"):
+        return
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        first.setdefault(item.nodeid.split("[")[0], item)
+    kept = list(first.values())
+    config.hook.pytest_deselected(items=[item for item in items if first[item.nodeid.split("[")[0]] is not item])
+    items[:] = kept
+
+
 @pytest.fixture(autouse=True)
 def global_generator() -> None:
     """Tests that use torch's global generator (any `nn.Linear` does) are the same whatever ran before them."""
