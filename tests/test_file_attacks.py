@@ -45,7 +45,8 @@ def files(seeds, tmp_path_factory) -> dict[str, bytes]:
     for name, (model, _) in seeds.items():
         flowlab.save(model, folder / name)
         flowlab.load(folder / name)  # what is imported at the first use counts for no file
-    return {name: (folder / name).read_bytes() for name in seeds}
+    (folder / EARLY).write_bytes((Path(__file__).parent / "data" / "numbers.flow").read_bytes())
+    return {name: (folder / name).read_bytes() for name in (*seeds, EARLY)}
 
 
 def edited(data: bytes, change) -> bytes:
@@ -95,6 +96,7 @@ WHOLE, RULES, NUMBERS, POSTERIOR = (
     "FlowDensity, numbers",
     "FlowPosterior",
 )
+EARLY = "FlowDensity, numbers, as early versions wrote it"
 GROWTH = {
     **{
         f"permutation of {n}": (LINEAR, lambda h, n=n: layer(h)["args"].update(features=n, permutation=None))
@@ -238,8 +240,11 @@ def state_edits() -> dict:
     def time(**values):
         return lambda h: next(c for c in h["state"]["table"]["schema"]["columns"] if c["name"] == "when").update(values)
 
+    def early(j=2, **values):
+        return lambda h: h["state"]["numbers"]["columns"][j].update(values)
+
     def number(**values):
-        return lambda h: h["state"]["numbers"]["columns"][3].update(values)
+        return lambda h: h["state"]["table"]["schema"]["columns"][3].update(values)
 
     edits = {
         "dtype": (WHOLE, column(dtype="int6")),
@@ -263,16 +268,23 @@ def state_edits() -> dict:
         "rule of no column": (RULES, lambda h: h["state"]["table"]["rules"][0].update(low="nowhere")),
         "origin": (RULES, time(origin="someday")),
         "parts": (RULES, time(parts=["hour"])),
-        "kind of a column": (NUMBERS, number(kind="blob")),
-        "atoms": (NUMBERS, number(kind="atoms", atoms=["a"])),
-        "grid": (NUMBERS, number(resolution=-1.0)),
-        "weights": (NUMBERS, lambda h: h["state"]["numbers"]["columns"][4].update(weights=[0, 0, 0, 0, 0, 5.0])),
-        "itself": (NUMBERS, lambda h: h["state"]["numbers"]["columns"][4].update(weights=[0, 0, 0, 0, 1.0])),
-        "dtypes": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["int6"] * 5)),
-        "too few dtypes": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["float64"])),
-        "text": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["object"] * 5)),
-        "index names": (NUMBERS, lambda h: h["state"]["numbers"].update(index_names=[1])),
-        "precision": (NUMBERS, lambda h: h["state"]["numbers"].update(precision="high")),
+        "kind of a number": (NUMBERS, number(kind="blob")),
+        "atoms of a number": (NUMBERS, number(atoms=["a"])),
+        "grid of a number": (NUMBERS, number(resolution=-1.0)),
+        "width of atoms": (NUMBERS, number(atom_width="wide")),
+        "log-mass": (NUMBERS, lambda h: h["state"].update(log_mass="none")),
+        "reach": (NUMBERS, lambda h: h["state"].update(reach=None)),
+        "a column of text": (NUMBERS, number(kind="categorical", categories=["a", "b"], dtype="object")),
+        "kind of a column": (EARLY, early(kind="blob")),
+        "atoms": (EARLY, early(kind="atoms", atoms=["a"])),
+        "grid": (EARLY, early(resolution=-1.0)),
+        "weights": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 0, 0, 5.0])),
+        "itself": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 1.0])),
+        "dtypes": (EARLY, lambda h: h["state"]["numbers"].update(dtypes=["int6"] * 4)),
+        "too few dtypes": (EARLY, lambda h: h["state"]["numbers"].update(dtypes=["float64"])),
+        "text": (EARLY, lambda h: h["state"]["numbers"].update(dtypes=["object"] * 4)),
+        "index names": (EARLY, lambda h: h["state"]["numbers"].update(index_names=[1])),
+        "precision": (EARLY, lambda h: h["state"]["numbers"].update(precision="high")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
         "feature names": (NUMBERS, lambda h: h["state"].update(feature_names_in_=["a"])),
         "race": (NUMBERS, lambda h: h["state"].update(race=[1])),
@@ -368,7 +380,7 @@ def test_mutated_files_are_refused_or_work(part, seeds, files, tmp_path):
     path = tmp_path / "m.flow"
     for i in range(part * 100, part * 100 + 100):
         rng = random.Random(f"test {i}")
-        name = rng.choice(sorted(files))
+        name = rng.choice(sorted(seeds))
         path.write_bytes(fuzz.mutated(files[name], rng)[1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
