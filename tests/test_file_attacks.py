@@ -37,8 +37,8 @@ def files(seeds, tmp_path_factory) -> dict[str, bytes]:
     for name, (model, _) in seeds.items():
         flowlab.save(model, folder / name)
         flowlab.load(folder / name)  # what is imported at the first use counts for no file
-    stored = {EARLY: (ROOT / "tests" / "data" / "golden" / "numbers_fast_small.flow").read_bytes()}
-    return {name: (folder / name).read_bytes() for name in seeds} | stored
+    (folder / EARLY).write_bytes((ROOT / "tests" / "data" / "numbers.flow").read_bytes())
+    return {name: (folder / name).read_bytes() for name in (*seeds, EARLY)}
 
 
 def edited(data: bytes, change) -> bytes:
@@ -82,13 +82,13 @@ def all_features(value: object, count: int) -> None:
 
 
 LINEAR, MAF, NSF, PLANAR = "Flow, linear layers", "Flow, maf", "Flow, nsf", "Flow, planar"
-WHOLE, RULES, NUMBERS, EARLY, POSTERIOR = (
+WHOLE, RULES, NUMBERS, POSTERIOR = (
     "FlowDensity, whole table",
     "FlowDensity, rules",
     "FlowDensity, numbers",
-    "FlowDensity, numbers, as described in files until 2026-11",
     "FlowPosterior",
 )
+EARLY = "FlowDensity, numbers, as early versions wrote it"
 GROWTH = {
     **{
         f"permutation of {n}": (LINEAR, lambda h, n=n: layer(h)["args"].update(features=n, permutation=None))
@@ -260,29 +260,33 @@ def table_edits() -> dict:
         "rule of no column": (RULES, lambda h: h["state"]["table"]["rules"][0].update(low="nowhere")),
         "origin": (RULES, time(origin="someday")),
         "parts": (RULES, time(parts=["hour"])),
-        "kind of a column": (NUMBERS, number(kind="blob")),
-        "atoms": (NUMBERS, number(kind="atoms", atoms=["a"])),
-        "grid": (NUMBERS, number(resolution=-1.0)),
-        "range": (NUMBERS, number(seen=[0.0])),
-        "weights": (NUMBERS, number(4, weights=[2.0, -1.0, 5.0])),
-        "sources": (NUMBERS, number(4, sources=["a", "z"])),
-        "itself": (NUMBERS, number(4, sources=["a", "d"])),
-        "early kind of a column": (EARLY, early(5, kind="blob")),
-        "early atoms": (EARLY, early(5, kind="atoms", atoms=["a"])),
-        "early grid": (EARLY, early(2, resolution=-1.0)),
-        "early weights": (EARLY, early(3, weights=[0, 0, 0, 0, 0, 0, 5.0])),
-        "early itself": (EARLY, early(3, weights=[0, 0, 0, 1.0, 0, 0])),
-        "early dtypes": (EARLY, early(dtypes=["int6"] * 6)),
-        "too few early dtypes": (EARLY, early(dtypes=["float64"])),
-        "early text": (EARLY, early(dtypes=["object"] * 6)),
-        "early index names": (EARLY, early(index_names=[1])),
-        "early precision": (EARLY, early(precision="high")),
+        "kind of a number": (NUMBERS, number(kind="blob")),
+        "atoms of a number": (NUMBERS, number(atoms=["a"])),
+        "grid of a number": (NUMBERS, number(resolution=-1.0)),
+        "width of atoms": (NUMBERS, number(atom_width="wide")),
+        "range of a number": (NUMBERS, number(seen=[0.0])),
+        "weights of numbers": (NUMBERS, number(4, weights=[2.0, -1.0, 5.0])),
+        "sources of numbers": (NUMBERS, number(4, sources=["a", "z"])),
+        "a number of itself": (NUMBERS, number(4, sources=["a", "d"])),
+        "a column of text": (NUMBERS, number(kind="categorical", categories=["a", "b"], dtype="object")),
+        "kind of a column": (EARLY, early(2, kind="blob")),
+        "atoms": (EARLY, early(2, kind="atoms", atoms=["a"])),
+        "grid": (EARLY, early(2, resolution=-1.0)),
+        "weights": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 0, 0, 5.0])),
+        "itself": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 1.0])),
+        "dtypes": (EARLY, early(dtypes=["int6"] * 4)),
+        "too few dtypes": (EARLY, early(dtypes=["float64"])),
+        "text": (EARLY, early(dtypes=["object"] * 4)),
+        "index names": (EARLY, early(index_names=[1])),
+        "precision": (EARLY, early(precision="high")),
     }
 
 
 def estimator_edits() -> dict:
     """Wrong values in what a `FlowDensity` keeps of its fit and of its parameters."""
     edits = {
+        "log-mass": (NUMBERS, lambda h: h["state"].update(log_mass="none")),
+        "reach": (NUMBERS, lambda h: h["state"].update(reach=None)),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
         "feature names": (NUMBERS, lambda h: h["state"].update(feature_names_in_=["a"])),
         "race": (NUMBERS, lambda h: h["state"].update(race=[1])),

@@ -469,7 +469,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     @property
     def columns_(self) -> Columns | None:
         """How each column of complete numbers is treated; None where the density is not one of these alone."""
-        return None if self._model.conditional else Columns.of(self.schema_.columns)
+        return None if not self._model.numeric else Columns.of(self.schema_.columns)
 
     @property
     def flow_(self) -> FlowMixture | None:

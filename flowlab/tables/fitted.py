@@ -63,6 +63,11 @@ class Fitted:
         return is_conditional(self.mixture)
 
     @property
+    def numeric(self) -> bool:
+        """Whether the mixture is one of densities of complete numbers, in which cells of a grid are intervals."""
+        return self.table.complete and not self.conditional
+
+    @property
     def device(self) -> torch.device:
         """Where the mixture is."""
         return torch.device("cpu") if self.mixture is None else self.mixture.log_weights.device

@@ -254,6 +254,7 @@ def test_matrices_have_the_log_determinant_of_their_lower_entries(constraint, ge
     assert bool(torch.isnan(space.unconstrain({"S": outside})[0]).all())
 
 
+@pytest.mark.slow
 def test_a_covariance_has_its_wishart_distribution_and_evidence():
     truth = Wishart(torch.tensor(7.0).double(), torch.eye(2).double())
     posterior = fit_posterior(

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 def sample(fitted: Fitted, count: int, given: Mapping[Any, Any], generator: torch.Generator) -> Any:
     """New rows, as a DataFrame or as an array: what `FlowDensity.sample` returns, in pandas' or numpy's types."""
-    if not given or not fitted.conditional:
+    if not given or fitted.numeric:
         return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n), given)
     conditions = read_conditions(fitted.table, given)
     mixture = fitted.density()
@@ -70,7 +70,7 @@ def _kept(
     while True:
         share = max(accepted / proposed, LEAST) if proposed else 1.0
         wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
-        if proposed or not fitted.conditional or table.rejects:
+        if proposed or fitted.numeric or table.rejects:
             wanted += 1 + wanted // 50  # a few will be rejected
         with threads_for(wanted * len(table.names)):
             matrix, attempts = propose(wanted)
@@ -90,10 +90,10 @@ def _kept(
 
 
 def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
-    if given and not fitted.conditional:
+    if given and fitted.numeric:
         raise ConditionError(f"the conditions {given} have next to no probability: {count} draws kept them")
     why = fitted.table.why_rejected()
-    if not fitted.conditional:
+    if fitted.numeric:
         dtypes = sorted({column.dtype for column in fitted.table.schema})
         why = (
             f"within the columns' supports, the training rows' range and the types {', '.join(dtypes)}: where columns "
@@ -105,7 +105,7 @@ def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
 def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.DataFrame:
     """The rows of a matrix that can occur, keep the rules and conditions, and lie within what training rows span."""
     table = fitted.table
-    if not fitted.conditional:
+    if fitted.numeric:
         matrix = table.quantized(matrix)
         numbers, asked = table.codec.numbers(matrix), read_ranges(table, given)
         kept = table.storable(numbers) & table.supported(numbers) & inside(numbers, asked)

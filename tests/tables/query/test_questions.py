@@ -158,12 +158,12 @@ def test_a_text_is_one_column_and_whole_numbers_are_labels(members, labels):
     model = FlowDensity(members=members, validation=0, random_state=0).fit(table)
     one, two, three = labels or [0, 1, 2]
     for group in (two, [two], (two,), {two}, np.array([two]), pd.Index([two]), [two, two]):
-        assert model._variables(group, "columns_a") == [1]
-    assert model._variables([three, one], "columns_a") == [2, 0]
+        assert questions.variables(model._model, group, "columns_a") == [1]
+    assert questions.variables(model._model, [three, one], "columns_a") == [2, 0]
     with pytest.raises(ValueError, match="columns_b: there is no column 7"):
         model.mutual_information(one, 7)
     if labels is None:
-        assert model._variables("x1", "columns_a") == [1]
+        assert questions.variables(model._model, "x1", "columns_a") == [1]
         with pytest.raises(ValueError, match=r"columns_a: there is no column -1; .* or their positions 0 to 2"):
             model.mutual_information(-1, 1)
 
@@ -238,14 +238,14 @@ def test_a_bar_counts_draws_where_the_model_shows_progress(model, monkeypatch):
 
 def test_draws_in_blocks_differ_from_block_to_block(model, monkeypatch):
     monkeypatch.setattr(questions, "BLOCK", 50)
-    rows, log_prob = model._log_density_of_draws(100, 0)
+    rows, log_prob = questions.log_density_of_draws(model._model, 100, 0, False)
     assert rows.shape == (100, 3)
     assert len(np.unique(rows[:, 0])) == len(np.unique(log_prob)) == 100
 
 
 def test_small_densities_train_where_the_model_does(model, monkeypatch):
     class Flat:
-        def score_samples(self, rows):
+        def score_samples(self, rows, measure):
             return np.zeros(len(rows))
 
     seen: list[str] = []
