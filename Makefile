@@ -8,7 +8,7 @@ ARF := .venv-arf
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
+.PHONY: help demo test test-fast test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
 	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-posteriors bench-verdicts bench-ecosystem \
 	bench-fuzz
 
@@ -29,6 +29,12 @@ demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows
 test: $(READY) lint  ## lint, types, tests and doctests
 	@echo "== tests"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Left out beside what is slow: other libraries, polars and pyarrow, reports, wheels and fresh processes, doctests.
+test-fast: $(READY)  ## for daily work: one case of each test, in under three minutes on two cores
+	@echo "== one case of each test"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --first-case tests \
+		--ignore=tests/interop --ignore=tests/tables/frames --ignore=tests/report --ignore=tests/test_package.py
 
 test-slow: $(READY)  ## the tests that take long
 	@echo "== slow tests"
