@@ -74,7 +74,7 @@ class Codec:
             ValueError: Columns are missing, unknown, or of another nature than those of the schema.
         """
         self._check_names(df)
-        matrix = np.empty((len(df), len(self.units)))
+        matrix = np.empty((len(self.units), len(df))).T  # columns lie together, as kernels want them
         for name, place in self._places.items():
             matrix[:, place] = encode_column(self.schema[name], df[name])
         return matrix

@@ -259,7 +259,7 @@ class Table:
     def encode_all(self, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The matrix (n, units) of any rows, and which of them are possible; the others are rows of NaN where a rule is broken."""
         good = self.unbroken(frame)
-        matrix = np.full((len(frame), len(self.units)), np.nan)
+        matrix = np.full((len(self.units), len(frame)), np.nan).T
         possible = good.copy()
         if good.any():
             rewritten = self.rewritten(frame[good])
