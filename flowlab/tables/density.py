@@ -26,10 +26,10 @@ from flowlab.tables.codec.table import Table
 from flowlab.tables.ensemble.ensemble import Report
 from flowlab.tables.ensemble.member import Member, fold_count, recipe
 from flowlab.tables.fitted import Fitted, fit_matrix
-from flowlab.tables.frames.arrow import kind_of, like
+from flowlab.tables.frames.arrow import format_of, like
 from flowlab.tables.frames.validation import fit_anew, read_rows, seed_from, training_frame
 from flowlab.tables.query import imputation, questions, sampling, scoring
-from flowlab.tables.query.conditions import is_lone, read_given
+from flowlab.tables.query.conditions import is_single, read_given
 from flowlab.tables.query.summary import summary
 from flowlab.tables.schema import Schema, stored
 from flowlab.tables.schema.relations import Columns
@@ -151,7 +151,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         files.check_device(self.device)
         parameters.to_json(params)  # what cannot be saved is said before the work is done
         rng = np.random.default_rng(seed_from(self.random_state))
-        library, X = kind_of(X), read_rows(X)
+        table_format, X = format_of(X), read_rows(X)
         weight = None
         if sample_weight is not None:  # a row of weight zero is as good as none: nothing is learnt from it
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -174,7 +174,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             np.ones(len(matrix)) if weight is None else weight[kept],
             members,
             rng,
-            library,
+            table_format,
             self.device,
             validation=self.validation,
             folds=fold_count(self.effort, rows, features, any(member.kind == "mixed" for member in members)),
@@ -325,8 +325,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         if isinstance(given, pd.DataFrame):
             if n_samples not in (None, len(given)):
                 raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
-            return like(model.library, imputation.sample_given(model, given, generator), fresh=True)
-        return like(model.library, sampling.sample(model, int(n_samples or 1), given, generator), fresh=True)
+            return like(model.format, imputation.sample_given(model, given, generator), fresh=True)
+        return like(model.format, sampling.sample(model, int(n_samples or 1), given, generator), fresh=True)
 
     def impute(self, X: Any, n: int = 1, random_state: int | None = None) -> Any:
         """Rows with their missing cells drawn from what the other cells of the row say of them; observed cells are untouched.
@@ -349,7 +349,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             raise ValueError(f"n must be a whole number of at least 1, not {n!r}")
         generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
         done = imputation.impute(model, read_rows(X), int(n), generator)
-        tables = [out.to_numpy() if model.table.array else like(kind_of(X), out) for out in done]
+        tables = [out.to_numpy() if model.table.array else like(format_of(X), out) for out in done]
         return tables[0] if n == 1 else tables
 
     def conditional(self, column: Any, given: Any, n: int = 500, random_state: int | None = None) -> Any:
@@ -368,15 +368,15 @@ class FlowDensity(DensityMixin, BaseEstimator):
         model.conditionals("conditional distributions need")
         rows = read_given(given)
         if not isinstance(rows, pd.DataFrame):
-            several = [name for name, wish in rows.items() if not is_lone(wish)]
+            several = [name for name, condition in rows.items() if not is_single(condition)]
             if several:
                 raise ValueError(
                     f"column {several[0]!r}: conditional wants one value of each given column, not several"
                 )
             rows = pd.DataFrame({name: [value] for name, value in rows.items()}, index=[0])
         generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
-        library = None if model.library is None else model.library.untyped()
-        return like(library, imputation.distribution(model, column, rows, n, generator))
+        table_format = None if model.format is None else model.format.untyped()
+        return like(table_format, imputation.distribution(model, column, rows, n, generator))
 
     # Information -----------------------------------------------------------------------------------------------------
 
@@ -561,7 +561,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         # Found by name, as the classes in files are: a density need not know its report.
         write = importlib.import_module("flowlab.report.write").write_report
         plain = copy.copy(self)
-        plain._fitted = replace(self._model, library=None)  # the report knows pandas alone
+        plain._fitted = replace(self._model, format=None)  # the report knows pandas alone
         shown = self.progress if progress is None else progress
         found: Path = write(plain, train, test, path, target=target, title=title, seed=random_state, progress=shown)
         return found

@@ -82,7 +82,7 @@ class _Supervised(BaseEstimator):
         self.density_ = density.fit(frame.assign(**{TARGET: target}), sample_weight=sample_weight)
 
     def _question(self, X: ArrayLike, y: Any = np.nan) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Rows as the model has them (n, units), which cells are known (the target not), and the target's unit.
+        """Rows as the model has them (n, variables), which cells are known (the target not), and the target's variable.
 
         A level that training did not have counts as unknown, like a missing cell of a column that had none.
         """
@@ -90,12 +90,12 @@ class _Supervised(BaseEstimator):
         frame, table = self._frame(X, reset=False), self.density_.table_
         matrix, _ = table.encode_all(frame.assign(**{TARGET: pd.Series(y, index=frame.index)}))
         x = torch.from_numpy(matrix)
-        unit = table.place(TARGET).start
-        classes = torch.tensor([u.classes > 0 for u in table.units])
+        variable = table.place(TARGET).start
+        classes = torch.tensor([u.classes > 0 for u in table.variables])
         known = ~(classes & (x < 0))
-        known[:, unit] = False
+        known[:, variable] = False
         device = self.density_.device
-        return x.to(device), known.to(device), unit
+        return x.to(device), known.to(device), variable
 
     def _log_prob(self, x: torch.Tensor, known: torch.Tensor) -> Array:
         """Log-density of the known cells of rows, nats (n,)."""
@@ -219,11 +219,11 @@ class FlowClassifier(ClassifierMixin, _Supervised):
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """The probability of each class (n, classes), in the order of `classes_`."""
-        x, known, unit = self._question(X)
+        x, known, variable = self._question(X)
         table = self.density_.table_
         with threads_for(min(len(x), BLOCK) * x.shape[1]):
             parts = [
-                class_probabilities(self.density_._model.density(), rows, which, unit, strict=False)
+                class_probabilities(self.density_._model.density(), rows, which, variable, strict=False)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
             ]
         found = torch.cat(parts).cpu().numpy()
@@ -285,8 +285,8 @@ class FlowRegressor(RegressorMixin, _Supervised):
 
     def predictive(self, X: ArrayLike) -> Predictive:
         """The distribution of the target given each row, as distribution functions on a grid."""
-        x, known, unit = self._question(X)
-        return predict(self.density_._model.density(), x, known, unit)
+        x, known, variable = self._question(X)
+        return predict(self.density_._model.density(), x, known, variable)
 
     def predict(self, X: ArrayLike) -> Array:
         """The mean of the target given each row (n,)."""
@@ -323,7 +323,7 @@ class FlowRegressor(RegressorMixin, _Supervised):
 
     def log_prob(self, X: ArrayLike, y: ArrayLike) -> Array:
         """log p(y | row) of each row (n,), nats: of a density per unit of the target, or of a probability where values have their own."""
-        x, known, unit = self._question(X, column_or_1d(y))
+        x, known, variable = self._question(X, column_or_1d(y))
         both = known.clone()
-        both[:, unit] = True
+        both[:, variable] = True
         return self._log_prob(x, both) - self._log_prob(x, known)

@@ -17,15 +17,15 @@ from flowlab.tables.schema.levels import level_codes, take_levels
 
 
 @dataclass(frozen=True)
-class Unit:
+class Variable:
     """One variable of the model: a column has one or more adjacent ones.
 
     Attributes:
-        name: The column's name, with the part of it if it has several units.
+        name: The column's name, with the part of it if it has several variables.
         column: The modelled column that it belongs to: 0, 1, 2 … without gaps.
         classes: Number of levels, 0 for a number.
-        nullable: Whether the data miss it (NaN in the matrix). A column's units are missing together.
-        resolution: Width of a grid cell in the unit's numbers, 0 for continuous ones.
+        nullable: Whether the data miss it (NaN in the matrix). A column's variables are missing together.
+        resolution: Width of a grid cell in the variable's numbers, 0 for continuous ones.
         atoms: Repeated values off any grid.
         lower: Lower end of the support, -inf if it has none.
         upper: Upper end, inf if it has none.
@@ -60,32 +60,32 @@ class Unit:
         return np.where(np.isin(x, self.atoms), np.log(self.atom_width), 0.0)
 
 
-def column_units(column: ColumnSchema, index: int) -> list[Unit]:
-    """The units of a modelled column."""
+def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
+    """The variables of a modelled column."""
     name, nullable = str(column.name), column.nullable
     if column.kind in LEVELLED:
         if not column.categories:
             raise ValueError(
                 f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) learns them"
             )
-        return [Unit(name, index, classes=len(column.categories), nullable=nullable)]
+        return [Variable(name, index, classes=len(column.categories), nullable=nullable)]
     if column.kind == "datetime":
-        units = []
+        variables = []
         if "day" in column.parts:
             low, high = (_day(column, end) for end in (column.lower, column.upper))
             lower, upper = -np.inf if low is None else low, np.inf if high is None else high
             part = " (day)" if len(column.parts) > 1 else ""
-            units.append(Unit(name + part, index, nullable=nullable, resolution=1.0, lower=lower, upper=upper))
+            variables.append(Variable(name + part, index, nullable=nullable, resolution=1.0, lower=lower, upper=upper))
         if "time" in column.parts:
             part = " (time)" if len(column.parts) > 1 else ""
             top = DAY - column.resolution
             cell = column.resolution, tuple(column.atoms), 0.0, top, column.atom_width
-            units.append(Unit(name + part, index, 0, nullable, *cell))
-        if not units:
+            variables.append(Variable(name + part, index, 0, nullable, *cell))
+        if not variables:
             raise ValueError(
                 f"column {name!r} was made a datetime, and its days are not known: Schema.infer(df, schema) learns them"
             )
-        return units
+        return variables
     check_resolution(column)
     resolution = column.resolution
     if column.kind == "integer":
@@ -95,7 +95,7 @@ def column_units(column: ColumnSchema, index: int) -> list[Unit]:
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     atoms = () if resolution else tuple(column.atoms)
-    return [Unit(name, index, 0, nullable, resolution, atoms, lower, upper, column.atom_width)]
+    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, column.atom_width)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:
@@ -104,7 +104,7 @@ def _day(column: ColumnSchema, value: Any) -> float | None:
 
 
 def encode_column(column: ColumnSchema, values: pd.Series) -> Array:
-    """The cells of a modelled column as a matrix (rows, units)."""
+    """The cells of a modelled column as a matrix (rows, variables)."""
     if column.kind in LEVELLED:
         return level_codes(column, values)[:, None]
     if values.isna().all():  # of whatever dtype
@@ -119,7 +119,7 @@ def encode_column(column: ColumnSchema, values: pd.Series) -> Array:
     return np.column_stack([{"day": days, "time": clock}[part] for part in column.parts])
 
 
-def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.Series:
+def decode_column(column: ColumnSchema, variables: list[Variable], block: Array) -> pd.Series:
     """The inverse of `encode_column`."""
     missing = np.isnan(block[:, 0])
     if missing.any() and not column.nullable:
@@ -128,15 +128,18 @@ def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.S
         )
     if column.kind in LEVELLED:
         codes = np.where(missing, -1, np.nan_to_num(block[:, 0]))
-        wrong = ~missing & ((codes != np.round(codes)) | (codes < 0) | (codes >= units[0].classes))
+        wrong = ~missing & ((codes != np.round(codes)) | (codes < 0) | (codes >= variables[0].classes))
         if wrong.any():
-            raise ValueError(f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {units[0].classes} levels")
+            raise ValueError(
+                f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {variables[0].classes} levels"
+            )
         return take_levels(column, column.categories, codes.astype(np.int64))
     rounded = [
-        on_grid(block[:, k], unit.resolution) if unit.resolution else block[:, k] for k, unit in enumerate(units)
+        on_grid(block[:, k], variable.resolution) if variable.resolution else block[:, k]
+        for k, variable in enumerate(variables)
     ]
     if column.kind in NUMERIC:
-        numbers = number_of(column, units[0], block[:, 0])
+        numbers = number_of(column, variables[0], block[:, 0])
         if column.decimals:
             numbers = on_grid(numbers, column.decimals)
         return from_numbers(column, respell(column, numbers + 0.0))
@@ -197,26 +200,28 @@ def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) ->
     return ok
 
 
-def number_of(column: ColumnSchema, unit: Unit, x: Array) -> Array:
-    """The numbers of a column that its unit's numbers stand for: on their grid, and moved back to where they were."""
-    if unit.classes:  # false and true
+def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
+    """The numbers of a column that its variable's numbers stand for: on their grid, and moved back to where they were."""
+    if variable.classes:  # false and true
         return x
-    rounded = on_grid(x, unit.resolution) if unit.resolution else x
+    rounded = on_grid(x, variable.resolution) if variable.resolution else x
     return rounded + column.offset if column.offset else rounded
 
 
-def possible_cells(column: ColumnSchema, units: list[Unit], matrix: Array, values: pd.Series) -> NDArray[np.bool_]:
-    """Which cells of a modelled column are among the values that it can have, from the matrix of its units; missing ones are."""
+def possible_cells(
+    column: ColumnSchema, variables: list[Variable], matrix: Array, values: pd.Series
+) -> NDArray[np.bool_]:
+    """Which cells of a modelled column are among the values that it can have, from the matrix of its variables; missing ones are."""
     ok = fixed_parts_agree(column, values) if column.kind == "datetime" else np.ones(len(values), dtype=bool)
     precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
-    for unit, x in zip(units, matrix.T):
-        if unit.classes:
+    for variable, x in zip(variables, matrix.T):
+        if variable.classes:
             fine = x >= 0
         else:
-            slack = 1e-6 * unit.resolution
-            fine = (x >= unit.lower - slack) & (x <= unit.upper + slack)
-            if unit.resolution:
-                off = np.abs(x - on_grid(x, unit.resolution))
+            slack = 1e-6 * variable.resolution
+            fine = (x >= variable.lower - slack) & (x <= variable.upper + slack)
+            if variable.resolution:
+                off = np.abs(x - on_grid(x, variable.resolution))
                 fine &= off <= slack + precision * np.abs(x) + column.tolerance
         ok &= fine | np.isnan(x)
     return ok
@@ -240,7 +245,7 @@ def comparable(column: ColumnSchema, values: pd.Series) -> Array:
     return cells.seconds(values, column.name) if found == "timedelta" else cells.numbers(values, column.name)
 
 
-def describe(column: ColumnSchema, units: list[Unit]) -> str:
+def describe(column: ColumnSchema, variables: list[Variable]) -> str:
     """What values a column can have, for messages."""
     if column.kind in LEVELLED:
         more = len(column.categories) - 10
@@ -252,6 +257,8 @@ def describe(column: ColumnSchema, units: list[Unit]) -> str:
         return f"it holds times{ends} in steps of {column.resolution:g} s" + (
             "" if "day" in column.parts else f" on {column.origin}"
         )
-    unit = units[0]
-    steps = f" in steps of {unit.resolution:g}" if unit.resolution else ""
-    return f"it holds numbers from {unit.lower + column.offset:.12g} to {unit.upper + column.offset:.12g}{steps}"
+    variable = variables[0]
+    steps = f" in steps of {variable.resolution:g}" if variable.resolution else ""
+    return (
+        f"it holds numbers from {variable.lower + column.offset:.12g} to {variable.upper + column.offset:.12g}{steps}"
+    )

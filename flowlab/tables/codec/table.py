@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array
 
 from flowlab.hints import fits
 from flowlab.tables.codec.codec import Codec
-from flowlab.tables.codec.columns import Unit, decode_column, encode_column, supports
+from flowlab.tables.codec.columns import Variable, decode_column, encode_column, supports
 from flowlab.tables.codec.trial import check_combinations, check_ends, check_rule, try_codec
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import Array
@@ -97,9 +97,9 @@ class Table:
         return self.codec.schema
 
     @property
-    def units(self) -> list[Unit]:
+    def variables(self) -> list[Variable]:
         """The columns of the matrix."""
-        return self.codec.units
+        return self.codec.variables
 
     @property
     def complete(self) -> bool:
@@ -114,24 +114,24 @@ class Table:
     def dequantized(self, matrix: Array, rng: np.random.Generator) -> Array:
         """The matrix with values on a grid, and repeated ones, spread uniformly over their cells."""
         out = matrix.copy()
-        for k, unit in enumerate(self.units):
-            width = unit.resolution or unit.atom_width
+        for k, variable in enumerate(self.variables):
+            width = variable.resolution or variable.atom_width
             if width:
                 noise = (rng.random(len(matrix)) - 0.5) * width
-                tied = True if unit.resolution else np.isin(matrix[:, k], unit.atoms)
+                tied = True if variable.resolution else np.isin(matrix[:, k], variable.atoms)
                 out[:, k] += np.where(tied, noise, 0.0)
         return out
 
     def quantized(self, matrix: Array) -> Array:
         """The matrix with each value that lies in the cell of a repeated value, or of a grid, at the cell's value."""
         out = matrix.copy()
-        for k, unit in enumerate(self.units):
-            if unit.resolution:
-                out[:, k] = on_grid(out[:, k], unit.resolution)
-            elif unit.atoms:
-                atoms = np.array(unit.atoms)
+        for k, variable in enumerate(self.variables):
+            if variable.resolution:
+                out[:, k] = on_grid(out[:, k], variable.resolution)
+            elif variable.atoms:
+                atoms = np.array(variable.atoms)
                 nearest = atoms[np.abs(out[:, k, None] - atoms).argmin(1)]
-                out[:, k] = np.where(np.abs(out[:, k] - nearest) <= unit.atom_width / 2, nearest, out[:, k])
+                out[:, k] = np.where(np.abs(out[:, k] - nearest) <= variable.atom_width / 2, nearest, out[:, k])
         return out
 
     def log_width(self, matrix: Array) -> Array:
@@ -139,7 +139,9 @@ class Table:
 
         Units are those of the columns; a level, a missing cell, and a value that does not repeat count as one.
         """
-        return sum((unit.log_width(matrix[:, k]) for k, unit in enumerate(self.units)), np.zeros(len(matrix)))
+        return sum(
+            (variable.log_width(matrix[:, k]) for k, variable in enumerate(self.variables)), np.zeros(len(matrix))
+        )
 
     @property
     def bounded(self) -> bool:
@@ -203,7 +205,7 @@ class Table:
         return pd.DataFrame(x, columns=self.names)
 
     def place(self, name: Any) -> slice:
-        """Which units a column has.
+        """Which variables a column has.
 
         Raises:
             ValueError: There is no such column in the model.
@@ -214,7 +216,7 @@ class Table:
         return self.codec._places[name]
 
     def encode_end(self, name: Any, value: Any) -> float:
-        """A number or time that need not be one that the column can have, as its first unit would hold it."""
+        """A number or time that need not be one that the column can have, as its first variable would hold it."""
         column = self.codec.schema[name]
         cell = pd.Series([value])
         if column.kind in ("datetime", "timedelta"):
@@ -225,8 +227,8 @@ class Table:
             raise ValueError(f"column {name!r}: {value!r} is no end of an interval: {error}") from error
 
     def decode_part(self, name: Any, block: NDArray[np.float64]) -> pd.Series:
-        """Cells of one column from its units (n, units of the column), as numbers or times."""
-        found = decode_column(self.codec.schema[name], self.units[self.place(name)], block)
+        """Cells of one column from its variables (n, variables of the column), as numbers or times."""
+        found = decode_column(self.codec.schema[name], self.variables[self.place(name)], block)
         return (
             found
             if pd.api.types.is_datetime64_any_dtype(found.dtype)
@@ -253,13 +255,13 @@ class Table:
         return frame
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
-        """The matrix (n, units) of rows that break no rule."""
+        """The matrix (n, variables) of rows that break no rule."""
         return self.codec.encode(self.rewritten(frame))
 
     def encode_all(self, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The matrix (n, units) of any rows, and which of them are possible; the others are rows of NaN where a rule is broken."""
+        """The matrix (n, variables) of any rows, and which of them are possible; the others are rows of NaN where a rule is broken."""
         good = self.unbroken(frame)
-        matrix = np.full((len(frame), len(self.units)), np.nan)
+        matrix = np.full((len(frame), len(self.variables)), np.nan)
         possible = good.copy()
         if good.any():
             rewritten = self.rewritten(frame[good])
@@ -275,7 +277,7 @@ class Table:
         return good
 
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
-        """The rows of a matrix (n, units) as the user has them; those that break a predicate are among them."""
+        """The rows of a matrix (n, variables) as the user has them; those that break a predicate are among them."""
         frame = self.codec.decode(matrix)
         for rule in reversed(self.rules):
             frame = rule.backward(frame)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flowlab.hints import check_arguments, fits, hints_of, shown
 from flowlab.tables.codec.codec import Codec
 from flowlab.tables.codec.columns import (
-    Unit,
+    Variable,
     decode_column,
     derived_numbers,
     encode_column,
@@ -36,11 +36,11 @@ def try_codec(codec: Codec) -> None:
     done: dict[Any, pd.Series] = {}
     for column in codec.schema:
         if column.modelled:
-            units = codec.units[codec._places[column.name]]
-            block = np.column_stack([_trial(unit) for unit in units])
+            variables = codec.variables[codec._places[column.name]]
+            block = np.column_stack([_trial(variable) for variable in variables])
             block[-1] = np.nan if column.nullable else block[0]
-            done[column.name] = decode_column(column, units, block)
-            possible_cells(column, units, encode_column(column, done[column.name]), done[column.name])
+            done[column.name] = decode_column(column, variables, block)
+            possible_cells(column, variables, encode_column(column, done[column.name]), done[column.name])
             if column.kind in LEVELLED:
                 take_levels(column, column.categories, np.arange(len(column.categories)))
         elif column.kind == "constant":
@@ -55,12 +55,12 @@ def try_codec(codec: Codec) -> None:
             codec._agrees(column, done)  # which looks up columns by name alone
 
 
-def _trial(unit: Unit) -> NDArray[np.float64]:
-    """Three cells that a unit can have."""
-    if unit.classes:
-        return np.array([0.0, unit.classes - 1.0, 0.0])
-    low = unit.lower if math.isfinite(unit.lower) else unit.upper if math.isfinite(unit.upper) else 0.0
-    return np.full(3, float(on_grid(np.array(low), unit.resolution)) if unit.resolution else low)
+def _trial(variable: Variable) -> NDArray[np.float64]:
+    """Three cells that a variable can have."""
+    if variable.classes:
+        return np.array([0.0, variable.classes - 1.0, 0.0])
+    low = variable.lower if math.isfinite(variable.lower) else variable.upper if math.isfinite(variable.upper) else 0.0
+    return np.full(3, float(on_grid(np.array(low), variable.resolution)) if variable.resolution else low)
 
 
 def _known(done: Mapping[Any, pd.Series], name: Any, column: ColumnSchema) -> pd.Series:

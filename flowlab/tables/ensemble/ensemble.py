@@ -16,10 +16,10 @@ from flowlab.flow import CHUNK, Flow
 from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import threads
-from flowlab.tables.codec.columns import Unit
+from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
 from flowlab.tables.ensemble.member import Member
-from flowlab.tables.ensemble.preprocessing import Prepared, Preprocessing, TableRanks
+from flowlab.tables.ensemble.preprocessing import Marginals, Prepared, Preprocessing
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training.fitting import History, progress_bar
@@ -102,7 +102,7 @@ def fit_ensemble(
     n_jobs: int | None = None,
     device: str = "cpu",
     progress: bool = False,
-    units: Sequence[Unit],
+    variables: Sequence[Variable],
     log_width: Callable[[Tensor], Tensor] | None = None,
 ) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
@@ -122,7 +122,7 @@ def fit_ensemble(
         n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
         device: Where networks train.
         progress: Show a bar.
-        units: What the features are.
+        variables: What the features are.
         log_width: What to add to the log-densities of held-out rows (n, features), to report them in the table's measure.
     """
     started = time.perf_counter()
@@ -139,7 +139,7 @@ def fit_ensemble(
         first = Preprocessing(parts[0].subsample(50 * CHUNK, seed))
         prepared = [first, *(Preprocessing(fold.subsample(50 * CHUNK, seed), first) for fold in parts[1:])]
     else:
-        prepared = [TableRanks(fold.train, fold.weight, units, rows) for fold in parts]
+        prepared = [Marginals(fold.train, fold.weight, variables, rows) for fold in parts]
     members = [member.sized(len(parts[0].train), features) for member in members]
     ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
 
@@ -147,7 +147,7 @@ def fit_ensemble(
         own = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
         sizes, layers = member.sizes(len(parts[0].train), features), prepared[k].layers(member.preprocessing)
-        return Task(member, sizes, parts[k], layers, units, own, device, seconds, shown)
+        return Task(member, sizes, parts[k], layers, variables, own, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
@@ -317,9 +317,9 @@ def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
     return [found[i] for i in range(len(tasks))]
 
 
-def check_flow(units: Sequence[Unit], flow: FlowMixture) -> None:
-    """Raises a ValueError unless a mixture's members, all flows of numbers or all mixed flows, have a table's units."""
-    wanted = [(unit.column, unit.classes, unit.nullable) for unit in units]
+def check_flow(variables: Sequence[Variable], flow: FlowMixture) -> None:
+    """Raises a ValueError unless a mixture's members, all flows of numbers or all mixed flows, have a table's variables."""
+    wanted = [(variable.column, variable.classes, variable.nullable) for variable in variables]
     kind = MixedFlow if isinstance(flow.flows[0], MixedFlow) else Flow
     for member in flow:
         if not isinstance(member, kind) or member.context_features:
@@ -327,4 +327,4 @@ def check_flow(units: Sequence[Unit], flow: FlowMixture) -> None:
         if isinstance(member, MixedFlow):
             columns, classes, nullable = member.columns, member.classes, member.nullable
             if list(zip(columns, classes, nullable, strict=True)) != wanted:
-                raise ValueError("the units of the mixture are not those of the table")
+                raise ValueError("the variables of the mixture are not those of the table")

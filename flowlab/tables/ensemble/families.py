@@ -18,7 +18,7 @@ from flowlab import bases
 from flowlab.flow import CHUNK, Flow
 from flowlab.layers import ActNorm, Autoregressive, Layer, MixtureCDF, RationalQuadraticSpline
 from flowlab.layers.scalar import ScalarMap
-from flowlab.tables.codec.columns import Unit
+from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
@@ -62,7 +62,7 @@ class Task:
         sizes: Its sizes.
         fold: The rows.
         layers: The fitted preprocessing, in sampling order; of "mixed" the marginal distributions of the numbers.
-        units: The variables of the table.
+        variables: The variables of the table.
         seed: Decides everything that is random.
         device: Where networks train.
         seconds: Time that training may take; None for as long as its steps take.
@@ -73,7 +73,7 @@ class Task:
     sizes: Sizes
     fold: Fold
     layers: list[Any]
-    units: Sequence[Unit]
+    variables: Sequence[Variable]
     seed: int
     device: str = "cpu"
     seconds: float | None = None
@@ -124,12 +124,12 @@ class Mixed:
     def fit(self, task: Task) -> Fit:
         """Train a `MixedFlow`, in the columns' own order or a random one."""
         generator = torch.Generator().manual_seed(task.seed)
-        sizes, columns = task.sizes, [unit.column for unit in task.units]
+        sizes, columns = task.sizes, [variable.column for variable in task.variables]
         flow = MixedFlow(
             task.layers,
             columns,
-            [unit.classes for unit in task.units],
-            [unit.nullable for unit in task.units],
+            [variable.classes for variable in task.variables],
+            [variable.nullable for variable in task.variables],
             HistogramAndLogistics(BINS, sizes.components),
             hidden=sizes.hidden[0],
             blocks=sizes.layers or 1,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.layers import Layer, Marginal, Whitening
-from flowlab.tables.codec.columns import Unit
-from flowlab.tables.mixed.marginal_cdf import Ranks, learn_ranks
+from flowlab.tables.codec.columns import Variable
+from flowlab.tables.mixed.marginal_cdf import MarginalCDF, learn_marginal_cdf
 
 # Layers on the data side, in sampling order.
 LAYERS: dict[str, tuple[type[Layer], ...]] = {
@@ -57,27 +57,27 @@ class Preprocessing:
         return self.fitted[kinds]
 
 
-class TableRanks:
-    """The `Ranks` of a whole table's numbers, fitted to rows once however many members share them.
+class Marginals:
+    """The `MarginalCDF` of a whole table's numbers, fitted to rows once however many members share them.
 
     Args:
-        rows: Training rows (n, units).
+        rows: Training rows (n, variables).
         weight: Their weights.
-        units: The variables.
-        spanning: Rows (m, units) whose range is that of samples: also held-out ones, from which nothing else is learnt.
+        variables: The variables.
+        spanning: Rows (m, variables) whose range is that of samples: also held-out ones, from which nothing else is learnt.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor, units: Sequence[Unit], spanning: Tensor) -> None:
-        self.ranks = []
-        for unit, x, whole in zip(units, rows.T, spanning.T, strict=True):
-            if not unit.classes:
+    def __init__(self, rows: Tensor, weight: Tensor, variables: Sequence[Variable], spanning: Tensor) -> None:
+        self.cdfs = []
+        for variable, x, whole in zip(variables, rows.T, spanning.T, strict=True):
+            if not variable.classes:
                 there = ~torch.isnan(x)
-                lower, upper = (end if math.isfinite(end) else None for end in (unit.lower, unit.upper))
-                self.ranks.append(
-                    learn_ranks(
+                lower, upper = (end if math.isfinite(end) else None for end in (variable.lower, variable.upper))
+                self.cdfs.append(
+                    learn_marginal_cdf(
                         x[there],
-                        resolution=unit.resolution,
-                        atoms=unit.atoms,
+                        resolution=variable.resolution,
+                        atoms=variable.atoms,
                         lower=lower,
                         upper=upper,
                         weight=weight[there],
@@ -85,6 +85,6 @@ class TableRanks:
                     )
                 )
 
-    def layers(self, name: str) -> list[Ranks]:
+    def layers(self, name: str) -> list[MarginalCDF]:
         """A copy for one member; there is one kind of preprocessing, whatever the name."""
-        return copy.deepcopy(self.ranks)
+        return copy.deepcopy(self.cdfs)

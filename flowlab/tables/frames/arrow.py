@@ -1,10 +1,10 @@
 """polars DataFrames and pyarrow Tables in and out. All else in flowlab knows pandas alone, and this file alone knows polars.
 
-kind = kind_of(X)                  # None for what is no such table
+table_format = format_of(X)          # None for what is no such table
 frame = to_pandas(X)               # a pandas DataFrame; any other X as it is
-like(kind, frame)                  # a table of X's kind, with X's types
+like(table_format, frame)               # a table of X's library, with X's types
 
-polars is never imported unless a table of its is to be made. Both kinds are read as arrow tables, whose schema holds a polars table's types, too.
+polars is never imported unless a table of its is to be made. Tables of both libraries are read as arrow tables, whose schema holds a polars table's types, too.
 """
 
 import base64
@@ -25,8 +25,8 @@ NO_ARROW = ("Int128", "UInt128", "Object", "Unknown")  # types of polars that ar
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What sort of table something is, and of which types.
+class TableFormat:
+    """The library of a table and the types of its columns.
 
     Attributes:
         library: "polars" or "pyarrow".
@@ -38,9 +38,9 @@ class Kind:
     schema: pa.Schema | None
     nan: tuple[str, ...] = ()
 
-    def untyped(self) -> "Kind":
-        """The same sort of table, of any columns."""
-        return Kind(self.library, None)
+    def untyped(self) -> "TableFormat":
+        """The same library, with the columns' types left open."""
+        return TableFormat(self.library, None)
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -48,8 +48,8 @@ class Kind:
         return {"library": self.library, "schema": schema, "nan": list(self.nan)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Kind":
-        """The kind that `to_json` wrote down."""
+    def from_json(cls, data: dict[str, Any]) -> "TableFormat":
+        """The format that `to_json` wrote down."""
         if not isinstance(data, dict) or data.get("library") not in ("polars", "pyarrow"):
             raise ValueError("a table is of polars or of pyarrow")
         text = data["schema"]
@@ -59,13 +59,13 @@ class Kind:
         return cls(data["library"], schema, tuple(data["nan"]))
 
 
-def kind_of(X: Any) -> Kind | None:
-    """The kind of a polars DataFrame or pyarrow Table; None for anything else.
+def format_of(X: Any) -> TableFormat | None:
+    """The format of a polars DataFrame or pyarrow Table; None for anything else.
 
     Example:
-        >>> kind_of(pa.table({"n": [1, None]})).schema.field("n").type
+        >>> format_of(pa.table({"n": [1, None]})).schema.field("n").type
         DataType(int64)
-        >>> kind_of(pd.DataFrame({"n": [1, 2]})) is None
+        >>> format_of(pd.DataFrame({"n": [1, 2]})) is None
         True
     """
     library = _library(X)
@@ -73,7 +73,7 @@ def kind_of(X: Any) -> Kind | None:
         return None
     table = _arrow(X, library)
     nan = [f.name for f, cells in zip(table.schema, table.columns) if pa.types.is_floating(f.type) and _any_nan(cells)]
-    return Kind(library, table.schema, tuple(nan))
+    return TableFormat(library, table.schema, tuple(nan))
 
 
 def to_pandas(X: Any) -> Any:
@@ -106,32 +106,32 @@ def to_pandas(X: Any) -> Any:
     return frame
 
 
-def like(kind: Kind | None, frame: Any, fresh: bool = False) -> Any:
-    """A pandas DataFrame as a table of a kind, without its index; as it is for None, and where it is none.
+def like(table_format: TableFormat | None, frame: Any, fresh: bool = False) -> Any:
+    """A pandas DataFrame in a table format, without its index; unchanged for None, and where it is no DataFrame.
 
     Args:
-        kind: Where it has types, every column is one of theirs.
+        table_format: Where it has a schema, every column must be among its fields.
         frame: The table.
-        fresh: Whether its rows are others than those that the kind is of: what pandas wrote of their index is then dropped.
+        fresh: Whether its rows are others than those of the table that the format was read from: pandas' metadata on its index is then dropped.
 
     Raises:
         ValueError: A cell is none that the column's type can hold; the message names the column.
     """
-    if kind is None or not isinstance(frame, pd.DataFrame):
+    if table_format is None or not isinstance(frame, pd.DataFrame):
         return frame
-    if kind.schema is None:
+    if table_format.schema is None:
         table = pa.Table.from_pandas(frame.set_axis(frame.columns.map(str), axis=1), preserve_index=False)
-        return _given_back(table.replace_schema_metadata(None), kind.library)
+        return _given_back(table.replace_schema_metadata(None), table_format.library)
     arrays, fields = [], []
     for j, name in enumerate(frame.columns):
-        field = kind.schema.field(str(name))
+        field = table_format.schema.field(str(name))
         try:
-            arrays.append(_cells(frame.iloc[:, j], field.type, field.name in kind.nan))
+            arrays.append(_cells(frame.iloc[:, j], field.type, field.name in table_format.nan))
         except pa.ArrowException as error:
             raise ValueError(f"column {name!r} cannot be of type {field.type}: {error}") from error
         fields.append(field)
-    metadata = {k: v for k, v in (kind.schema.metadata or {}).items() if not (fresh and k == b"pandas")}
-    return _given_back(pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata or None)), kind.library)
+    metadata = {k: v for k, v in (table_format.schema.metadata or {}).items() if not (fresh and k == b"pandas")}
+    return _given_back(pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata or None)), table_format.library)
 
 
 def _library(X: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Heads of the mixed model: conditional distribution functions G on [0, 1] with parameters from a network.
 
-Values come as the intervals of `Ranks`; at zero parameters G is the uniform distribution, or close to it, so that every column starts with its marginal
-distribution. Parameters are (units, count, n), values (units, n).
+Values come as the intervals of `MarginalCDF`; at zero parameters G is the uniform distribution, or close to it, so that every column starts with its marginal
+distribution. Parameters are (variables, count, n), values (variables, n).
 """
 
 import math
@@ -23,7 +23,7 @@ LOG_TAIL = math.log(TAIL_RANK)
 
 
 class Cells(NamedTuple):
-    """Numbers as heads see them, each (units, n).
+    """Numbers as heads see them, each (variables, n).
 
     Attributes:
         low: Lower end of the interval in [0, 1].
@@ -52,7 +52,7 @@ class Head(Protocol):
         """Parameters (count,) to start from."""
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
-        """Log-probability of intervals and log-density of points, (units, n)."""
+        """Log-probability of intervals and log-density of points, (variables, n)."""
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         """G(rank)."""

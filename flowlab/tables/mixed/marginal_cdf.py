@@ -1,4 +1,4 @@
-"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of `flowlab.tables.model` work with."""
+"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of ``MixedFlow`` work with."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 @register
-class Ranks(nn.Module):
+class MarginalCDF(nn.Module):
     """A column's smoothed distribution function F, with a jump at each repeated value (atom).
 
     F = smooth · F_c + the shares of the atoms so far, where F_c is the distribution function of a `Marginal`, cut off at the support's ends. The
@@ -56,12 +56,12 @@ class Ranks(nn.Module):
 
     Example:
         >>> import torch
-        >>> from flowlab.tables.mixed.marginal_cdf import learn_ranks
+        >>> from flowlab.tables.mixed.marginal_cdf import learn_marginal_cdf
         >>> x = torch.tensor([0.0] * 50 + [1.0] * 30 + list(range(2, 22)), dtype=torch.float64)
-        >>> ranks = learn_ranks(x, resolution=1.0, lower=0.0)
-        >>> ranks.cell(torch.tensor([0.0, 1.0], dtype=torch.float64)).width.round(decimals=1).tolist()
+        >>> cdf = learn_marginal_cdf(x, resolution=1.0, lower=0.0)
+        >>> cdf.cell(torch.tensor([0.0, 1.0], dtype=torch.float64)).width.round(decimals=1).tolist()
         [0.5, 0.3]
-        >>> ranks.value(torch.tensor([0.2, 0.6], dtype=torch.float64)).tolist()
+        >>> cdf.value(torch.tensor([0.2, 0.6], dtype=torch.float64)).tolist()
         [0.0, 1.0]
     """
 
@@ -187,7 +187,7 @@ def log_normal_between(low: Tensor, high: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def learn_ranks(
+def learn_marginal_cdf(
     x: Tensor,
     *,
     resolution: float = 0.0,
@@ -196,7 +196,7 @@ def learn_ranks(
     upper: float | None = None,
     weight: Tensor | None = None,
     spanning: Tensor | None = None,
-) -> Ranks:
+) -> MarginalCDF:
     """The ranks of a column from its values x (n,), double precision.
 
     Args:
@@ -227,14 +227,14 @@ def learn_ranks(
         spread = resolution or max(abs(float(rest[0])), 1.0) * 1e-3
         rest = rest[0] + spread * torch.linspace(-2, 2, 9, dtype=x.dtype)
     knots = choose_bins(rest.sort().values, KNOTS) if len(rest) > 1 else 2
-    ranks = Ranks(len(kept), knots, resolution, lower, upper)
-    ranks.marginal.initialise(rest.unsqueeze(-1))
-    ranks.values.copy_(kept)
-    ranks.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
-    ranks.smooth.fill_(smooth if len(kept) else 1.0)
-    ranks.prepare()
+    cdf = MarginalCDF(len(kept), knots, resolution, lower, upper)
+    cdf.marginal.initialise(rest.unsqueeze(-1))
+    cdf.values.copy_(kept)
+    cdf.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
+    cdf.smooth.fill_(smooth if len(kept) else 1.0)
+    cdf.prepare()
     spanning = x if spanning is None else spanning
     if len(spanning):
-        ends = ranks.cell(torch.stack([spanning.min(), spanning.max()]))
-        ranks.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))
-    return ranks
+        ends = cdf.cell(torch.stack([spanning.min(), spanning.max()]))
+        cdf.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))
+    return cdf

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from flowlab.registry import register
 from flowlab.tables.mixed.heads import Head, quantile
-from flowlab.tables.mixed.marginal_cdf import Ranks
+from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, ConditionalNetworks, Z
 
 
@@ -28,8 +28,12 @@ def choose(weights: Tensor, uniform: Tensor) -> Tensor:
     return (through < uniform * through[-1]).sum(0).clamp(max=len(weights) - 1)
 
 
-def check_units(
-    ranks: int, columns: Sequence[int], classes: Sequence[int], nullable: Sequence[bool], order: Sequence[int] | None
+def check_variables(
+    marginals: int,
+    columns: Sequence[int],
+    classes: Sequence[int],
+    nullable: Sequence[bool],
+    order: Sequence[int] | None,
 ) -> None:
     """Raises a ValueError where a `MixedFlow`'s lists do not go together."""
     if not columns or not len(columns) == len(classes) == len(nullable):
@@ -37,10 +41,10 @@ def check_units(
             f"columns, classes and nullable must be as long, not {len(columns)}, {len(classes)}, {len(nullable)}"
         )
     if columns[0] != 0 or any(step not in (0, 1) for step in (b - a for a, b in pairwise(columns))):
-        raise ValueError("columns must count from 0 without a gap, and a column's units lie together")
+        raise ValueError("columns must count from 0 without a gap, and a column's variables lie together")
     numbers = sum(k == 0 for k in classes)
-    if ranks != numbers:
-        raise ValueError(f"{numbers} units are numbers, and there are {ranks} ranks")
+    if marginals != numbers:
+        raise ValueError(f"{numbers} variables are numbers, and there are {marginals} marginal distributions")
     if order is not None and sorted(order) != list(range(columns[-1] + 1)):
         raise ValueError(f"order must be a permutation of 0 … {columns[-1]}")
 
@@ -50,10 +54,10 @@ class MixedFlow(nn.Module):
     """The density of rows with numbers, classes and missing cells; its methods are those of a `Flow` that need no gradient of samples.
 
     Args:
-        ranks: The `Ranks` of each unit that is a number, in order.
-        columns: The column of each unit: dates have two units. A column's units lie together.
-        classes: Number of classes of each unit, 0 for numbers.
-        nullable: Whether each unit can be missing; of a column's units, the first one decides for all.
+        ranks: The `MarginalCDF` of each variable that is a number, in order.
+        columns: The column of each variable: dates have two variables. A column's variables lie together.
+        classes: Number of classes of each variable, 0 for numbers.
+        nullable: Whether each variable can be missing; of a column's variables, the first one decides for all.
         head: Distribution of numbers given other columns.
         hidden, blocks, dropout, order, generator: As for `ConditionalNetworks`.
     """
@@ -63,7 +67,7 @@ class MixedFlow(nn.Module):
 
     def __init__(
         self,
-        ranks: Sequence[Ranks],
+        ranks: Sequence[MarginalCDF],
         columns: Sequence[int],
         classes: Sequence[int],
         nullable: Sequence[bool],
@@ -75,7 +79,7 @@ class MixedFlow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_units(len(ranks), columns, classes, nullable, order)
+        check_variables(len(ranks), columns, classes, nullable, order)
         self.ranks = nn.ModuleList(ranks)
         self.columns, self.classes, self.nullable = list(columns), list(classes), [bool(x) for x in nullable]
         self.head, self.hidden, self.blocks, self.dropout = head, hidden, blocks, dropout
@@ -95,35 +99,35 @@ class MixedFlow(nn.Module):
         """Rows are vectors; which of them can occur, log_prob says."""
         return constraints.real_vector
 
-    def _ranks(self) -> dict[int, Ranks]:
+    def marginals(self) -> dict[int, MarginalCDF]:
         return dict(zip(self.network.numbers, self.ranks, strict=True))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def cells(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """Rows (n, features) as the network sees them, (n, FIELDS · features).
 
-        Of each unit: the class (0 for numbers), whether it is missing, the quantile that other units' networks see, and interval and log-slope of `Ranks`.
+        Of each variable: the class (0 for numbers), whether it is missing, the quantile that other variables' networks see, and interval and log-slope of `MarginalCDF`.
         CODE is -1 where a cell is not part of the question: it is not `known` (n, features), or NaN though it cannot be missing.
         """
-        fields = torch.stack([self.unit_fields(j, x[:, j]) for j in range(self.features)], 1)
+        fields = torch.stack([self.variable_fields(j, x[:, j]) for j in range(self.features)], 1)
         absent = torch.isnan(x.T) & ~torch.tensor(self.nullable, device=x.device).unsqueeze(-1)
         if known is not None:
             absent |= ~known.T
         fields[CODE] = torch.where(absent, -1.0, fields[CODE])
         return fields.flatten(0, 1).T.contiguous()
 
-    def unit_fields(self, unit: int, values: Tensor) -> Tensor:
-        """The fields (FIELDS, n) of one unit's values (n,)."""
-        ranks = self._ranks().get(unit)
+    def variable_fields(self, variable: int, values: Tensor) -> Tensor:
+        """The fields (FIELDS, n) of one variable's values (n,)."""
+        marginal = self.marginals().get(variable)
         out = values.new_zeros(FIELDS, len(values))
         missing = torch.isnan(values)
-        if ranks is None:
-            code = torch.where(missing, float(self.classes[unit]), values)
-            unknown = ~missing & ((code < 0) | (code >= self.classes[unit]))
+        if marginal is None:
+            code = torch.where(missing, float(self.classes[variable]), values)
+            unknown = ~missing & ((code < 0) | (code >= self.classes[variable]))
             out[CODE] = torch.where(unknown, 0.0, code)
             out[LOG_SLOPE] = torch.where(unknown, -math.inf, 0.0)
             return out
-        cell = ranks.cell(torch.where(missing, 0.0, values))
+        cell = marginal.cell(torch.where(missing, 0.0, values))
         high = (cell.low + cell.width).clamp(max=1)
         parts = [cell.middle, cell.low, cell.width, quantile(cell.low), quantile(high), cell.log_slope]
         out[MISSING] = missing.to(values)
@@ -156,7 +160,7 @@ class MixedFlow(nn.Module):
         known: Tensor,
         missing: bool = True,
         generator: torch.Generator | None = None,
-        units: Sequence[int] | None = None,
+        variables: Sequence[int] | None = None,
     ) -> Tensor:
         """Draws the cells of rows (n, features) that are not `known`, given those that are.
 
@@ -165,118 +169,118 @@ class MixedFlow(nn.Module):
             known: Which cells are given, of x's shape.
             missing: Whether a drawn cell may be a missing one.
             generator: Source of the draws.
-            units: The only ones to draw, all when None.
+            variables: The only ones to draw, all when None.
         """
-        x, shown = x.clone(), self.shown(x, known)
-        for unit in [j for j in self.in_order() if units is None or j in units]:
-            wanted = ~known[:, unit]
+        x, inputs = x.clone(), self.network_inputs(x, known)
+        for variable in [j for j in self.in_order() if variables is None or j in variables]:
+            wanted = ~known[:, variable]
             if bool(wanted.any()):
-                place = self.network.places[unit]
-                drawn, seen = self.draw(unit, shown, x, missing=missing, generator=generator)
-                x[:, unit] = torch.where(wanted, drawn, x[:, unit])
-                shown[place] = torch.where(wanted, seen, shown[place])
+                place = self.network.places[variable]
+                drawn, seen = self.draw(variable, inputs, x, missing=missing, generator=generator)
+                x[:, variable] = torch.where(wanted, drawn, x[:, variable])
+                inputs[place] = torch.where(wanted, seen, inputs[place])
         return x
 
     def in_order(self) -> list[int]:
-        """The units in the main order of their columns."""
+        """The variables in the main order of their columns."""
         return [j for column in self.network.order for j, own in enumerate(self.columns) if own == column]
 
-    def shown(self, x: Tensor, known: Tensor) -> Tensor:
+    def network_inputs(self, x: Tensor, known: Tensor) -> Tensor:
         """What networks see of rows of which only some cells (n, features) are known: (inputs, n), zero for the others."""
         network = self.network
         out = x.new_zeros(len(network.owner), len(x), dtype=network.first.dtype)
-        for unit, there in enumerate(known.T):
+        for variable, there in enumerate(known.T):
             if bool(there.any()):
-                self.show(out, unit, torch.where(there, x[:, unit], 0))
+                self.set_inputs(out, variable, torch.where(there, x[:, variable], 0))
         return out * known.T[network.owner]
 
-    def show(self, shown: Tensor, unit: int, values: Tensor) -> None:
-        """Adds one unit's values (n,) to what networks see."""
-        ranks = self._ranks().get(unit)
-        if ranks is None:
-            seen = self._class_inputs(unit, values)
+    def set_inputs(self, inputs: Tensor, variable: int, values: Tensor) -> None:
+        """Adds one variable's values (n,) to what networks see."""
+        marginal = self.marginals().get(variable)
+        if marginal is None:
+            seen = self._class_inputs(variable, values)
         else:
             missing = torch.isnan(values)
-            seen = self._number_inputs(ranks.cell(torch.where(missing, 0, values)).middle, missing)
-        shown[self.network.places[unit]] = seen
+            seen = self._number_inputs(marginal.cell(torch.where(missing, 0, values)).middle, missing)
+        inputs[self.network.places[variable]] = seen
 
-    def _class_inputs(self, unit: int, values: Tensor) -> Tensor:
-        code = torch.where(torch.isnan(values), self.classes[unit], values)
-        return self.network.class_inputs([unit], code.unsqueeze(0))
+    def _class_inputs(self, variable: int, values: Tensor) -> Tensor:
+        code = torch.where(torch.isnan(values), self.classes[variable], values)
+        return self.network.class_inputs([variable], code.unsqueeze(0))
 
     def _number_inputs(self, middle: Tensor, missing: Tensor) -> Tensor:
         return self.network.number_inputs(torch.where(missing, 0, middle), missing)
 
-    def conditional(self, unit: int, shown: Tensor) -> Tensor:
-        """What one unit's network says: log-probabilities of outcomes (outcomes, n), or parameters (1, count + 1, n) of the head and of
+    def conditional(self, variable: int, inputs: Tensor) -> Tensor:
+        """What one variable's network says: log-probabilities of outcomes (outcomes, n), or parameters (1, count + 1, n) of the head and of
         being missing, double precision."""
-        hidden = self.network.hidden_of_one(unit, shown)
-        if self.classes[unit]:
-            return self.network.class_logits(hidden[0], unit).double()
-        return self.network.number_parameters(hidden, [self.network.numbers.index(unit)]).double()
+        hidden = self.network.hidden_of_one(variable, inputs)
+        if self.classes[variable]:
+            return self.network.class_logits(hidden[0], variable).double()
+        return self.network.number_parameters(hidden, [self.network.numbers.index(variable)]).double()
 
     def draw(
         self,
-        unit: int,
-        shown: Tensor,
+        variable: int,
+        inputs: Tensor,
         x: Tensor,
         *,
         missing: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one unit (n,) of rows x (n, features) given what is shown; and what networks see of it (inputs of the unit, n)."""
-        params, ranks = self.conditional(unit, shown), self._ranks().get(unit)
+        """Draws one variable (n,) of rows x (n, features) given what is shown; and what networks see of it (inputs of the variable, n)."""
+        params, marginal = self.conditional(variable, inputs), self.marginals().get(variable)
 
         def uniform() -> Tensor:
             return torch.rand(params.shape[-1], dtype=torch.float64, device=params.device, generator=generator)
 
-        if ranks is None:
+        if marginal is None:
             probability = params.exp()
             if not missing:
-                probability = probability[: self.classes[unit]]
+                probability = probability[: self.classes[variable]]
             code = choose(probability, uniform())
-            value = torch.where(code == self.classes[unit], math.nan, code.double())
-            return value, self._class_inputs(unit, value)
-        low, high = (end.expand(1, len(x)) for end in ranks.seen)
+            value = torch.where(code == self.classes[variable], math.nan, code.double())
+            return value, self._class_inputs(variable, value)
+        low, high = (end.expand(1, len(x)) for end in marginal.seen)
         rank = self.head.draw(params[:, :-1], low, high, uniform()[None], uniform()[None])[0]
-        value, middle = ranks.value_and_middle(rank)
+        value, middle = marginal.value_and_middle(rank)
         gone = torch.zeros_like(value, dtype=torch.bool)
-        if missing and self.nullable[unit]:
-            first = self.network.says_missing(unit)
-            gone = uniform() < torch.sigmoid(params[0, -1]) if first else torch.isnan(x[:, unit - 1])
+        if missing and self.nullable[variable]:
+            first = self.network.says_missing(variable)
+            gone = uniform() < torch.sigmoid(params[0, -1]) if first else torch.isnan(x[:, variable - 1])
         return torch.where(gone, math.nan, value), self._number_inputs(middle, gone)
 
     def draw_within(
         self,
-        unit: int,
-        shown: Tensor,
+        variable: int,
+        inputs: Tensor,
         allowed: Sequence[tuple[float, float]],
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one unit (n,) from where it may be, given what is shown; and the log-probability (n,) of that.
+        """Draws one variable (n,) from where it may be, given what is shown; and the log-probability (n,) of that.
 
         Args:
-            unit: The unit.
-            shown: What networks see (inputs, n).
+            variable: The variable.
+            inputs: What networks see (inputs, n).
             allowed: Closed intervals of numbers, or of codes.
             generator: Source of the draws.
         """
-        params = self.conditional(unit, shown)
+        params = self.conditional(variable, inputs)
         n = params.shape[-1]
 
         def uniform() -> Tensor:
             return torch.rand(n, dtype=torch.float64, device=params.device, generator=generator)
 
-        if self.classes[unit]:
+        if self.classes[variable]:
             codes = torch.arange(len(params), device=params.device)
             inside = torch.stack([(codes >= low) & (codes <= high) for low, high in allowed]).any(0)
             probability = torch.where(inside.unsqueeze(-1), params.exp(), 0)
             code = choose(probability, uniform())
-            return torch.where(code == self.classes[unit], math.nan, code.double()), probability.sum(0).log()
-        ranks = self._ranks()[unit]
+            return torch.where(code == self.classes[variable], math.nan, code.double()), probability.sum(0).log()
+        marginal = self.marginals()[variable]
         ends = torch.tensor(list(allowed), dtype=torch.float64, device=params.device)
         open_ = torch.isinf(ends)
-        first, last = (ranks.cell(end) for end in torch.where(open_, 0, ends).unbind(-1))
+        first, last = (marginal.cell(end) for end in torch.where(open_, 0, ends).unbind(-1))
         low = torch.where(open_[:, 0], 0, first.low).unsqueeze(-1).expand(-1, n)
         high = torch.where(open_[:, 1], 1, (last.low + last.width).clamp(max=1)).unsqueeze(-1).expand(-1, n)
         head = params[:, :-1].expand(len(ends), -1, -1)
@@ -284,46 +288,50 @@ class MixedFlow(nn.Module):
         k = choose(mass, uniform()).unsqueeze(0)
         rank = self.head.draw(params[:, :-1], low.gather(0, k), high.gather(0, k), uniform()[None], uniform()[None])[0]
         # What rounding has led out of the interval comes back to its end.
-        value = torch.minimum(torch.maximum(ranks.value(rank), ends[k[0], 0]), ends[k[0], 1])
+        value = torch.minimum(torch.maximum(marginal.value(rank), ends[k[0], 0]), ends[k[0], 1])
         log_mass = mass.sum(0).log()
-        if self.network.says_missing(unit):
+        if self.network.says_missing(variable):
             log_mass = log_mass + F.logsigmoid(-params[0, -1])
         return value, log_mass
 
     @torch.no_grad()
     def to_normal(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal noise behind rows (n, features), by each unit's distribution function given those before it.
+        """Standard normal noise behind rows (n, features), by each variable's distribution function given those before it.
 
         An outcome with a probability of its own is spread over its interval at random (Dunn & Smyth 1996, "Randomized quantile residuals").
         """
         known = ~(torch.isnan(x) & ~torch.tensor(self.nullable, device=x.device))
-        noise, everything = torch.empty_like(x), self.shown(x, known)
-        shown = torch.zeros_like(everything)
-        for unit in self.in_order():
-            params = self.conditional(unit, shown)
-            low, width = self._interval(unit, params, x[:, unit], self.unit_fields(unit, x[:, unit]))
+        noise, everything = torch.empty_like(x), self.network_inputs(x, known)
+        inputs = torch.zeros_like(everything)
+        for variable in self.in_order():
+            params = self.conditional(variable, inputs)
+            low, width = self._interval(
+                variable, params, x[:, variable], self.variable_fields(variable, x[:, variable])
+            )
             spread = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
-            level = torch.where(known[:, unit], low + spread * width, spread)
-            noise[:, unit] = quantile(level.clamp(1e-12, 1 - 1e-12))
-            place = self.network.places[unit]
-            shown[place] = everything[place]
+            level = torch.where(known[:, variable], low + spread * width, spread)
+            noise[:, variable] = quantile(level.clamp(1e-12, 1 - 1e-12))
+            place = self.network.places[variable]
+            inputs[place] = everything[place]
         return noise
 
-    def _interval(self, unit: int, params: Tensor, values: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in [0, 1] values (n,) of a unit lie under its conditional distribution: lower end and width."""
+    def _interval(self, variable: int, params: Tensor, values: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in [0, 1] values (n,) of a variable lie under its conditional distribution: lower end and width."""
         gone = torch.isnan(values)
-        if self.classes[unit]:
+        if self.classes[variable]:
             probability = params.exp()
             code = fields[CODE].clamp(min=0).long().unsqueeze(0)
             own = probability.gather(0, code)[0]
             return probability.cumsum(0).gather(0, code)[0] - own, own
-        share = torch.sigmoid(params[0, -1]) if self.network.says_missing(unit) else torch.zeros_like(values)
+        share = torch.sigmoid(params[0, -1]) if self.network.says_missing(variable) else torch.zeros_like(values)
         low = self.head.cdf(params[:, :-1], fields[LOW][None])[0]
         high = self.head.cdf(params[:, :-1], (fields[LOW] + fields[WIDTH]).clamp(max=1)[None])[0]
         low, width = (1 - share) * low, (1 - share) * (high - low)
-        if not self.network.says_missing(unit):  # the column's first unit has said it, and this one says nothing
+        if not self.network.says_missing(
+            variable
+        ):  # the column's first variable has said it, and this one says nothing
             return torch.where(gone, 0, low), torch.where(gone, 1, width)
         return torch.where(gone, 1 - share, low), torch.where(gone, share, width)
 
     def extra_repr(self) -> str:
-        return f"{self.features} units, {self.head}, hidden={self.hidden}"
+        return f"{self.features} variables, {self.head}, hidden={self.hidden}"

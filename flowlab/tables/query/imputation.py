@@ -29,14 +29,14 @@ def fill(
     known: Known,
     missing: bool,
     generator: torch.Generator,
-    units: Sequence[int] | None = None,
+    variables: Sequence[int] | None = None,
 ) -> Array:
     """Rows (n, variables) with the cells that are not known drawn given those that are; see `conditional.fill`."""
     mixture, device = fitted.density(), fitted.device
     with threads_for(min(len(x), CHUNK) * x.shape[1]):
         chunks = zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
         parts = [
-            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator, units)
+            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator, variables)
             for rows, which in chunks
         ]
     return torch.cat(parts).cpu().numpy()
@@ -73,7 +73,7 @@ def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator
     """A new row for each row of conditions."""
     fitted.conditionals("rows of conditions need")
     table = fitted.table
-    x = np.full((len(given), len(table.units)), np.nan)
+    x = np.full((len(given), len(table.variables)), np.nan)
     known = np.zeros_like(x, dtype=bool)
     for name in given.columns:
         place = table.place(name)
@@ -110,19 +110,19 @@ def distribution(fitted: Fitted, column: Any, rows: pd.DataFrame, n: int, genera
     """What other cells say of one column; see `FlowDensity.conditional`."""
     mixture, table = fitted.conditionals("conditional distributions need"), fitted.table
     rows = rows.drop(columns=column) if column in rows.columns else rows
-    x = np.full((len(rows), len(table.units)), np.nan)
+    x = np.full((len(rows), len(table.variables)), np.nan)
     for name in rows.columns:
         there = rows[name].notna().to_numpy()
         if there.any():
             own = range(x.shape[1])[table.place(name)]
             x[np.ix_(there, own)] = table.codec.encode_cells(name, rows[name][there])
     place = table.place(column)
-    units, known = list(range(x.shape[1])[place]), ~np.isnan(x)
-    if table.units[units[0]].classes:
+    variables, known = list(range(x.shape[1])[place]), ~np.isnan(x)
+    if table.variables[variables[0]].classes:
         given = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
-        shares = conditional.class_probabilities(mixture, *given, units[0])
+        shares = conditional.class_probabilities(mixture, *given, variables[0])
         return pd.DataFrame(shares.cpu().numpy(), columns=table.schema[column].categories, index=rows.index)
-    drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]
+    drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, variables)[:, place]
     grouped = table.decode_part(column, drawn).groupby(np.repeat(np.arange(len(rows)), n))
     out = {"mean": grouped.mean(), "sd": grouped.std()}
     out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}

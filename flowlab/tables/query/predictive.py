@@ -78,13 +78,13 @@ class Predictive:
 
 
 @torch.no_grad()
-def outcome_grid(mixture: FlowMixture, unit: int, points: int = POINTS) -> Array:
-    """Values of a unit from end to end of what its marginal distribution can be, closer where there are more of them."""
+def outcome_grid(mixture: FlowMixture, variable: int, points: int = POINTS) -> Array:
+    """Values of a variable from end to end of what its marginal distribution can be, closer where there are more of them."""
     found = []
     for flow in mixture:
-        ranks = flow._ranks()[unit]
-        level = torch.special.ndtr(torch.linspace(-6, 6, points, dtype=torch.float64, device=ranks.values.device))
-        found.append(ranks.value(level))
+        marginal = flow.marginals()[variable]
+        level = torch.special.ndtr(torch.linspace(-6, 6, points, dtype=torch.float64, device=marginal.values.device))
+        found.append(marginal.value(level))
     grid = torch.cat(found).unique()  # sorted
     if len(grid) > 2 * points:
         grid = grid[torch.linspace(0, len(grid) - 1, points, device=grid.device).round().long()]
@@ -92,19 +92,19 @@ def outcome_grid(mixture: FlowMixture, unit: int, points: int = POINTS) -> Array
 
 
 @torch.no_grad()
-def predict(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, points: int = POINTS) -> Predictive:
-    """The distribution of a unit that is a number, not missing, given the known cells of rows x (n, units).
+def predict(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, points: int = POINTS) -> Predictive:
+    """The distribution of a variable that is a number, not missing, given the known cells of rows x (n, variables).
 
     Of a mixture it is the members' conditional distributions, weighted by the probability that each gave the row's known cells.
     """
-    grid = outcome_grid(mixture, unit, points)
+    grid = outcome_grid(mixture, variable, points)
     on = torch.from_numpy(grid).to(x.device)
     below, at = (np.empty((len(x), len(grid))) for _ in range(2))
     with threads_for(min(len(x), BLOCK) * x.shape[1]):
         for start in range(0, len(x), BLOCK):
             rows = slice(start, start + BLOCK)
             shares = member_shares(mixture, x[rows], known[rows], strict=False)
-            parts = [_distribution(flow, unit, flow.shown(x[rows], known[rows]), on) for flow in mixture]
+            parts = [_distribution(flow, variable, flow.network_inputs(x[rows], known[rows]), on) for flow in mixture]
             low, high = (
                 sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy()
                 for i in range(2)
@@ -115,10 +115,10 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, points: i
     return Predictive(grid, below, at)
 
 
-def _distribution(flow: MixedFlow, unit: int, shown: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _distribution(flow: MixedFlow, variable: int, inputs: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """One member's F just below and at each value of the grid, (points, n)."""
-    params = flow.conditional(unit, shown)[:, :-1].expand(len(grid), -1, -1)
-    cell = flow._ranks()[unit].cell(grid)
+    params = flow.conditional(variable, inputs)[:, :-1].expand(len(grid), -1, -1)
+    cell = flow.marginals()[variable].cell(grid)
     ends = (cell.low, (cell.low + cell.width).clamp(max=1))
-    low, high = (flow.head.cdf(params, end.unsqueeze(-1).expand(-1, shown.shape[-1])) for end in ends)
+    low, high = (flow.head.cdf(params, end.unsqueeze(-1).expand(-1, inputs.shape[-1])) for end in ends)
     return low, torch.where(cell.width.unsqueeze(-1) > 0, high, low)

@@ -62,7 +62,9 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
     shape = (min(n_samples, BLOCK), mixture.features)
     empty = torch.full(shape, np.nan, dtype=torch.float64, device=fitted.device)
     with blocks(fitted, n_samples, progress) as sizes:
-        found = [fill(mixture, x, known([], x), generator=generator, units=drawn) for x in (empty[:n] for n in sizes)]
+        found = [
+            fill(mixture, x, known([], x), generator=generator, variables=drawn) for x in (empty[:n] for n in sizes)
+        ]
     rows = torch.cat(found)
 
     @torch.no_grad()
@@ -112,9 +114,9 @@ def variables(fitted: Fitted, group: Any, argument: str) -> list[int]:
             f"{argument}: there is no column {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, labels))}"
             + (f", or their positions 0 to {len(labels) - 1}" if table.array else "")
         )
-    units = range(len(table.units))
+    variables = range(len(table.variables))
     seen = [j for j, label in enumerate(labels) if label in schema and schema[label].modelled]
-    modelled = {j: list(units[table.place(labels[j])]) for j in seen}
+    modelled = {j: list(variables[table.place(labels[j])]) for j in seen}
     outside = [repr(labels[place]) for place in found if place not in modelled]
     if outside:
         raise ValueError(

@@ -42,13 +42,13 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
     mixture, table, rows = fitted.density(), fitted.table, fitted.rows
     nothing = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=fitted.device)
     for j, value in conditions.values.items():
-        if not table.units[j].classes or math.isnan(value) or rows is None:
+        if not table.variables[j].classes or math.isnan(value) or rows is None:
             continue
         shares = conditional.class_probabilities(mixture, nothing, ~torch.isnan(nothing), j)
         share = float(shares[0, int(value)])
         if share < RARE_SHARE and share * rows < RARE_ROWS:
             warnings.warn(
-                f"{conditions.words[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn all "
+                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn all "
                 "that sets them apart: rows drawn under this condition lean towards the others",
                 stacklevel=4,
             )
@@ -112,9 +112,9 @@ def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.Data
         return table.decode(matrix[kept & (table.excess(numbers, asked) <= fitted.reach)])
     rows = table.decode(matrix[table.codec.fits(matrix)])
     kept = table.acceptable(rows) if table.rejects else np.ones(len(rows), dtype=bool)
-    for name, wish in given.items():
-        if isinstance(wish, tuple):  # times are drawn by the day: their ends are sorted out here
-            kept &= within(rows[name], wish)
+    for name, condition in given.items():
+        if isinstance(condition, tuple):  # times are drawn by the day: their ends are sorted out here
+            kept &= within(rows[name], condition)
     return rows if kept.all() else rows[kept]
 
 

@@ -10,7 +10,7 @@ def summary(fitted: Fitted, features: int) -> str:
     table = fitted.table
     count = 0 if fitted.mixture is None else sum(p.numel() for p in fitted.mixture.parameters())
     lines = [
-        f"FlowDensity of {features} columns, {len(table.units)} variables modelled, {count:,} parameters",
+        f"FlowDensity of {features} columns, {len(table.variables)} variables modelled, {count:,} parameters",
         f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}",
     ]
     if fitted.race:
