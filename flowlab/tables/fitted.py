@@ -1,6 +1,7 @@
 """`Fitted`: everything that a fit leaves behind, as one record, and how it is kept in a file."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,11 +19,14 @@ from flowlab.tables import parameters
 from flowlab.tables.codec.table import Table
 from flowlab.tables.ensemble.calibration import goodness_of_fit
 from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
-from flowlab.tables.ensemble.member import Member
+from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.ensemble.support import measure_support
 from flowlab.tables.frames.arrow import TableFormat
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.schema import stored
+from flowlab.tables.schema.rules import read_rules
+
+LEAST_HELD_OUT = 8  # rows from which some are held out
 
 Array = NDArray[np.float64]
 
@@ -89,6 +93,49 @@ class Fitted:
                 'numbers do not have: fit with FlowDensity(members=["mixed"])'
             )
         return self.density()
+
+
+def fit_table(
+    frame: pd.DataFrame,
+    array: bool,
+    weight: Array | None,
+    params: dict[str, Any],
+    rng: np.random.Generator,
+    table_format: TableFormat | None,
+) -> Fitted:
+    """Learn the schema of a table and fit a mixture to its matrix.
+
+    Args:
+        frame: The rows.
+        array: Whether they came as an array.
+        weight: Their weights (n,), equal when None.
+        params: The parameters of the `FlowDensity`.
+        rng: Source of everything random.
+        table_format: Library and types of the rows' table; None for pandas and arrays.
+
+    Raises:
+        ValueError: A column cannot be modelled, or the members do not go together with the table.
+    """
+    table, kept = Table.learn(frame, params["schema"], params["rules"], array)
+    matrix = table.encode(frame[kept])
+    rows, features = matrix.shape
+    effort, validation = params["effort"], params["validation"]
+    if rows < LEAST_HELD_OUT and validation:
+        warnings.warn(f"only {rows} rows: none is held out, and how well the model fits is not known", stacklevel=5)
+    conditional = bool(params["schema"] is not None or read_rules(params["rules"]) or not table.complete)
+    members = choose_members(params["members"], effort, params["preprocessing"], table, rows, conditional)
+    return fit_matrix(
+        table,
+        matrix,
+        np.ones(rows) if weight is None else weight[kept],
+        members,
+        rng,
+        table_format,
+        params["device"],
+        validation=validation,
+        folds=fold_count(effort, rows, features, any(member.kind == "mixed" for member in members)),
+        **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},
+    )
 
 
 def is_conditional(mixture: FlowMixture | None) -> bool:

@@ -358,6 +358,6 @@ def infer_schema(frame: pd.DataFrame, overrides: Any) -> Schema:
     for column in numbered:
         warnings.warn(
             f"column {column.name!r} holds {column.reason}: it is modelled as any other; if it says nothing, drop it",
-            stacklevel=6,
+            stacklevel=7,
         )
     return Schema.infer(frame, said | {column.name: {"kind": "integer"} for column in numbered})

@@ -1,9 +1,11 @@
 """`Member`: what to fit as one density of the mixture; its sizes by rule; and the members that an effort stands for."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from flowlab.hints import made, shown
+from flowlab.tables.codec.table import Table
 from flowlab.tables.frames.records import set_fields
 
 PREPROCESSING = ("none", "marginal", "marginal-whitening", "whitening-marginal")
@@ -170,3 +172,42 @@ def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[M
         *(replace(m, rows=100_000) for m in mixtures),
         *simple,
     ]
+
+
+def choose_members(
+    asked: Sequence[Member | str] | None, effort: str, preprocessing: str, table: Table, rows: int, conditional: bool
+) -> list[Member]:
+    """The members to fit to a table: all of them mixed flows, or none of them.
+
+    Args:
+        asked: Members, or names of their kinds; None takes those that the effort stands for.
+        effort: The effort.
+        preprocessing: For members that leave it open.
+        table: The table.
+        rows: Rows of the training matrix.
+        conditional: Whether mixed flows are needed: for what is no complete number, for a schema or rules.
+
+    Raises:
+        ValueError: No member is named, or the members do not go together with the table.
+    """
+    features = len(table.variables)
+    if not features:
+        return []
+    if asked is None:
+        members = recipe(effort, rows, features, conditional)
+    else:
+        members = [Member(member) if isinstance(member, str) else member for member in asked]
+    if not members:
+        raise ValueError("members is empty: name at least one, or leave it None")
+    kinds = {member.kind == "mixed" for member in members}
+    if len(kinds) > 1 or (conditional and kinds == {False}):
+        numeric = ("continuous", "integer", "derived", "constant", "duplicate")
+        odd = [c.name for c in table.schema if c.missing or c.kind not in numeric]
+        raise ValueError(
+            f"members {', '.join(sorted({m.kind for m in members}))} do not go together with whole tables, which "
+            f'"mixed" members alone model: columns {odd or [c.name for c in table.schema]} hold what is no number, '
+            "or a missing cell, or have a schema or rules"
+        )
+    if preprocessing == "auto":
+        return members
+    return [replace(m, preprocessing=preprocessing) if m.preprocessing == "auto" else m for m in members]

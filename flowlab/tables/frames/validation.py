@@ -2,14 +2,16 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_feature_names, validate_data
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.arrow import to_pandas
@@ -36,6 +38,27 @@ def training_frame(model: BaseEstimator, X: Any) -> tuple[pd.DataFrame, bool]:
     x = validate_data(model, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
     given = np.asarray(X) if hasattr(X, "dtype") else x
     return pd.DataFrame(given if given.dtype.kind in "iuf" else x, columns=[f"x{j}" for j in range(x.shape[1])]), True
+
+
+def weighted_rows(X: Any, sample_weight: Any) -> tuple[Any, NDArray[np.float64] | None]:
+    """Rows of positive weight and their weights; all rows and None without weights.
+
+    Raises:
+        ValueError: A weight is negative, or fewer than two are positive.
+    """
+    if sample_weight is None:
+        return X, None
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    used = np.flatnonzero(weight)
+    if len(used) < 2:
+        raise ValueError(f"sample_weight leaves {len(used)} rows with a positive weight, at least 2 are needed")
+    return X.iloc[used] if isinstance(X, pd.DataFrame) else np.asarray(X)[used], weight[used]
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises a ValueError unless an argument is a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def fit_anew(model: Any, *data: Any) -> None:

@@ -59,6 +59,21 @@ def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
     return {name: plain_condition(name, condition) for name, condition in given.items()}
 
 
+def read_values(given: Any) -> pd.DataFrame:
+    """Known cells of rows, from a table or a dict of one value per column.
+
+    Raises:
+        ValueError: A column has several values.
+    """
+    conditions = read_given(given)
+    if isinstance(conditions, pd.DataFrame):
+        return conditions
+    several = [name for name, condition in conditions.items() if not is_single(condition)]
+    if several:
+        raise ValueError(f"column {several[0]!r}: conditional wants one value of each given column, not several")
+    return pd.DataFrame({name: [value] for name, value in conditions.items()}, index=[0])
+
+
 def plain_condition(name: Any, condition: Any) -> Any:
     """A condition as a value, a tuple (low, high) or a list of values, whatever held the values."""
     if isinstance(condition, torch.Tensor) or (isinstance(condition, np.ndarray) and condition.ndim == 0):

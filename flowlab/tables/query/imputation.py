@@ -12,8 +12,9 @@ from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames import cells
+from flowlab.tables.frames.validation import check_count
 from flowlab.tables.query import conditional
-from flowlab.tables.query.conditions import ConditionError
+from flowlab.tables.query.conditions import ConditionError, read_values
 
 ROUNDS = 100  # of draws before a row of conditions counts as too improbable
 ROUNDS_WITHIN = 20  # of these, in which rows must also lie within what training spans
@@ -86,6 +87,7 @@ def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator
 def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> list[pd.DataFrame]:
     """n tables in which the missing cells of rows are drawn; see `FlowDensity.impute`."""
     fitted.conditionals("imputation needs")
+    check_count("n", n)
     table = fitted.table
     frame = table.frame(rows)
     full = rows if isinstance(rows, pd.DataFrame) else frame
@@ -106,21 +108,22 @@ def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> lis
     return done
 
 
-def distribution(fitted: Fitted, column: Any, rows: pd.DataFrame, n: int, generator: torch.Generator) -> pd.DataFrame:
-    """What other cells say of one column; see `FlowDensity.conditional`."""
+def distribution(fitted: Fitted, column: Any, given: Any, n: int, generator: torch.Generator) -> pd.DataFrame:
+    """The distribution of one column given other cells; see `FlowDensity.conditional`."""
     mixture, table = fitted.conditionals("conditional distributions need"), fitted.table
+    rows = read_values(given)
     rows = rows.drop(columns=column) if column in rows.columns else rows
     x = np.full((len(rows), len(table.variables)), np.nan)
     for name in rows.columns:
-        there = rows[name].notna().to_numpy()
-        if there.any():
-            own = range(x.shape[1])[table.place(name)]
-            x[np.ix_(there, own)] = table.codec.encode_cells(name, rows[name][there])
+        observed = rows[name].notna().to_numpy()
+        if observed.any():
+            places = range(x.shape[1])[table.place(name)]
+            x[np.ix_(observed, places)] = table.codec.encode_cells(name, rows[name][observed])
     place = table.place(column)
     variables, known = list(range(x.shape[1])[place]), ~np.isnan(x)
     if table.variables[variables[0]].classes:
-        given = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
-        shares = conditional.class_probabilities(mixture, *given, variables[0])
+        question = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
+        shares = conditional.class_probabilities(mixture, *question, variables[0])
         return pd.DataFrame(shares.cpu().numpy(), columns=table.schema[column].categories, index=rows.index)
     drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, variables)[:, place]
     grouped = table.decode_part(column, drawn).groupby(np.repeat(np.arange(len(rows)), n))

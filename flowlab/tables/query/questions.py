@@ -96,6 +96,18 @@ def fitted_log_density(fitted: Fitted, small: Any, n_samples: int, seed: int, pr
     return log_density
 
 
+def two_groups(fitted: Fitted, columns_a: Any, columns_b: Any) -> tuple[list[int], list[int]]:
+    """The modelled variables of two groups of columns.
+
+    Raises:
+        ValueError: A column is not modelled, or the groups are empty or overlap.
+    """
+    a, b = variables(fitted, columns_a, "columns_a"), variables(fitted, columns_b, "columns_b")
+    if not a or not b or set(a) & set(b):
+        raise ValueError("columns_a and columns_b must be two groups with at least one column each and none in common")
+    return a, b
+
+
 def variables(fitted: Fitted, group: Any, argument: str) -> list[int]:
     """The modelled variables that a column, or a list of columns, has.
 

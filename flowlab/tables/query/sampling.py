@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
 from flowlab.tables.fitted import Fitted
+from flowlab.tables.frames.validation import check_count
 from flowlab.tables.query import conditional
-from flowlab.tables.query.conditions import ConditionError, Conditions, inside, read_conditions, read_ranges
+from flowlab.tables.query.conditions import ConditionError, Conditions, inside, read_conditions, read_given, read_ranges
+from flowlab.tables.query.imputation import sample_given
 from flowlab.tables.query.scoring import LEAST, draw
 
 RARE_SHARE, RARE_ROWS = 0.02, 100  # of training rows, both below which a level is rare
@@ -22,8 +24,16 @@ RARE_SHARE, RARE_ROWS = 0.02, 100  # of training rows, both below which a level 
 Array = NDArray[np.float64]
 
 
-def sample(fitted: Fitted, count: int, given: Mapping[Any, Any], generator: torch.Generator) -> Any:
-    """New rows, as a DataFrame or as an array: what `FlowDensity.sample` returns, in pandas' or numpy's types."""
+def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generator) -> pd.DataFrame | NDArray[Any]:
+    """New rows, as a DataFrame or an array; see `FlowDensity.sample`."""
+    if n_samples is not None:
+        check_count("n_samples", n_samples)
+    given = read_given(given)
+    if isinstance(given, pd.DataFrame):
+        if n_samples not in (None, len(given)):
+            raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
+        return sample_given(fitted, given, generator)
+    count = int(n_samples or 1)
     if not given or not fitted.conditional:
         return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n), given)
     conditions = read_conditions(fitted.table, given)

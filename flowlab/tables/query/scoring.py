@@ -102,6 +102,19 @@ def pit(noise: Array) -> Array:
     return np.asarray(stats.norm.cdf(noise))
 
 
+def p_values(fitted: Fitted, scores: Array) -> Array:
+    """The share of held-out rows whose log-likelihood is at most that of each row (n,), the row itself counted.
+
+    Raises:
+        ValueError: No rows were held out.
+    """
+    held_out = fitted.held_out
+    if not len(held_out):
+        raise ValueError("no rows were held out to calibrate p-values with: fit with validation above 0")
+    at_most = np.searchsorted(held_out, scores, side="right")
+    return np.asarray((at_most + 1) / (len(held_out) + 1))
+
+
 def draw(fitted: Fitted, count: int, generator: torch.Generator) -> Array:
     """Draws (count, variables) of the matrix, wherever the density has mass."""
     if fitted.mixture is None:
