@@ -1,7 +1,7 @@
 """An estimator's parameters as JSON, and back: what was given to `FlowDensity(...)` survives `save` and `load`.
 
-Plain values stand for themselves. All else is a dict with one key, which says what it is: {"pairs": …} for a dict (whose keys need not be
-strings), {"number": "inf"}, {"member": …}, {"rule": …}, {"column": …}, {"schema": …}.
+Plain values stand for themselves. Everything else is a dict with one key that names its type: {"pairs": …} for a dict
+(whose keys need not be strings), {"number": "inf"}, {"member": …}, {"rule": …}, {"column": …}, {"schema": …}.
 """
 
 import datetime

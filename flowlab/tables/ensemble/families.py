@@ -63,9 +63,9 @@ class Task:
         fold: The rows.
         layers: The fitted preprocessing, in sampling order; of "mixed" the marginal distributions of the numbers.
         variables: The variables of the table.
-        seed: Decides everything that is random.
+        seed: Seed of everything random.
         device: Where networks train.
-        seconds: Time that training may take; None for as long as its steps take.
+        seconds: Time limit of training; None for none.
         progress: Show a bar.
     """
 
@@ -84,7 +84,7 @@ class Family(Protocol):
     """A kind of member."""
 
     def fit(self, task: Task) -> Fit:
-        """The fitted flow, in double precision on the CPU, and how training went if there was any."""
+        """The fitted flow, in double precision on the CPU, and the training history if there is any."""
 
 
 class Networks:
@@ -137,8 +137,8 @@ class Mixed:
             order=torch.randperm(max(columns) + 1, generator=generator).tolist() if task.member.rank else None,
             generator=generator,
         )
-        # The network's inputs stay the same in training: they are computed once. A held-out row that cannot be (a level
-        # that this fold does not have) would make every loss infinite.
+        # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows) would
+        # make every loss infinite.
         inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
         held_out = held_out[torch.isfinite(held_out).all(1)]
         flow.to(task.device)

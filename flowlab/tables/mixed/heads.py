@@ -1,7 +1,7 @@
-"""Heads of the mixed model: conditional distribution functions G on [0, 1] with parameters from a network.
+"""Heads of mixed flows: conditional distribution functions G on [0, 1] with parameters from a network.
 
-Values come as the intervals of `MarginalCDF`; at zero parameters G is the uniform distribution, or close to it, so that every column starts with its marginal
-distribution. Parameters are (variables, count, n), values (variables, n).
+Values come as the intervals of `MarginalCDF`. With zero parameters G is uniform, or nearly so: every column starts with
+its marginal distribution. Parameters are (variables, count, n), values (variables, n).
 """
 
 import math
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from flowlab.registry import register
 
 FAR = 1000.0  # stands for infinity in the normal scale: products with it stay finite
-# Beyond this quantile a smooth head is uniform in the rank, that is, it follows the marginal distribution's tail: its own would give values at the very
-# end of a support an infinite density.
+# Beyond this quantile a smooth head is uniform in the rank, so that it follows the marginal distribution's tail; its own
+# tail would have an infinite density at the very end of a support.
 TAIL = 4.0
 TAIL_RANK = math.erfc(TAIL / math.sqrt(2)) / 2
 NARROW = 1e-4  # width in the normal scale below which a cell counts as a point
@@ -63,7 +63,9 @@ class Head(Protocol):
 
 @register
 class Histogram:
-    """A piecewise constant density: a linear spline as distribution function (Müller et al. 2019, "Neural importance sampling", section 4.1).
+    """A piecewise constant density, with a linear spline as distribution function.
+
+    Source: Müller et al. 2019, "Neural importance sampling", section 4.1.
 
     Args:
         bins: Number of equal bins of [0, 1].
@@ -81,7 +83,7 @@ class Histogram:
 
     def _locate(self, rank: Tensor) -> tuple[Tensor, Tensor]:
         scaled = rank * self.bins
-        index = scaled.floor().nan_to_num(0.0).clamp(0, self.bins - 1)  # what is no number stays none, and is no index
+        index = scaled.floor().nan_to_num(0.0).clamp(0, self.bins - 1)  # NaN stays NaN in the result, but indexes bin 0
         return index.long(), scaled - index
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
@@ -89,7 +91,7 @@ class Histogram:
         k, start = self._locate(cells.low)
         log_first = log_p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
         end = start + cells.width * self.bins
-        # How much of each bin the cell covers; a difference of two distribution functions would cost more, and lose its digits.
+        # The share of each bin that the cell covers: cheaper and more precise than a difference of distribution functions.
         edge = torch.arange(self.bins, dtype=params.dtype, device=params.device).unsqueeze(-1)
         low, high = ((cells.low + part).unsqueeze(-2) * self.bins - edge for part in (0, cells.width))
         several = (log_p.exp() * (high.clamp(max=1) - low.clamp(min=0)).clamp(min=0)).sum(-2)
@@ -226,7 +228,7 @@ def quantile(rank: Tensor) -> Tensor:
 
 @register
 class HistogramAndLogistics:
-    """A mixture of a histogram and logistic distributions: one finds heaps and holes, the other narrow dependence, and no column has to choose.
+    """A mixture of a histogram, for heaps and gaps, and logistic distributions, for strong dependence.
 
     Args:
         bins: Bins of the histogram.
@@ -252,9 +254,7 @@ class HistogramAndLogistics:
         logit, *own = self._split(params)
         first, second = (part.log_prob(p, cells) for part, p in zip(self.parts, own, strict=True))
         both = torch.logaddexp(F.logsigmoid(logit) + first, F.logsigmoid(-logit) + second)
-        return torch.where(
-            torch.isfinite(first), both, first
-        )  # -inf where nothing can be; its gradient would not be a number
+        return torch.where(torch.isfinite(first), both, first)  # of -inf the gradient would be NaN
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         logit, *own = self._split(params)
@@ -265,7 +265,7 @@ class HistogramAndLogistics:
         logit, *own = self._split(params)
         share = torch.sigmoid(logit)
         mass = [part.cdf(p, high) - part.cdf(p, low) for part, p in zip(self.parts, own, strict=True)]
-        # Which part: its share of the probability between the ends. What is left of the number is uniform again.
+        # The part is drawn by its share of the probability between the ends; the rest of the number is uniform again.
         share = share * mass[0] / (share * mass[0] + (1 - share) * mass[1])
         chosen = first < share
         again = torch.where(chosen, first / share, (first - share) / (1 - share))

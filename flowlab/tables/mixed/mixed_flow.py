@@ -1,10 +1,13 @@
-"""`MixedFlow`: the density of rows of numbers, classes and missing cells, one conditional distribution per column.
+"""`MixedFlow`: the density of rows of numbers, classes and missing cells, one conditional distribution per variable.
 
-A row is a vector of floats: numbers as they are, classes as codes, NaN where a cell is missing. Its log-density is the sum over columns of the log of
-a conditional probability (classes, missingness, values on a grid, repeated values) or density (other numbers): exact, with respect to
-the product of counting and Lebesgue measures. One network serves every order of the columns (Uria, Murray & Larochelle 2014, "A deep and
-tractable density estimator"), so that any columns can be given and any others drawn or scored. Half of the training rows come in one main
-order, which is the one that rows are scored in: that costs it nothing that was measured, whereas random orders alone cost 0.3 to 2 nats per row.
+A row is a vector of floats: numbers as they are, classes as codes, NaN for a missing cell. Its log-density, with respect
+to the product of counting and Lebesgue measures, is the sum over variables of the log of a conditional probability
+(classes, missingness, values on a grid, repeated values) or density (other numbers).
+
+One set of networks serves every order of the columns (Uria, Murray & Larochelle 2014, "A deep and tractable density
+estimator"), so that any columns can be conditioned on and any others drawn or scored. Half of the training rows come in
+one main order, in which rows are scored. This costs no measurable likelihood in that order, whereas training on random
+orders only costs 0.3 to 2 nats per row.
 """
 
 import math
@@ -23,7 +26,7 @@ from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING,
 
 
 def choose(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draws an index (n,) with probabilities in proportion to weights (k, n), from uniform numbers (n,)."""
+    """Draw indices (n,) with probabilities proportional to weights (k, n), from uniform numbers (n,)."""
     through = weights.cumsum(0)
     return (through < uniform * through[-1]).sum(0).clamp(max=len(weights) - 1)
 
@@ -35,7 +38,7 @@ def check_variables(
     nullable: Sequence[bool],
     order: Sequence[int] | None,
 ) -> None:
-    """Raises a ValueError where a `MixedFlow`'s lists do not go together."""
+    """Raise a ValueError if the lists that describe a `MixedFlow`'s variables are inconsistent."""
     if not columns or not len(columns) == len(classes) == len(nullable):
         raise ValueError(
             f"columns, classes and nullable must be as long, not {len(columns)}, {len(classes)}, {len(nullable)}"
@@ -51,13 +54,13 @@ def check_variables(
 
 @register
 class MixedFlow(nn.Module):
-    """The density of rows with numbers, classes and missing cells; its methods are those of a `Flow` that need no gradient of samples.
+    """The density of rows with numbers, classes and missing cells, with the methods of a `Flow` but `rsample`.
 
     Args:
-        ranks: The `MarginalCDF` of each variable that is a number, in order.
-        columns: The column of each variable: dates have two variables. A column's variables lie together.
+        ranks: The `MarginalCDF` of each numeric variable, in order.
+        columns: The column of each variable; a column's variables are adjacent (dates have two).
         classes: Number of classes of each variable, 0 for numbers.
-        nullable: Whether each variable can be missing; of a column's variables, the first one decides for all.
+        nullable: Whether each variable can be missing; a column's variables are missing together.
         head: Distribution of numbers given other columns.
         hidden, blocks, dropout, order, generator: As for `ConditionalNetworks`.
     """
@@ -85,7 +88,7 @@ class MixedFlow(nn.Module):
         self.head, self.hidden, self.blocks, self.dropout = head, hidden, blocks, dropout
         self.order = order
         self.features = len(self.columns)
-        # Of a class, being missing is one more outcome.
+        # For a class variable, missing is one more outcome.
         outcomes = [k + gone if k else 0 for k, gone in zip(self.classes, self.nullable, strict=True)]
         self.network = ConditionalNetworks(columns, outcomes, nullable, head, hidden, blocks, dropout, order, generator)
 
@@ -96,18 +99,20 @@ class MixedFlow(nn.Module):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Rows are vectors; which of them can occur, log_prob says."""
+        """Rows are vectors; `log_prob` is -inf for those that cannot occur."""
         return constraints.real_vector
 
     def marginals(self) -> dict[int, MarginalCDF]:
+        """The marginal distribution function of each numeric variable."""
         return dict(zip(self.network.numbers, self.ranks, strict=True))  # type: ignore[arg-type]
 
     @torch.no_grad()
     def cells(self, x: Tensor, known: Tensor | None = None) -> Tensor:
-        """Rows (n, features) as the network sees them, (n, FIELDS · features).
+        """Rows (n, features) as the network takes them, (n, FIELDS · features).
 
-        Of each variable: the class (0 for numbers), whether it is missing, the quantile that other variables' networks see, and interval and log-slope of `MarginalCDF`.
-        CODE is -1 where a cell is not part of the question: it is not `known` (n, features), or NaN though it cannot be missing.
+        The fields of a variable are its class (0 for numbers), whether it is missing, the normal quantile that other
+        variables' networks see, and interval and log-slope of its `MarginalCDF`. CODE is -1 for cells to be ignored:
+        those that are not `known` (n, features), and NaN in variables that cannot be missing.
         """
         fields = torch.stack([self.variable_fields(j, x[:, j]) for j in range(self.features)], 1)
         absent = torch.isnan(x.T) & ~torch.tensor(self.nullable, device=x.device).unsqueeze(-1)
@@ -137,7 +142,8 @@ class MixedFlow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Log-density of rows (*batch, features), nats.
 
-        Cells that are not `known` (of x's shape), or NaN in a column that cannot be missing, are left out: what remains is the density of the others.
+        Cells that are not `known` (of x's shape), and NaN in columns that cannot be missing, are ignored: the result is
+        the density of the other cells.
         """
         rows = x.reshape(x.shape[:-1].numel(), self.features).double()
         cells = self.cells(rows, None if known is None else known.reshape(rows.shape))
@@ -147,7 +153,7 @@ class MixedFlow(nn.Module):
     def sample(
         self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Rows (*shape, features); numbers lie within the range that training rows span."""
+        """Rows (*shape, features); numbers lie within the range of the training rows."""
         device = self.network.first.device
         x = torch.full((math.prod(shape), self.features), math.nan, dtype=torch.float64, device=device)
         known = torch.zeros_like(x, dtype=torch.bool)
@@ -162,14 +168,14 @@ class MixedFlow(nn.Module):
         generator: torch.Generator | None = None,
         variables: Sequence[int] | None = None,
     ) -> Tensor:
-        """Draws the cells of rows (n, features) that are not `known`, given those that are.
+        """Draw the unknown cells of rows (n, features) given the known ones.
 
         Args:
-            x: The rows; what they hold in other cells does not count.
-            known: Which cells are given, of x's shape.
-            missing: Whether a drawn cell may be a missing one.
+            x: The rows; unknown cells may hold anything.
+            known: Mask of the known cells, of x's shape.
+            missing: Whether a drawn cell may be missing.
             generator: Source of the draws.
-            variables: The only ones to draw, all when None.
+            variables: The variables to draw, all when None.
         """
         x, inputs = x.clone(), self.network_inputs(x, known)
         for variable in [j for j in self.in_order() if variables is None or j in variables]:
@@ -186,16 +192,16 @@ class MixedFlow(nn.Module):
         return [j for column in self.network.order for j, own in enumerate(self.columns) if own == column]
 
     def network_inputs(self, x: Tensor, known: Tensor) -> Tensor:
-        """What networks see of rows of which only some cells (n, features) are known: (inputs, n), zero for the others."""
+        """The networks' inputs (inputs, n) from rows (n, features), zero for cells that are not known (n, features)."""
         network = self.network
         out = x.new_zeros(len(network.owner), len(x), dtype=network.first.dtype)
-        for variable, there in enumerate(known.T):
-            if bool(there.any()):
-                self.set_inputs(out, variable, torch.where(there, x[:, variable], 0))
+        for variable, observed in enumerate(known.T):
+            if bool(observed.any()):
+                self.set_inputs(out, variable, torch.where(observed, x[:, variable], 0))
         return out * known.T[network.owner]
 
     def set_inputs(self, inputs: Tensor, variable: int, values: Tensor) -> None:
-        """Adds one variable's values (n,) to what networks see."""
+        """Write one variable's values (n,) into the networks' inputs (inputs, n)."""
         marginal = self.marginals().get(variable)
         if marginal is None:
             seen = self._class_inputs(variable, values)
@@ -212,8 +218,11 @@ class MixedFlow(nn.Module):
         return self.network.number_inputs(torch.where(missing, 0, middle), missing)
 
     def conditional(self, variable: int, inputs: Tensor) -> Tensor:
-        """What one variable's network says: log-probabilities of outcomes (outcomes, n), or parameters (1, count + 1, n) of the head and of
-        being missing, double precision."""
+        """The output of one variable's network, in double precision.
+
+        Log-probabilities of the outcomes (outcomes, n) of a class variable; for a number parameters (1, count + 1, n):
+        those of the head, and the logit of being missing.
+        """
         hidden = self.network.hidden_of_one(variable, inputs)
         if self.classes[variable]:
             return self.network.class_logits(hidden[0], variable).double()
@@ -228,7 +237,18 @@ class MixedFlow(nn.Module):
         missing: bool = True,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one variable (n,) of rows x (n, features) given what is shown; and what networks see of it (inputs of the variable, n)."""
+        """Draw one variable (n,) of rows x (n, features); return the draws and the inputs made of them.
+
+        Args:
+            variable: The variable.
+            inputs: The networks' inputs (inputs, n).
+            x: The rows.
+            missing: Whether a draw may be missing.
+            generator: Source of the draws.
+
+        Returns:
+            The draws (n,), and the other networks' inputs from them (inputs of the variable, n).
+        """
         params, marginal = self.conditional(variable, inputs), self.marginals().get(variable)
 
         def uniform() -> Tensor:
@@ -257,11 +277,11 @@ class MixedFlow(nn.Module):
         allowed: Sequence[tuple[float, float]],
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one variable (n,) from where it may be, given what is shown; and the log-probability (n,) of that.
+        """Draw one variable (n,) within intervals; return the draws and the log-probability (n,) of the intervals.
 
         Args:
             variable: The variable.
-            inputs: What networks see (inputs, n).
+            inputs: The networks' inputs (inputs, n).
             allowed: Closed intervals of numbers, or of codes.
             generator: Source of the draws.
         """
@@ -287,7 +307,7 @@ class MixedFlow(nn.Module):
         mass = (self.head.cdf(head, high) - self.head.cdf(head, low)).clamp(min=0)
         k = choose(mass, uniform()).unsqueeze(0)
         rank = self.head.draw(params[:, :-1], low.gather(0, k), high.gather(0, k), uniform()[None], uniform()[None])[0]
-        # What rounding has led out of the interval comes back to its end.
+        # Rounding may have moved values out of the interval.
         value = torch.minimum(torch.maximum(marginal.value(rank), ends[k[0], 0]), ends[k[0], 1])
         log_mass = mass.sum(0).log()
         if self.network.says_missing(variable):
@@ -296,13 +316,14 @@ class MixedFlow(nn.Module):
 
     @torch.no_grad()
     def to_normal(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal noise behind rows (n, features), by each variable's distribution function given those before it.
+        """Standard normal noise (n, features) of rows, by each variable's conditional distribution function.
 
-        An outcome with a probability of its own is spread over its interval at random (Dunn & Smyth 1996, "Randomized quantile residuals").
+        Outcomes with a probability are spread over their intervals at random (Dunn & Smyth 1996, "Randomized quantile
+        residuals").
         """
         known = ~(torch.isnan(x) & ~torch.tensor(self.nullable, device=x.device))
-        noise, everything = torch.empty_like(x), self.network_inputs(x, known)
-        inputs = torch.zeros_like(everything)
+        noise, all_inputs = torch.empty_like(x), self.network_inputs(x, known)
+        inputs = torch.zeros_like(all_inputs)
         for variable in self.in_order():
             params = self.conditional(variable, inputs)
             low, width = self._interval(
@@ -312,11 +333,11 @@ class MixedFlow(nn.Module):
             level = torch.where(known[:, variable], low + spread * width, spread)
             noise[:, variable] = quantile(level.clamp(1e-12, 1 - 1e-12))
             place = self.network.places[variable]
-            inputs[place] = everything[place]
+            inputs[place] = all_inputs[place]
         return noise
 
     def _interval(self, variable: int, params: Tensor, values: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in [0, 1] values (n,) of a variable lie under its conditional distribution: lower end and width."""
+        """The intervals in [0, 1] of values (n,) under a variable's conditional distribution: lower ends and widths."""
         gone = torch.isnan(values)
         if self.classes[variable]:
             probability = params.exp()
@@ -327,9 +348,7 @@ class MixedFlow(nn.Module):
         low = self.head.cdf(params[:, :-1], fields[LOW][None])[0]
         high = self.head.cdf(params[:, :-1], (fields[LOW] + fields[WIDTH]).clamp(max=1)[None])[0]
         low, width = (1 - share) * low, (1 - share) * (high - low)
-        if not self.network.says_missing(
-            variable
-        ):  # the column's first variable has said it, and this one says nothing
+        if not self.network.says_missing(variable):  # the column's first variable decides, this one adds nothing
             return torch.where(gone, 0, low), torch.where(gone, 1, width)
         return torch.where(gone, 1 - share, low), torch.where(gone, share, width)
 

@@ -22,17 +22,17 @@ BUCKETS = (2, 4, 8, 16, 32, 64, 128, 512, 2048)  # classes are computed together
 
 
 class ConditionalNetworks(Random):
-    """One small residual network per variable, all computed together; each sees the variables that come before its own in the order at hand.
+    """One small residual network per variable, all computed in one batch; each sees the variables before its own.
 
     Args:
-        columns: The column of each variable; variables of a column lie together.
+        columns: The column of each variable; a column's variables are adjacent.
         outcomes: Number of classes of each variable, 0 for numbers.
         nullable: Whether each variable can be missing.
         head: Distribution of numbers.
         hidden: Width of each network.
         blocks: Residual blocks.
         dropout: Share of hidden units dropped in training.
-        order: The main order of the columns; as they are when None.
+        order: The main order of the columns; their own when None.
         generator: Source of the initial weights.
     """
 
@@ -57,7 +57,8 @@ class ConditionalNetworks(Random):
         self.features, self.context_features = variables * FIELDS, 0
         self.numbers = [j for j, k in enumerate(outcomes) if not k]
         self.classes = [j for j, k in enumerate(outcomes) if k]
-        # Inputs of other variables' networks: a number's quantile, whether it is missing, and that it is there at all; a class's embedding.
+        # Inputs of other variables' networks: for a number its quantile, whether it is missing, and whether it is given at
+        # all; for a class its embedding.
         self.owner = [j for j in self.numbers for _ in range(3)] + [j for j in self.classes for _ in range(EMBEDDING)]
         sizes = [(j, 3) for j in self.numbers] + [(j, EMBEDDING) for j in self.classes]
         ends = accumulate(size for _, size in sizes)
@@ -83,7 +84,7 @@ class ConditionalNetworks(Random):
         self.buckets: list[tuple[int, list[int]]] = sorted(by_size.items())
         self.class_weight = nn.ParameterList(torch.zeros(len(own), size, hidden) for size, own in self.buckets)
         self.class_bias = nn.ParameterList(torch.zeros(len(own), size, 1) for size, own in self.buckets)
-        # Outcomes that there are only because others computed together have more of them.
+        # Padding for variables with fewer outcomes than others in their bucket.
         for i, (size, own) in enumerate(self.buckets):
             beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in own]).unsqueeze(-1)
             self.register_buffer(f"padding{i}", (beyond.float() * -FAR).unsqueeze(-1), persistent=False)
@@ -93,7 +94,7 @@ class ConditionalNetworks(Random):
         self.offsets = [0, *accumulate(self.outcomes)][:-1]  # of each variable's classes in the embedding
 
     def initialise(self, cells: Tensor) -> None:
-        """Starts every column at its marginal distribution, given cells (n, features)."""
+        """Start every column at its marginal distribution, estimated from cells (n, features)."""
         rows = self.fields(cells)
         with torch.no_grad():
             for i, j in enumerate(self.numbers):
@@ -105,18 +106,18 @@ class ConditionalNetworks(Random):
                     bias[i, : self.outcomes[j], 0] = (counts / counts.sum()).log()
 
     def visible(self, rank: Tensor) -> Tensor:
-        """What each variable's network sees under an order (*batch, columns), given by each column's place: (*batch, variables, variables)."""
+        """Which variables each network sees, (*batch, variables, variables), given columns' ranks (*batch, columns)."""
         place = rank[..., self.columns] * len(self.columns) + torch.arange(len(self.columns), device=rank.device)
         return place.unsqueeze(-1) > place.unsqueeze(-2)
 
     def log_prob(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density (n,) of rows given as cells (n, features): in training some of them in random orders."""
+        """Log-density (n,) of rows given as cells (n, features); in training, some of them in random orders."""
         if not self.training:
             visible = self.visible(self.rank).unsqueeze(-1)
             rows = max(AT_ONCE // len(self.columns), 32)
             return torch.cat([self._log_prob(chunk, visible) for chunk in cells.split(rows)])
         options: Any = {"generator": self.generator, "device": cells.device}
-        if len(self.columns) > WIDE:  # orders of each row's own would take most of the memory and the time
+        if len(self.columns) > WIDE:  # an order for each row would dominate memory and time
             shuffled = torch.rand(1, len(self.rank), **options).argsort(-1)
             rank = torch.where(torch.rand(1, 1, **options) < RANDOM_ORDERS, shuffled, self.rank)
         else:
@@ -129,22 +130,24 @@ class ConditionalNetworks(Random):
         return cells.T.reshape(FIELDS, len(self.columns), len(cells))
 
     def inputs(self, fields: Tensor) -> Tensor:
-        """What networks see of all variables (inputs, n)."""
+        """The networks' inputs (inputs, n) from the fields of all variables."""
         numbers = self.number_inputs(fields[Z, self.numbers], fields[MISSING, self.numbers])
         return torch.cat([numbers.flatten(0, 1), self.class_inputs(self.classes, fields[CODE, self.classes])])
 
     def number_inputs(self, z: Tensor, missing: Tensor) -> Tensor:
-        """What networks see of numbers (*variables, inputs of one, n): quantiles (*variables, n), zero where missing (*variables, n)."""
+        """Inputs (*variables, 3, n) from numbers: quantiles (*variables, n), zero where missing (*variables, n)."""
         return torch.stack([z, missing.to(z), torch.ones_like(z)], -2)
 
     def class_inputs(self, variables: Sequence[int], code: Tensor) -> Tensor:
-        """What networks see of classes (inputs of all these variables, n), from their codes (variables, n)."""
+        """Inputs (inputs of these variables, n) from the codes (variables, n) of classes."""
         start = code.new_tensor([self.offsets[j] for j in variables]).unsqueeze(-1)
         return self.embedding[(code.clamp(min=0) + start).long().T].flatten(1).T
 
     def hidden_of(self, inputs: Tensor, visible: Tensor) -> Tensor:
-        """Last hidden layers (variables, hidden, n) of networks that see inputs (inputs, n) where `visible` (variables, all variables, m) says so: the first
-        m - 1 rows have an order of their own, the others share the last one."""
+        """Last hidden layers (variables, hidden, n) from inputs (inputs, n), masked by `visible` (variables, variables, m).
+
+        The first m - 1 rows have masks of their own, the others share the last one.
+        """
         seen, own = visible[:, self.owner].to(inputs.dtype), visible.shape[-1] - 1
         first = (self.first * seen[..., own].unsqueeze(1)) @ inputs[:, own:]
         if own:
@@ -152,7 +155,7 @@ class ConditionalNetworks(Random):
         return self._rest(first)
 
     def hidden_of_one(self, variable: int, inputs: Tensor) -> Tensor:
-        """Last hidden layer (1, hidden, n) of one variable's network, from inputs (inputs, n) that are zero where it may not look."""
+        """Last hidden layer (1, hidden, n) of one variable's network, from inputs (inputs, n) that are already masked."""
         return self._rest((self.first[variable] @ inputs).unsqueeze(0), slice(variable, variable + 1))
 
     def _rest(self, h: Tensor, variables: slice = slice(None)) -> Tensor:
@@ -160,7 +163,7 @@ class ConditionalNetworks(Random):
         for i in range(0, len(self.inner), 2):
             inside = torch.baddbmm(self.inner_bias[i][variables], self.inner[i][variables], F.relu(h))
             inside = F.relu(inside)
-            if self.training and self.dropout:  # comparing takes half the time of drawing zeros and ones
+            if self.training and self.dropout:  # half the time of bernoulli_
                 keep = torch.rand(inside.shape, generator=self.generator, device=inside.device) >= self.dropout
                 inside = inside * (keep / (1 - self.dropout))
             h = h + torch.baddbmm(self.inner_bias[i + 1][variables], self.inner[i + 1][variables], inside)
@@ -180,7 +183,7 @@ class ConditionalNetworks(Random):
 
     def _log_prob(self, cells: Tensor, visible: Tensor) -> Tensor:
         fields = self.fields(cells)
-        absent = fields[CODE] < -0.5  # cells that are not part of the question
+        absent = fields[CODE] < -0.5  # cells to be ignored
         if bool(absent.any()):
             shared = visible[..., -1:].expand(-1, -1, len(cells) + 1 - visible.shape[-1])
             visible = torch.cat([visible[..., :-1], shared], -1) & ~absent
@@ -200,11 +203,11 @@ class ConditionalNetworks(Random):
         return torch.where(absent[place], 0, torch.cat(terms)).sum(0)
 
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:
-        """Log-probability of numbers, or of their being missing, (variables, n), from fields (FIELDS, variables, n) of those variables."""
+        """Log-probability (variables, n) of numbers, or of missing cells, from fields (FIELDS, variables, n)."""
         cells = Cells(fields[LOW], fields[WIDTH], fields[Z_LOW], fields[Z_HIGH], fields[LOG_SLOPE])
-        params, logit = params.split([self.head.count, 1], 1)  # whose gradient is one copy, that of slices several
+        params, logit = params.split([self.head.count, 1], 1)  # one gradient copy; slices would make several
         value, logit, missing = self.head.log_prob(params, cells), logit.squeeze(1), fields[MISSING] > 0.5
-        # Whether later variables of a column are missing, the first one has said.
+        # Only the first variable of a column has a factor for its being missing.
         asked = params.new_tensor([float(self.says_missing(j)) for j in self.numbers]).unsqueeze(-1)
         return torch.where(missing, asked * F.logsigmoid(logit), value + asked * F.logsigmoid(-logit))
 

@@ -12,8 +12,8 @@ from flowlab.tables.mixed.mixed_flow import MixedFlow, choose
 from flowlab.tables.query.conditions import ConditionError, Conditions
 
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
-RARE = 1e-4  # share of draws that keep the conditions, below which no more are made
-ENOUGH = 50 * CHUNK  # draws that tell whether so few keep them
+RARE = 1e-4  # share of accepted draws below which sampling gives up
+ENOUGH = 50 * CHUNK  # draws after which it may give up
 
 
 @torch.no_grad()
@@ -22,8 +22,8 @@ def draw(
 ) -> tuple[Tensor, float]:
     """Rows (n, variables) under conditions, and the share of draws that was accepted.
 
-    Known values come first in the order, then the variables that are held to intervals or sets, each drawn from where it may be; a draw is accepted
-    with the probability that the later of these conditions had given the earlier ones, which makes the rows exact draws.
+    Known values come first in the order, then the variables restricted to intervals or sets, each drawn within these. A
+    draw is accepted with the probability that the later conditions had given the earlier draws, so the rows are exact.
 
     Raises:
         ConditionError: A condition has (nearly) no probability; the message says which.
@@ -40,7 +40,7 @@ def draw(
         total = float(log_p.logsumexp(0))
         refuse_improbable(total - before, flows[0], j, x[0, j], conditions)
         before, log_shares = total, log_p - total
-    # The first restricted variable has one probability under each member: members count by it.
+    # The probability of the first restricted variable is one number per member and enters the members' weights.
     restricted = [j for j in flows[0].in_order() if j in conditions.allowed]
     if restricted:
         log_shares = log_shares + torch.stack([one_mass(flow, restricted[0], x, known, conditions) for flow in flows])
@@ -49,7 +49,7 @@ def draw(
                 f"the condition {conditions.text[restricted[0]]} has a probability below {IMPOSSIBLE:g}"
             )
     shares = log_shares.softmax(0)
-    found: list[Tensor] = []
+    kept: list[Tensor] = []
     accepted = tried = 0
     while True:
         want = min(max(math.ceil((n - accepted) / max(accepted / tried if tried else 1.0, 0.01)), 1), CHUNK)
@@ -58,12 +58,12 @@ def draw(
             count = int((which == k).sum())
             if count:
                 rows = _propose(flow, restricted, x.expand(count, -1), known.expand(count, -1), conditions, generator)
-                found.append(rows)
+                kept.append(rows)
                 accepted += len(rows)
         tried += want
         if accepted >= n:
-            rows = torch.cat(found)
-            # Members lie one after the other: mixed, so that the first n are of all of them.
+            rows = torch.cat(kept)
+            # Rows are grouped by member: they are shuffled, so that the first n come from all of them.
             return rows[torch.randperm(len(rows), generator=generator)[:n]], accepted / tried
         if tried >= ENOUGH and accepted < RARE * tried:
             break
@@ -95,18 +95,19 @@ def _propose(
 
 
 def one_mass(flow: MixedFlow, variable: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
-    """Log-probability that a variable is where it may be, given the known cells of one row."""
-    own = torch.Generator(x.device).manual_seed(0)  # the draw that comes with it is not used
-    return flow.draw_within(variable, flow.network_inputs(x, known), conditions.allowed[variable], own)[1][0]
+    """Log-probability of a variable's condition, given the known cells of one row."""
+    unused = torch.Generator(x.device).manual_seed(0)  # for the draw that comes with the probability
+    return flow.draw_within(variable, flow.network_inputs(x, known), conditions.allowed[variable], unused)[1][0]
 
 
 def refuse_improbable(log_p: float, flow: MixedFlow, variable: int, value: Tensor, conditions: Conditions) -> None:
-    """Raises where a known value cannot be, or has next to no probability of its own, given those before it."""
+    """Raise a ConditionError for a known value without density, or with next to no probability, given the earlier ones."""
     marginal = flow.marginals().get(variable)
-    own_probability = marginal is None or bool(torch.isnan(value)) or float(marginal.cell(value[None]).width[0]) > 0
-    if log_p == -math.inf or (own_probability and log_p < math.log(IMPOSSIBLE)):
+    has_probability = marginal is None or bool(torch.isnan(value)) or float(marginal.cell(value[None]).width[0]) > 0
+    if log_p == -math.inf or (has_probability and log_p < math.log(IMPOSSIBLE)):
         raise ConditionError(
-            f"the condition {conditions.text[variable]} has a probability of {math.exp(log_p):.1g}, given the conditions before it"
+            f"the condition {conditions.text[variable]} has a probability of {math.exp(log_p):.1g}, given the conditions "
+            "before it"
         )
 
 
@@ -119,10 +120,10 @@ def fill(
     generator: torch.Generator | None = None,
     variables: Sequence[int] | None = None,
 ) -> Tensor:
-    """Draws the cells of rows (n, variables) that are not known, or those of some variables alone, given the known ones.
+    """Draw the unknown cells of rows (n, variables), or those of some variables only, given the known ones.
 
     Raises:
-        ConditionError: The known cells of a row cannot be together; the message names the row.
+        ConditionError: The known cells of a row cannot occur together; the message names the row.
     """
     uniform = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
     which = choose(member_shares(mixture, x, known), uniform)
@@ -136,25 +137,30 @@ def fill(
 
 @torch.no_grad()
 def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, strict: bool = True) -> Tensor:
-    """The probability of each class of a variable (n, classes), not missing, given the known cells of rows (n, variables); see `member_shares`."""
+    """The probability of each class (n, classes) of a variable that is not missing, given known cells (n, variables).
+
+    For `strict` see `member_shares`.
+    """
     total = torch.zeros(())
+    flow: MixedFlow
     for flow, share in zip(mixture, member_shares(mixture, x, known, strict), strict=True):
-        found: MixedFlow = flow
-        probability = found.conditional(variable, found.network_inputs(x, known)).exp()[: found.classes[variable]]
+        probability = flow.conditional(variable, flow.network_inputs(x, known)).exp()[: flow.classes[variable]]
         total = total + share.unsqueeze(-1) * (probability / probability.sum(0)).T
     return total
 
 
 def joint_log_prob(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
-    """Log of each member's weight times its density of the known cells of rows (n, variables): (members, n), nats."""
+    """Log of each member's weight times its density of the known cells of rows (n, variables), nats: (members, n)."""
     return torch.stack([flow.log_prob(x, known=known) for flow in mixture]) + mixture.log_weights.unsqueeze(-1)
 
 
 def member_shares(mixture: FlowMixture, x: Tensor, known: Tensor, strict: bool = True) -> Tensor:
-    """The probability that each member gave each row (members, n), by its known cells.
+    """The posterior probability of each member for each row (members, n), given the row's known cells.
+
+    With `strict` False, rows whose known cells cannot occur together get the members' weights.
 
     Raises:
-        ConditionError: The known cells of a row cannot occur together; with `strict` False the members' weights are taken there.
+        ConditionError: The known cells of a row cannot occur together.
     """
     log_p = joint_log_prob(mixture, x, known)
     impossible = ~torch.isfinite(log_p.logsumexp(0))

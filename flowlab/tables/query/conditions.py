@@ -1,4 +1,4 @@
-"""Drawing under conditions: which rows a mixture of `MixedFlow`s gives when some cells are known, or known to lie somewhere."""
+"""Conditions on rows, as users give them and as models take them."""
 
 import math
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ class ConditionError(ValueError):
 
 @dataclass
 class Conditions:
-    """What is asked of rows: values of some variables, and where some others may lie.
+    """Conditions on the variables of a row.
 
     Attributes:
-        values: Known value of a variable; NaN for a missing cell.
-        allowed: Closed intervals of numbers or codes for a variable.
-        text: How the user said it, by variable.
+        values: Known values by variable; NaN for a missing cell.
+        allowed: Closed intervals of numbers or codes by variable.
+        text: The condition as text for messages, by variable.
     """
 
     values: dict[int, float] = field(default_factory=dict)
@@ -36,11 +36,13 @@ class Conditions:
 
 
 def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
-    """What a user asks of rows: a table of conditions, one per row; or for each column a value, a pair (low, high) or a list of values.
+    """Normalise conditions: a table with one row of known values per row, or a dict of a condition per column.
+
+    A condition is a value, a pair (low, high) or a list of values.
 
     Raises:
-        TypeError: It is neither a table, nor a dict or Series of conditions.
-        ValueError: A column's condition is none.
+        TypeError: The argument is neither a table, nor a dict or Series of conditions.
+        ValueError: A column's condition has another form.
     """
     given = to_pandas(given)
     if given is None:
@@ -54,7 +56,8 @@ def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
         return pd.DataFrame([dict(row) for row in given])
     if not isinstance(given, Mapping | pd.Series):
         raise TypeError(
-            f"given must be a dict from column to condition, or a table with one row of conditions per row, not a {type(given).__name__}"
+            "given must be a dict from column to condition, or a table with one row of conditions per row, not a "
+            f"{type(given).__name__}"
         )
     return {name: plain_condition(name, condition) for name, condition in given.items()}
 
@@ -75,7 +78,7 @@ def read_values(given: Any) -> pd.DataFrame:
 
 
 def plain_condition(name: Any, condition: Any) -> Any:
-    """A condition as a value, a tuple (low, high) or a list of values, whatever held the values."""
+    """A condition as a value, a tuple (low, high) or a list, from any container of values."""
     if isinstance(condition, torch.Tensor) or (isinstance(condition, np.ndarray) and condition.ndim == 0):
         condition = condition.tolist()
     if isinstance(condition, pd.Interval):
@@ -86,7 +89,8 @@ def plain_condition(name: Any, condition: Any) -> Any:
         return condition
     if isinstance(condition, Mapping) or not pd.api.types.is_list_like(condition) or getattr(condition, "ndim", 1) != 1:
         raise ValueError(
-            f"column {name!r}: a condition is a value, a pair (low, high), or a list or set of values, not {short(condition)}"
+            f"column {name!r}: a condition is a value, a pair (low, high), or a list or set of values, not "
+            f"{short(condition)}"
         )
     values = [plain_condition(name, value) for value in condition]
     if any(isinstance(value, tuple | list) for value in values):
@@ -95,45 +99,43 @@ def plain_condition(name: Any, condition: Any) -> Any:
 
 
 def short(condition: Any) -> str:
-    """A condition as text of no more than a line."""
+    """A condition as text of at most 80 characters."""
     text = repr(condition)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_conditions(table: Table, given: Mapping[Any, Any]) -> Conditions:
-    """The conditions that a user's dict says: a value, a (low, high) pair, or a list or set of values for each column.
+    """The conditions of a dict from columns to a value, a (low, high) pair or a list of values.
 
     Raises:
         ValueError: A column cannot be given, or cannot have such a value; the message names it.
     """
-    found = Conditions()
-    variables = [variable.column for variable in table.variables]
+    conditions = Conditions()
     for name, condition in given.items():
         listed, low_high = listed_values(name, condition)
         single = is_single(condition)
-        place = table.place(name)
-        own = range(len(variables))[place]
+        variables = range(len(table.variables))[table.place(name)]
         if low_high:
             rows = interval_ends(table, name, condition)
         else:
             rows = table.codec.encode_cells(name, listed[0] if single else listed)
-        for j in own:
-            found.text[j] = f"{name} = {condition!r}" if single else f"{name} in {short(condition)}"
+        for j in variables:
+            conditions.text[j] = f"{name} = {condition!r}" if single else f"{name} in {short(condition)}"
         if single:
-            found.values |= {j: float(x) for j, x in zip(own, rows[0], strict=True)}
+            conditions.values |= {j: float(x) for j, x in zip(variables, rows[0], strict=True)}
         elif low_high:
             if not rows[0, 0] <= rows[1, 0]:
                 raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
-            # Of a time's variables, days and seconds, the day alone is held here; what lies at the ends is sorted out afterwards.
-            found.allowed[own[0]] = [(float(rows[0, 0]), float(rows[1, 0]))]
+            # Of a time's variables, day and seconds, only the day is restricted here; `sampling.within` checks the ends.
+            conditions.allowed[variables[0]] = [(float(rows[0, 0]), float(rows[1, 0]))]
         else:
             first = rows[:, 0]
             if np.isnan(first).any():
-                if not table.variables[own[0]].classes:
+                if not table.variables[variables[0]].classes:
                     raise ValueError(f"column {name!r}: ask for missing cells alone, not among other values")
-                first = np.where(np.isnan(first), table.variables[own[0]].classes, first)
-            found.allowed[own[0]] = [(float(x), float(x)) for x in np.unique(first)]
-    return found
+                first = np.where(np.isnan(first), table.variables[variables[0]].classes, first)
+            conditions.allowed[variables[0]] = [(float(x), float(x)) for x in np.unique(first)]
+    return conditions
 
 
 def is_single(condition: Any) -> bool:
@@ -153,12 +155,13 @@ def listed_values(name: Any, condition: Any) -> tuple[list[Any], bool]:
 
 
 def read_ranges(table: Table, given: Mapping[Any, Any]) -> dict[int, list[tuple[float, float]]]:
-    """As `read_conditions`, for complete numbers: the closed intervals that each column may lie in, by its place.
+    """Conditions on a table of complete numbers, as closed intervals by the column's place; see `read_conditions`.
 
     Raises:
-        ValueError: There is no such column, or it cannot have such a value, or one value of it has no probability.
+        ValueError: There is no such column, it cannot have such a value, or the value has no probability.
     """
-    names, found = [str(column.name) for column in table.schema], {}
+    names = [str(column.name) for column in table.schema]
+    ranges: dict[int, list[tuple[float, float]]] = {}
     for name, condition in given.items():
         if str(name) not in names:
             raise ValueError(f"there is no column {name!r}; there are {', '.join(map(repr, names))}")
@@ -174,14 +177,14 @@ def read_ranges(table: Table, given: Mapping[Any, Any]) -> dict[int, list[tuple[
             low, high = (end if math.isnan(value) else value for value, end in zip(values, (-math.inf, math.inf)))
             if not low <= high:
                 raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
-            found[j] = [(low - slack, high + slack)]
+            ranges[j] = [(low - slack, high + slack)]
         else:
-            found[j] = [around(column, value) for value in values]
-    return found
+            ranges[j] = [around(column, value) for value in values]
+    return ranges
 
 
 def around(column: ColumnSchema, value: float) -> tuple[float, float]:
-    """The interval that stands for one value of a column of complete numbers, if that has a probability."""
+    """The interval around one value of a column of complete numbers that has a probability."""
     if math.isnan(value):
         raise ValueError(f"column {column.name!r} cannot be missing: every cell of it was there in training")
     if column.resolution and column.kind != "constant":
@@ -205,7 +208,7 @@ def around(column: ColumnSchema, value: float) -> tuple[float, float]:
 
 
 def inside(rows: NDArray[np.float64], ranges: Mapping[int, list[tuple[float, float]]]) -> NDArray[np.bool_]:
-    """Which rows (n, columns) lie where `read_ranges` says."""
+    """Which rows (n, columns) lie within the intervals of `read_ranges`."""
     kept = np.ones(len(rows), dtype=bool)
     for j, intervals in ranges.items():
         kept &= np.any([(rows[:, j] >= low) & (rows[:, j] <= high) for low, high in intervals], axis=0)

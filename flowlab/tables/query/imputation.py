@@ -1,4 +1,4 @@
-"""Cells of a row from its other cells: drawn for imputation and for tables of conditions, or as distributions."""
+"""Cells of a row given its other cells: draws for imputation and tables of conditions, and distributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from flowlab.tables.frames.validation import check_count
 from flowlab.tables.query import conditional
 from flowlab.tables.query.conditions import ConditionError, read_values
 
-ROUNDS = 100  # of draws before a row of conditions counts as too improbable
-ROUNDS_WITHIN = 20  # of these, in which rows must also lie within what training spans
+ROUNDS = 100  # of draws, after which a row of conditions counts as too improbable
+ROUNDS_WITHIN = 20  # the first of them, in which rows must also lie within the range of training
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ def fill(
     generator: torch.Generator,
     variables: Sequence[int] | None = None,
 ) -> Array:
-    """Rows (n, variables) with the cells that are not known drawn given those that are; see `conditional.fill`."""
+    """Rows (n, variables) with their unknown cells drawn given the known ones; see `conditional.fill`."""
     mixture, device = fitted.density(), fitted.device
     with threads_for(min(len(x), CHUNK) * x.shape[1]):
         chunks = zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
@@ -44,12 +44,13 @@ def fill(
 
 
 def fill_keeping(fitted: Fitted, x: Array, known: Known, missing: bool, generator: torch.Generator) -> Array:
-    """As `fill`, drawn anew where a row breaks a rule, or where a column made of others leaves its support.
+    """As `fill`, but redraw rows that break a rule, or in which a derived column leaves its support.
 
-    Rows that leave what training rows span are drawn anew, too, but not for ever: their known cells may lie beyond.
+    Rows outside the range of training are redrawn as well, for a limited number of rounds: their known cells may
+    themselves lie outside.
 
     Raises:
-        ConditionError: The known cells of a row leave (nearly) nothing else; the message names the row.
+        ConditionError: A row could not be completed; the message names it.
     """
     table = fitted.table
     out = x.copy()

@@ -19,7 +19,7 @@ from flowlab.tables.query.conditions import ConditionError, Conditions, inside, 
 from flowlab.tables.query.imputation import sample_given
 from flowlab.tables.query.scoring import LEAST, draw
 
-RARE_SHARE, RARE_ROWS = 0.02, 100  # of training rows, both below which a level is rare
+RARE_SHARE, RARE_ROWS = 0.02, 100  # share and number of training rows below both of which a level is rare
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
 
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
-    """Warn of conditions on levels that so few training rows had that the model takes such rows to be like all others."""
+    """Warn of conditions on rare levels, under which draws resemble the other rows too much."""
     mixture, table, rows = fitted.density(), fitted.table, fitted.rows
     nothing = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=fitted.device)
     for j, value in conditions.values.items():
@@ -67,31 +67,31 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
 def _kept(
     fitted: Fitted, n: int, propose: Callable[[int], tuple[Array, float]], given: Mapping[Any, Any]
 ) -> pd.DataFrame | NDArray[Any]:
-    """n rows that are allowed.
+    """Draw n rows by rejection: rows that can occur and keep rules and conditions.
 
     Args:
         fitted: The model.
-        n: Their number.
-        propose: Returns about so many rows of the matrix as it is asked for, and how many draws it took.
+        n: Number of rows.
+        propose: Returns about as many rows of the matrix as asked for, and the number of draws that it took.
         given: The conditions.
     """
     table = fitted.table
-    found, accepted, proposed, tried = [], 0, 0, 0.0
+    kept, accepted, proposed, tried = [], 0, 0, 0.0
     while True:
         share = max(accepted / proposed, LEAST) if proposed else 1.0
         wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
         if proposed or not fitted.conditional or table.rejects:
-            wanted += 1 + wanted // 50  # a few will be rejected
+            wanted += 1 + wanted // 50  # some will be rejected
         with threads_for(wanted * len(table.names)):
             matrix, attempts = propose(wanted)
             rows = _allowed(fitted, matrix, given)
-        found.append(rows)
+        kept.append(rows)
         accepted, proposed, tried = accepted + len(rows), proposed + len(matrix), tried + attempts
         if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
             break
     if accepted < n:
         _refuse(fitted, f"{accepted} of {tried:.0f}", given)
-    rows = pd.concat(found, ignore_index=True).iloc[:n] if len(found) > 1 else found[0].iloc[:n].reset_index(drop=True)
+    rows = pd.concat(kept, ignore_index=True).iloc[:n] if len(kept) > 1 else kept[0].iloc[:n].reset_index(drop=True)
     if table.array:
         return rows.to_numpy()
     if given:
@@ -113,7 +113,7 @@ def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
 
 
 def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.DataFrame:
-    """The rows of a matrix that can occur, keep the rules and conditions, and lie within what training rows span."""
+    """The rows of a matrix that can occur, keep rules and conditions, and lie within the range of the training rows."""
     table = fitted.table
     if not fitted.conditional:
         matrix = table.quantized(matrix)
@@ -123,13 +123,13 @@ def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.Data
     rows = table.decode(matrix[table.codec.fits(matrix)])
     kept = table.acceptable(rows) if table.rejects else np.ones(len(rows), dtype=bool)
     for name, condition in given.items():
-        if isinstance(condition, tuple):  # times are drawn by the day: their ends are sorted out here
+        if isinstance(condition, tuple):  # times are drawn by the day: the ends are checked here
             kept &= within(rows[name], condition)
     return rows if kept.all() else rows[kept]
 
 
 def within(values: pd.Series, ends: tuple[Any, Any]) -> NDArray[np.bool_]:
-    """Which cells lie in a closed interval, None being an open end; other columns than times are drawn there already."""
+    """Which times lie in a closed interval, with None for an open end; other columns are drawn within it already."""
     if not pd.api.types.is_datetime64_any_dtype(values.dtype):
         return np.ones(len(values), dtype=bool)
     kept = np.ones(len(values), dtype=bool)
