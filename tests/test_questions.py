@@ -158,12 +158,12 @@ def test_a_text_is_one_column_and_whole_numbers_are_labels(members, labels):
     model = FlowDensity(members=members, validation=0, random_state=0).fit(table)
     one, two, three = labels or [0, 1, 2]
     for group in (two, [two], (two,), {two}, np.array([two]), pd.Index([two]), [two, two]):
-        assert model._variables(group, "columns_a") == [1]
-    assert model._variables([three, one], "columns_a") == [2, 0]
+        assert questions.variables(model._model, group, "columns_a") == [1]
+    assert questions.variables(model._model, [three, one], "columns_a") == [2, 0]
     with pytest.raises(ValueError, match="columns_b: there is no column 7"):
         model.mutual_information(one, 7)
     if labels is None:
-        assert model._variables("x1", "columns_a") == [1]
+        assert questions.variables(model._model, "x1", "columns_a") == [1]
         with pytest.raises(ValueError, match=r"columns_a: there is no column -1; .* or their positions 0 to 2"):
             model.mutual_information(-1, 1)
 

@@ -23,7 +23,7 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
 
     Args:
         density: The `FlowDensity` to fit, with its effort, schema, seed; its defaults when None.
-        contamination: The share of rows from the training distribution to be flagged; sets the threshold on held-out rows.
+        contamination: The share of ordinary rows to be flagged; it sets the threshold, on held-out rows.
 
     Attributes:
         density_: The fitted density.
@@ -67,7 +67,7 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
             self.feature_names_in_ = self.density_.feature_names_in_
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to one file that `flowlab.load` reads; its `density` is then an unfitted copy of the fit's."""
+        """Write the fitted model to one file for `flowlab.load`; `density` is then an unfitted copy of `density_`."""
         check_is_fitted(self)
         files.save(self, path)
 

@@ -110,7 +110,8 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, LISTS):
         return [_plain(item, name) for item in value]
     raise ValueError(
-        f"{name} holds {str(value)[:60]!r} of type {type(value).__name__}, which no model file can keep: use numbers, strings, "
+        f"{name} holds {str(value)[:60]!r} of type {type(value).__name__}, which no model file can keep: use numbers, "
+        "strings, "
         "lists and dicts"
     )
 

@@ -1,4 +1,4 @@
-"""`FlowClassifier` and `FlowRegressor`: predict one column of a table by the exact conditionals of a joint `FlowDensity`."""
+"""`FlowClassifier` and `FlowRegressor`: one column of a table by the exact conditionals of a joint `FlowDensity`."""
 
 import os
 from typing import Any
@@ -82,7 +82,7 @@ class _Supervised(BaseEstimator):
         self.density_ = density.fit(frame.assign(**{TARGET: target}), sample_weight=sample_weight)
 
     def _question(self, X: ArrayLike, y: Any = np.nan) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Encode rows: the matrix (n, variables), a mask of its known cells, without the target, and the target's variable.
+        """The matrix (n, variables) of rows, a mask of its known cells except the target, and the target's variable.
 
         Levels that training did not have count as unknown, like missing cells of columns that had none.
         """
@@ -115,7 +115,7 @@ class _Supervised(BaseEstimator):
         return self._log_prob(x, known)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to one file that `flowlab.load` reads; its `density` is then an unfitted copy of the fit's."""
+        """Write the fitted model to one file for `flowlab.load`; `density` is then an unfitted copy of `density_`."""
         check_is_fitted(self)
         files.save(self, path)
 
@@ -161,9 +161,9 @@ def _native(y: Any) -> Any:
 class FlowClassifier(ClassifierMixin, _Supervised):
     """A classifier by the exact posterior of a joint density: p(class | row) = p(row, class) / p(row).
 
-    The class is the last column of a `FlowDensity` of mixed flows. Features may be numbers, categories and times, and may
-    have missing cells, in training and in prediction: a missing feature is integrated out, or is an outcome of its own in
-    columns that had missing cells. `score_samples` is low for rows unlike the training rows.
+    The class is the last column of a `FlowDensity` of mixed flows. Features may be numbers, categories and times, and
+    may have missing cells, in training and in prediction: a missing feature is integrated out, or is an outcome of its
+    own in columns that had missing cells. `score_samples` is low for rows unlike the training rows.
 
     Args:
         density: The `FlowDensity` to fit, with its effort, schema, seed, but no rules; its defaults when None.

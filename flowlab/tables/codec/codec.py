@@ -68,10 +68,10 @@ class Codec:
             self.variables += variables
 
     def encode(self, df: pd.DataFrame) -> Array:
-        """The matrix (rows, variables) of a table: codes for levels (-1 for one that training did not see), numbers, NaN where missing.
+        """The matrix (rows, variables) of a table: codes of levels (-1 if unseen), numbers, NaN for missing cells.
 
         Raises:
-            ValueError: Columns are missing, unknown, or of another nature than those of the schema.
+            ValueError: Columns are missing, unknown, or of other types than those of the schema.
         """
         self._check_names(df)
         matrix = np.empty((len(df), len(self.variables)))
@@ -80,9 +80,10 @@ class Codec:
         return matrix
 
     def possible(self, df: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows can come out of `decode`: they agree with constants, duplicates, derived columns, levels, supports and grids.
+        """Which rows `decode` can return: those that agree with constants, copies, derived columns and levels.
 
-        A missing cell of a column that was complete in training is unknown, and agrees with everything.
+        Values must be on their grids and within their supports. A missing cell of a column that was complete in
+        training agrees with everything.
         """
         matrix = self.encode(df)
         ok = np.ones(len(df), dtype=bool)
@@ -95,7 +96,7 @@ class Codec:
         return ok
 
     def fits(self, matrix: Array, seen: bool = True) -> NDArray[np.bool_]:
-        """Which rows of a matrix give derived columns values within their support, and with `seen` within their range in training."""
+        """Which rows of a matrix have derived columns within their supports and, with `seen`, their training ranges."""
         ok = np.ones(len(matrix), dtype=bool)
         for column in self.schema:
             if column.kind == "derived":
@@ -129,7 +130,9 @@ class Codec:
         return np.column_stack(list(found.values())) if found else np.empty((len(matrix), 0))
 
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
-        """The table of a matrix (rows, variables): columns, order, types and decimals of the data, without excluded columns.
+        """The table of a matrix (rows, variables), with the data's columns, order, types and decimals.
+
+        Excluded columns are left out.
 
         Raises:
             ValueError: The matrix has another width, or values that its columns cannot hold.

@@ -1,4 +1,4 @@
-"""The cells of one column <-> the variables that the model has of it."""
+"""The cells of one column <-> its variables in the model's matrix."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class Variable:
     """One variable of the model: a column has one or more adjacent ones.
 
     Attributes:
-        name: The column's name, with the part of it if it has several variables.
+        name: The column's name, with the variable's part if the column has several variables.
         column: The modelled column that it belongs to: 0, 1, 2 … without gaps.
         classes: Number of levels, 0 for a number.
-        nullable: Whether the data miss it (NaN in the matrix). A column's variables are missing together.
+        nullable: Whether the data have missing cells, NaN in the matrix. A column's variables are missing together.
         resolution: Width of a grid cell in the variable's numbers, 0 for continuous ones.
         atoms: Repeated values off any grid.
         lower: Lower end of the support, -inf if it has none.
         upper: Upper end, inf if it has none.
-        atom_width: Width of the cell that stands for each atom where a density is asked for, 0 if it is not known.
+        atom_width: Width of the cell around each atom when a density is needed; 0 if it is not known.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Variable:
     atom_width: float = 0.0
 
     def log_width(self, x: Array) -> Array:
-        """Log-widths (n,) of the cells of values x that have a probability of their own; 0 for all others.
+        """Log-widths (n,) of the cells of values x that have a probability; 0 for all others.
 
         Raises:
             ValueError: The width of the cells of repeated values is not known, as in an early model file.
@@ -66,7 +66,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
     if column.kind in LEVELLED:
         if not column.categories:
             raise ValueError(
-                f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) learns them"
+                f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) "
+                "learns them"
             )
         return [Variable(name, index, classes=len(column.categories), nullable=nullable)]
     if column.kind == "datetime":
@@ -154,7 +155,7 @@ def decode_column(column: ColumnSchema, variables: list[Variable], block: Array)
 
 
 def respell(column: ColumnSchema, values: Array) -> Array:
-    """Multiples of the resolution as the data write them, rounding errors and all."""
+    """Multiples of the resolution as they are in the data, with their rounding errors."""
     if not column.spellings:
         return values
     known = np.array(column.spellings)  # sorted
@@ -169,7 +170,7 @@ def from_numbers(column: ColumnSchema, values: Array) -> pd.Series:
 
 
 def derived_numbers(column: ColumnSchema, table: Mapping[Any, pd.Series] | pd.DataFrame) -> Array:
-    """A derived column's numbers from those that it is made of."""
+    """A derived column's numbers from its sources' cells."""
     lacking = [source for source in column.sources if source not in table]
     if lacking:
         raise ValueError(
@@ -190,7 +191,7 @@ def combined(column: ColumnSchema, numbers: Mapping[Any, Array]) -> Array:
 
 
 def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
-    """Which numbers lie within a column's support, and with `seen` within the range that it had in training; NaN does."""
+    """Which numbers, or NaN, lie within a column's support and, with `seen`, within its range in training."""
     ok = np.ones(len(x), dtype=bool)
     for end, sign in ((column.lower, 1), (column.upper, -1)):
         if end is not None:
@@ -201,7 +202,7 @@ def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) ->
 
 
 def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
-    """The numbers of a column that its variable's numbers stand for: on their grid, and moved back to where they were."""
+    """A column's numbers from those of its variable: rounded to the grid, with the offset added back."""
     if variable.classes:  # false and true
         return x
     rounded = on_grid(x, variable.resolution) if variable.resolution else x
@@ -211,7 +212,7 @@ def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
 def possible_cells(
     column: ColumnSchema, variables: list[Variable], matrix: Array, values: pd.Series
 ) -> NDArray[np.bool_]:
-    """Which cells of a modelled column are among the values that it can have, from the matrix of its variables; missing ones are."""
+    """Which cells of a modelled column are missing or possible values, from the matrix of its variables."""
     ok = fixed_parts_agree(column, values) if column.kind == "datetime" else np.ones(len(values), dtype=bool)
     precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
     for variable, x in zip(variables, matrix.T):
@@ -228,7 +229,7 @@ def possible_cells(
 
 
 def fixed_parts_agree(column: ColumnSchema, values: pd.Series) -> NDArray[np.bool_]:
-    """Which times have the day, or the time of day, that all had in training."""
+    """Which times have the day, or the time of day, that all training rows share."""
     if values.isna().all() or len(column.parts) == 2:
         return np.ones(len(values), dtype=bool)
     days, clock = cells.days_and_seconds(values, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
@@ -246,7 +247,7 @@ def comparable(column: ColumnSchema, values: pd.Series) -> Array:
 
 
 def describe(column: ColumnSchema, variables: list[Variable]) -> str:
-    """What values a column can have, for messages."""
+    """The values that a column can have, as text for messages."""
     if column.kind in LEVELLED:
         more = len(column.categories) - 10
         return f"its levels are {', '.join(map(repr, column.categories[:10]))}" + (

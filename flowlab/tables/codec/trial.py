@@ -109,7 +109,7 @@ def check_combinations(codec: Codec, rule: Any) -> None:
 
 
 def check_ends(ends: Any, dtypes: Mapping[Any, str]) -> None:
-    """Raises a ValueError unless these are the first and last times of columns, with a time zone where the column's dtype has one."""
+    """Raise a ValueError unless these are first and last times of columns, with time zones as the columns' dtypes."""
     if not fits(ends, list[tuple[LABEL, str, str]]):
         raise ValueError("the ends of times are not names with two times each")
     for name, *stamps in ends:

@@ -13,9 +13,9 @@ Array = NDArray[np.float64]
 def goodness_of_fit(noise: Array, names: Sequence[str]) -> pd.DataFrame:
     """Test whether the noise of held-out rows is standard normal, as it is under the true density.
 
-    Kolmogorov-Smirnov tests of each column and of the radius (whose square is chi-squared distributed), and an energy test
-    of all columns together against fresh standard normal noise (Székely & Rizzo 2013), with 200 permutations of at most
-    300 rows.
+    Kolmogorov-Smirnov tests of each column and of the radius (whose square is chi-squared distributed), and an energy
+    test of all columns together against fresh standard normal noise (Székely & Rizzo 2013), with 200 permutations of at
+    most 300 rows.
 
     Args:
         noise: Noise of the held-out rows (n, features); no rows give an empty table.

@@ -1,4 +1,4 @@
-"""The ensemble behind `FlowDensity`: members are fitted separately, in parallel, and weighted by held-out likelihood."""
+"""The ensemble of `FlowDensity`: members are fitted separately, in parallel, and weighted by held-out likelihood."""
 
 import math
 import time
@@ -107,9 +107,9 @@ def fit_ensemble(
 ) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
 
-    Below 2,000 rows each member is fitted once per fold, each row is held out once, and the mixture holds the versions of
-    all folds. From 2,000 rows on, or with one fold, a share of the rows is held out. The weights maximise the likelihood
-    of the held-out rows.
+    Below 2,000 rows each member is fitted once per fold, each row is held out once, and the mixture holds the versions
+    of all folds. From 2,000 rows on, or with one fold, a share of the rows is held out. The weights maximise the
+    likelihood of the held-out rows.
 
     Args:
         rows: The rows, in double precision.
@@ -118,8 +118,8 @@ def fit_ensemble(
         rng: Source of everything random.
         validation: Share of rows held out without folds; 0 trains on all rows and weights the members equally.
         folds: Number of folds.
-        time_limit: Approximate time for everything, in seconds, None for no limit. Networks are then trained in turn, as
-            many as can be finished; the result depends on the machine.
+        time_limit: Approximate time for everything, in seconds, None for no limit. Networks are then trained in turn,
+            as many as can be finished; the result depends on the machine.
         n_jobs: Processes; None uses all cores, or one for a small table or another device.
         device: Where networks train.
         progress: Show a bar.
@@ -291,7 +291,7 @@ def _run(task: Task) -> _Result:
 
 
 def _start(jobs: int) -> Iterator[None]:
-    """Start the processes, which import torch while this one continues; exhaust the iterator before giving them tasks."""
+    """Start the processes, which import torch meanwhile; exhaust the iterator before giving them tasks."""
     if jobs == 1:
         return iter(())
     return joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))

@@ -137,8 +137,8 @@ class Mixed:
             order=torch.randperm(max(columns) + 1, generator=generator).tolist() if task.member.rank else None,
             generator=generator,
         )
-        # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows) would
-        # make every loss infinite.
+        # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows)
+        # would make every loss infinite.
         inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
         held_out = held_out[torch.isfinite(held_out).all(1)]
         flow.to(task.device)

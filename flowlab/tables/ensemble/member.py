@@ -1,4 +1,4 @@
-"""`Member`: the specification of one density of the mixture, the rules for its sizes, and the members of each effort."""
+"""`Member`: the specification of one density of the mixture, rules for its sizes, and the members of each effort."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -63,12 +63,12 @@ class Member:
     """One density of the mixture: its family and its sizes. Sizes of None follow from the table (`sized`).
 
     Attributes:
-        kind: "autoregressive" (masked networks, Gaussian mixture maps, random orders of the columns), "spline" (the same
-            with rational-quadratic splines), "mixture" (Gaussian mixture with full covariances, its number of components
-            chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad" (Student-t
-            tails); or "mixed" (`MixedFlow`), for any table, which cannot be combined with the others.
-        preprocessing: Layers on the data side: "none" (networks still standardise columns), "marginal" (each column made
-            Gaussian), "marginal-whitening", "whitening-marginal", or "auto", which a short race decides.
+        kind: "autoregressive" (masked networks, Gaussian mixture maps, random orders of the columns), "spline" (the
+            same with rational-quadratic splines), "mixture" (Gaussian mixture with full covariances, its number of
+            components chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad"
+            (Student-t tails); or "mixed" (`MixedFlow`), for any table, which cannot be combined with the others.
+        preprocessing: Layers on the data side: "none" (networks still standardise columns), "marginal" (each column
+            made Gaussian), "marginal-whitening", "whitening-marginal", or "auto", which a short race decides.
         rank: With "auto", the place in the race whose preprocessing is taken, 0 for the winner. For "mixed": 0 for the
             columns' own order, else a random one.
         layers: Autoregressive layers; residual blocks of "mixed".

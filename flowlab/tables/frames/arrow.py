@@ -1,10 +1,11 @@
-"""polars DataFrames and pyarrow Tables in and out. All else in flowlab knows pandas alone, and this file alone knows polars.
+"""Conversion of polars DataFrames and pyarrow Tables to and from pandas, which the rest of flowlab works with.
 
-table_format = format_of(X)          # None for what is no such table
-frame = to_pandas(X)               # a pandas DataFrame; any other X as it is
-like(table_format, frame)               # a table of X's library, with X's types
+table_format = format_of(X)          # None for anything else
+frame = to_pandas(X)                 # a pandas DataFrame; any other X unchanged
+like(table_format, frame)            # a table of X's library, with X's types
 
-polars is never imported unless a table of its is to be made. Tables of both libraries are read as arrow tables, whose schema holds a polars table's types, too.
+polars is imported only to build its tables. Tables of both libraries are read as arrow tables, whose schema represents
+the types of both.
 """
 
 import base64
@@ -77,11 +78,11 @@ def format_of(X: Any) -> TableFormat | None:
 
 
 def to_pandas(X: Any) -> Any:
-    """A polars DataFrame or pyarrow Table as a pandas DataFrame that loses nothing; anything else as it is.
+    """A polars DataFrame or pyarrow Table as a pandas DataFrame, without loss; anything else unchanged.
 
-    Numbers and booleans get numpy's types, or pandas' nullable ones where cells are missing; dictionaries, categoricals and enums become
-    categories in their order, dates times of whole seconds, decimals floats. Columns that no model takes (lists, bytes, …) keep their arrow type, so
-    that they can be left out.
+    Numbers and booleans get numpy's types, or pandas' nullable ones where cells are missing. Dictionaries, categoricals
+    and enums become categories in their order, dates become times of whole seconds, decimals floats. Columns that no
+    model takes (lists, bytes, …) keep their arrow type, so that they can be excluded.
 
     Raises:
         TypeError: It is another object of one of these libraries, such as a LazyFrame.
@@ -112,7 +113,7 @@ def like(table_format: TableFormat | None, frame: Any, fresh: bool = False) -> A
     Args:
         table_format: Where it has a schema, every column must be among its fields.
         frame: The table.
-        fresh: Whether its rows are others than those of the table that the format was read from: pandas' metadata on its index is then dropped.
+        fresh: Whether the rows are new ones: pandas' metadata on the index of the original table is then dropped.
 
     Raises:
         ValueError: A cell is none that the column's type can hold; the message names the column.
@@ -135,7 +136,7 @@ def like(table_format: TableFormat | None, frame: Any, fresh: bool = False) -> A
 
 
 def _library(X: Any) -> str | None:
-    """Whose table something is; it is found without an import."""
+    """The library of a table, found without an import; None for anything else."""
     library = type(X).__module__.partition(".")[0]
     if library not in ("polars", "pyarrow"):
         return None
@@ -178,14 +179,16 @@ def _series(cells: pa.ChunkedArray, field: pa.Field) -> pd.Series:
     if pa.types.is_floating(kind):
         if cells.null_count and _any_nan(cells):
             raise ValueError(
-                f"column {name!r} holds both NaN and null, and pandas has one of them: make NaN null, or drop those rows"
+                f"column {name!r} holds both NaN and null, and pandas has one of them: make NaN null, or drop those "
+                "rows"
             )
         return pd.Series(cells.to_numpy())
     if pa.types.is_decimal(kind):
         found = [np.nan if v is None else v for v in cells.to_pylist()]
         if any(abs(v.scaleb(kind.scale)) >= 10**DIGITS for v in found if isinstance(v, Decimal)):
             raise ValueError(
-                f"column {name!r} holds decimals of more than {DIGITS} digits, which float64 has not: cast it to fewer, or to floats"
+                f"column {name!r} holds decimals of more than {DIGITS} digits, which float64 has not: cast it to "
+                "fewer, or to floats"
             )
         return pd.Series([float(v) for v in found], dtype=np.float64)
     if pa.types.is_date(kind):

@@ -121,7 +121,7 @@ class File:
 
 
 def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
-    """A table from a .csv, .tsv or .parquet file, a packed one (.csv.gz, …), or "-", which is CSV from standard input.
+    """Read a table from a .csv, .tsv or .parquet file, a packed one (.csv.gz, …), or "-" for CSV from standard input.
 
     Raises:
         FileNotFoundError: There is no such file.

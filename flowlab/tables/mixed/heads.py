@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from flowlab.registry import register
 
 FAR = 1000.0  # stands for infinity in the normal scale: products with it stay finite
-# Beyond this quantile a smooth head is uniform in the rank, so that it follows the marginal distribution's tail; its own
-# tail would have an infinite density at the very end of a support.
+# Beyond this quantile a smooth head is uniform in the rank, so that it follows the marginal distribution's tail; its
+# own tail would have an infinite density at the very end of a support.
 TAIL = 4.0
 TAIL_RANK = math.erfc(TAIL / math.sqrt(2)) / 2
 NARROW = 1e-4  # width in the normal scale below which a cell counts as a point
@@ -91,7 +91,7 @@ class Histogram:
         k, start = self._locate(cells.low)
         log_first = log_p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
         end = start + cells.width * self.bins
-        # The share of each bin that the cell covers: cheaper and more precise than a difference of distribution functions.
+        # The share of each bin that the cell covers: cheaper and more precise than a difference of two cdfs.
         edge = torch.arange(self.bins, dtype=params.dtype, device=params.device).unsqueeze(-1)
         low, high = ((cells.low + part).unsqueeze(-2) * self.bins - edge for part in (0, cells.width))
         several = (log_p.exp() * (high.clamp(max=1) - low.clamp(min=0)).clamp(min=0)).sum(-2)

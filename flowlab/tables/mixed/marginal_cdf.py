@@ -1,4 +1,4 @@
-"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of ``MixedFlow`` work with."""
+"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of `MixedFlow` work with."""
 
 import math
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ class MarginalCDF(nn.Module):
     """A column's smoothed distribution function F, with a jump at each repeated value (atom).
 
     F(x) = smooth · F_c(x) + the shares of the atoms up to x, where F_c is the distribution function of a `Marginal`
-    truncated to the support. The smooth share is that of values seen once, Good and Turing's estimate of the probability
-    of an unseen value. On a grid each value stands for a cell of the grid's width, elsewhere for a point. With a
-    conditional distribution function G on [0, 1], a value with an interval has the probability G(low + width) - G(low),
-    any other the density g(low) · F'(x).
+    truncated to the support. The smooth share is that of values seen once, Good and Turing's estimate of the
+    probability of an unseen value. On a grid each value stands for a cell of the grid's width, elsewhere for a point.
+    With a conditional distribution function G on [0, 1], a value with an interval has the probability
+    G(low + width) - G(low), any other the density g(low) · F'(x).
 
     Args:
         atoms: Number of repeated values.

@@ -1,8 +1,8 @@
 """`MixedFlow`: the density of rows of numbers, classes and missing cells, one conditional distribution per variable.
 
-A row is a vector of floats: numbers as they are, classes as codes, NaN for a missing cell. Its log-density, with respect
-to the product of counting and Lebesgue measures, is the sum over variables of the log of a conditional probability
-(classes, missingness, values on a grid, repeated values) or density (other numbers).
+A row is a vector of floats: numbers as they are, classes as codes, NaN for a missing cell. Its log-density, with
+respect to the product of counting and Lebesgue measures, is the sum over variables of the log of a conditional
+probability (classes, missingness, values on a grid, repeated values) or density (other numbers).
 
 One set of networks serves every order of the columns (Uria, Murray & Larochelle 2014, "A deep and tractable density
 estimator"), so that any columns can be conditioned on and any others drawn or scored. Half of the training rows come in

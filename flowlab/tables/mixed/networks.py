@@ -57,8 +57,8 @@ class ConditionalNetworks(Random):
         self.features, self.context_features = variables * FIELDS, 0
         self.numbers = [j for j, k in enumerate(outcomes) if not k]
         self.classes = [j for j, k in enumerate(outcomes) if k]
-        # Inputs of other variables' networks: for a number its quantile, whether it is missing, and whether it is given at
-        # all; for a class its embedding.
+        # Inputs of other variables' networks: for a number its quantile, whether it is missing, and whether it is given
+        # at all; for a class its embedding.
         self.owner = [j for j in self.numbers for _ in range(3)] + [j for j in self.classes for _ in range(EMBEDDING)]
         sizes = [(j, 3) for j in self.numbers] + [(j, EMBEDDING) for j in self.classes]
         ends = accumulate(size for _, size in sizes)
@@ -144,7 +144,7 @@ class ConditionalNetworks(Random):
         return self.embedding[(code.clamp(min=0) + start).long().T].flatten(1).T
 
     def hidden_of(self, inputs: Tensor, visible: Tensor) -> Tensor:
-        """Last hidden layers (variables, hidden, n) from inputs (inputs, n), masked by `visible` (variables, variables, m).
+        """Last hidden layers (variables, hidden, n) from inputs (inputs, n) under masks (variables, variables, m).
 
         The first m - 1 rows have masks of their own, the others share the last one.
         """
@@ -155,7 +155,7 @@ class ConditionalNetworks(Random):
         return self._rest(first)
 
     def hidden_of_one(self, variable: int, inputs: Tensor) -> Tensor:
-        """Last hidden layer (1, hidden, n) of one variable's network, from inputs (inputs, n) that are already masked."""
+        """Last hidden layer (1, hidden, n) of one variable's network, from masked inputs (inputs, n)."""
         return self._rest((self.first[variable] @ inputs).unsqueeze(0), slice(variable, variable + 1))
 
     def _rest(self, h: Tensor, variables: slice = slice(None)) -> Tensor:

@@ -101,13 +101,13 @@ def one_mass(flow: MixedFlow, variable: int, x: Tensor, known: Tensor, condition
 
 
 def refuse_improbable(log_p: float, flow: MixedFlow, variable: int, value: Tensor, conditions: Conditions) -> None:
-    """Raise a ConditionError for a known value without density, or with next to no probability, given the earlier ones."""
+    """Raise a ConditionError for a known value without density, or of next to no probability, given earlier ones."""
     marginal = flow.marginals().get(variable)
     has_probability = marginal is None or bool(torch.isnan(value)) or float(marginal.cell(value[None]).width[0]) > 0
     if log_p == -math.inf or (has_probability and log_p < math.log(IMPOSSIBLE)):
         raise ConditionError(
-            f"the condition {conditions.text[variable]} has a probability of {math.exp(log_p):.1g}, given the conditions "
-            "before it"
+            f"the condition {conditions.text[variable]} has a probability of {math.exp(log_p):.1g}, given the "
+            "conditions before it"
         )
 
 

@@ -126,7 +126,7 @@ def read_conditions(table: Table, given: Mapping[Any, Any]) -> Conditions:
         elif low_high:
             if not rows[0, 0] <= rows[1, 0]:
                 raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
-            # Of a time's variables, day and seconds, only the day is restricted here; `sampling.within` checks the ends.
+            # Of a time's variables, day and seconds, only the day is restricted; `sampling.within` checks the ends.
             conditions.allowed[variables[0]] = [(float(rows[0, 0]), float(rows[1, 0]))]
         else:
             first = rows[:, 0]

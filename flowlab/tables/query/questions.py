@@ -1,4 +1,4 @@
-"""Information in a fitted density, in nats: entropy and mutual information, as means of exact log-densities of draws."""
+"""Entropy and mutual information of a fitted density, in nats, as means of exact log-densities of draws."""
 
 import operator
 from collections.abc import Callable, Iterator

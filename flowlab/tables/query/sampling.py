@@ -58,8 +58,8 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
         share = float(shares[0, int(value)])
         if share < RARE_SHARE and share * rows < RARE_ROWS:
             warnings.warn(
-                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn all "
-                "that sets them apart: rows drawn under this condition lean towards the others",
+                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn "
+                "all that sets them apart: rows drawn under this condition lean towards the others",
                 stacklevel=4,
             )
 

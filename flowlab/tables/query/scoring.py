@@ -33,8 +33,8 @@ def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> t
         name = missing.columns[missing.any().to_numpy().argmax()]
         count, row = int(missing[name].sum()), int(missing[name].to_numpy().argmax())
         raise ValueError(
-            f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill those "
-            "rows: this model is one of complete numbers"
+            f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill "
+            "those rows: this model is one of complete numbers"
         )
     matrix, possible = fitted.table.encode_all(frame)
     if rng is not None and not fitted.conditional:
