@@ -214,8 +214,8 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     Raises:
         ValueError: Parts are of the wrong kind, or do not go together.
     """
-    own = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
-    table = Table.from_json(own["table"])
+    record = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
+    table = Table.from_json(record["table"])
     if not isinstance(mixture, FlowMixture | None) or len(table.variables) != (
         0 if mixture is None else mixture.features
     ):
@@ -224,7 +224,7 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
         check_flow(table.variables, mixture)
         if not is_conditional(mixture) and not table.complete:
             raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
-    known = {"log_mass": own.get("log_mass", 0.0), "reach": own.get("reach", 0.0)}
+    known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
     check_arguments("FlowDensity", known, dict.fromkeys(known, float))
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)

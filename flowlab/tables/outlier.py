@@ -74,17 +74,17 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
         check_is_fitted(self)
         header, flow = self.density_._to_file()
-        own = {"contamination": self.contamination, "offset": self.offset_}
-        return {**header, "kind": "FlowOutlier", "estimator": own}, flow
+        extra = {"contamination": self.contamination, "offset": self.offset_}
+        return {**header, "kind": "FlowOutlier", "estimator": extra}, flow
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowOutlier":
-        density, own = FlowDensity._from_file(header, flow), header["estimator"]
+        density, extra = FlowDensity._from_file(header, flow), header["estimator"]
         check_arguments(
-            "FlowOutlier", {name: own[name] for name in ("contamination", "offset")}, dict.fromkeys(own, float)
+            "FlowOutlier", {name: extra[name] for name in ("contamination", "offset")}, dict.fromkeys(extra, float)
         )
-        model = cls(clone(density), own["contamination"])
-        model.density_, model.offset_ = density, float(own["offset"])
+        model = cls(clone(density), extra["contamination"])
+        model.density_, model.offset_ = density, float(extra["offset"])
         names = density.feature_names_in_.tolist() if hasattr(density, "feature_names_in_") else None
         stored.read_names(model, density.n_features_in_, names)
         return model

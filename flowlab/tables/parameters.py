@@ -25,7 +25,7 @@ RECORDS: dict[str, Any] = {"member": Member, "rule": Rule, "column": ColumnSchem
 
 
 def check(params: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the first parameter of a `FlowDensity` that no fit can have."""
+    """Raise a ValueError that names the first parameter of a `FlowDensity` that no fit can have."""
     for name, choices in (("effort", EFFORTS), ("preprocessing", ("auto", *PREPROCESSING))):
         if not isinstance(params[name], str) or params[name] not in choices:
             raise ValueError(f"{name} must be {', '.join(choices)}, not {params[name]!r}")

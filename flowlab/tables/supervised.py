@@ -123,21 +123,21 @@ class _Supervised(BaseEstimator):
         check_is_fitted(self)
         header, flow = self.density_._to_file()
         names = self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
-        own = {"n_features_in_": self.n_features_in_, "feature_names_in_": names}
-        return {**header, "kind": type(self).__name__, "estimator": own}, flow
+        extra = {"n_features_in_": self.n_features_in_, "feature_names_in_": names}
+        return {**header, "kind": type(self).__name__, "estimator": extra}, flow
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> Any:
         density = FlowDensity._from_file(header, flow)
         if TARGET not in density.table_.codec._places:
             raise ValueError("the table has no target")
-        own = header["estimator"]
+        extra = header["estimator"]
         unfitted = clone(density)
         model = cls(
             unfitted.set_params(schema={k: v for k, v in (unfitted.schema or {}).items() if k != TARGET} or None)
         )
         model.density_ = density
-        stored.read_names(model, own["n_features_in_"], own["feature_names_in_"])
+        stored.read_names(model, extra["n_features_in_"], extra["feature_names_in_"])
         return model
 
     def __sklearn_tags__(self) -> Any:
@@ -229,10 +229,10 @@ class FlowClassifier(ClassifierMixin, _Supervised):
                 class_probabilities(self.density_._model.density(), rows, which, variable, strict=False)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
             ]
-        found = torch.cat(parts).cpu().numpy()
+        probability = torch.cat(parts).cpu().numpy()
         order = [int(str(level).split()[1]) for level in table.codec.schema[TARGET].categories]
-        out = np.zeros((len(found), len(self.classes_)))
-        out[:, order] = found[:, : len(order)]
+        out = np.zeros((len(probability), len(self.classes_)))
+        out[:, order] = probability[:, : len(order)]
         return out
 
     def predict_log_proba(self, X: ArrayLike) -> Array:

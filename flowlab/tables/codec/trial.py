@@ -84,7 +84,7 @@ def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
 
 
 def check_rule(rule: Any) -> None:
-    """Raises a ValueError where what a rule has learnt is of another type than a rule learns."""
+    """Raise a ValueError where what a rule has learnt is of another type than a rule learns."""
     known = {f.name: getattr(rule, f.name) for f in fields(rule)}
     check_arguments(type(rule).__name__, known, hints_of(type(rule)))
     if not fits([*rule.columns(), *rule.overrides(), *rule.order], list[LABEL]):
@@ -96,7 +96,7 @@ def check_rule(rule: Any) -> None:
 
 
 def check_combinations(codec: Codec, rule: Any) -> None:
-    """Raises a ValueError unless a rule's combinations are those of its column, with a level of each of its columns."""
+    """Raise a ValueError unless a rule's combinations are those of its column, with a level of each of its columns."""
     for schema in rule.schemas:
         column_from(schema)
     rows = [json.loads(text) for text in rule.combinations]

@@ -145,10 +145,10 @@ def fit_ensemble(
     ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
 
     def task(member: Member, k: int, place: int, seconds: float | None = None) -> Task:
-        own = (seed + 1009 * place + 9176 * k) % 2**62
+        member_seed = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
         sizes, layers = member.sizes(len(parts[0].train), features), prepared[k].layers(member.preprocessing)
-        return Task(member, sizes, parts[k], layers, variables, own, device, seconds, shown)
+        return Task(member, sizes, parts[k], layers, variables, member_seed, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
@@ -156,8 +156,8 @@ def fit_ensemble(
         seconds = None if ends is None else RACE_TIME * (ends - time.perf_counter()) * min(jobs, len(RACE)) / len(RACE)
         short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
         list(starting)
-        found = _run_all(short, jobs, progress)
-        race = {n: _mean(r.log_prob + offsets[0], parts[0].held_weight) for n, r in zip(RACE, found, strict=True)}
+        results = _run_all(short, jobs, progress)
+        race = {n: _mean(r.log_prob + offsets[0], parts[0].held_weight) for n, r in zip(RACE, results, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
     members = [
@@ -209,7 +209,7 @@ def _mix(
     seed: int,
 ) -> Ensemble:
     held_weight = torch.cat([fold.held_weight for fold in folds])
-    log_probs = torch.stack([torch.cat([r.log_prob for r in own]) for own in grid])
+    log_probs = torch.stack([torch.cat([r.log_prob for r in results]) for results in grid])
     # The broad member keeps its prior weight: it covers rows unlike all others, which held-out rows may lack.
     prior = torch.tensor([1.0 if member.kind == "broad" else 0.0 for member in members])
     insured = prior > 0
@@ -226,20 +226,20 @@ def _mix(
             member,
             _mean(log_prob, held_weight),
             float(share),
-            sum(r.seconds for r in own),
-            own[0].history.reason if own[0].history else "",
-            all(r.history is None or r.history.converged for r in own),
-            own[0].history.records if own[0].history else [],
+            sum(r.seconds for r in results),
+            results[0].history.reason if results[0].history else "",
+            all(r.history is None or r.history.converged for r in results),
+            results[0].history.records if results[0].history else [],
         )
-        for member, own, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
+        for member, results, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
     ]
     reports += [Report(member, math.nan, 0.0, 0.0, "no time was left for it", False) for member in left_out]
     used = [i for i, share in enumerate(shares.tolist()) if share > 0]
     generator = torch.Generator().manual_seed(seed)
     noise = []
     for k, fold in enumerate(folds):
-        own = FlowMixture([grid[i][k].flow for i in used], shares[used])
-        noise += [own.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
+        of_fold = FlowMixture([grid[i][k].flow for i in used], shares[used])
+        noise += [of_fold.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
     flow = FlowMixture(
         [grid[i][k].flow for i in used for k in range(len(folds))],
         [float(shares[i]) / len(folds) for i in used for k in range(len(folds))],
@@ -310,12 +310,12 @@ def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
     work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")(
         joblib.delayed(_run)(tasks[i]) for i in order
     )
-    found: dict[int, _Result] = {}
+    done: dict[int, _Result] = {}
     with progress_bar(len(tasks), progress, "members", "fit") as bar:
         for i, result in zip(order, work, strict=True):
-            found[i] = result
+            done[i] = result
             bar.update()
-    return [found[i] for i in range(len(tasks))]
+    return [done[i] for i in range(len(tasks))]
 
 
 def check_flow(variables: Sequence[Variable], flow: FlowMixture) -> None:

@@ -112,8 +112,8 @@ class Member:
             features: Variables.
         """
         rule = SIZES.get(self.kind, network_sizes)(self.kind, rows, features)
-        own = {f.name: getattr(self, f.name) for f in fields(Sizes)}
-        return replace(rule, **{name: value for name, value in own.items() if value is not None})
+        asked = {f.name: getattr(self, f.name) for f in fields(Sizes)}
+        return replace(rule, **{name: value for name, value in asked.items() if value is not None})
 
     def sized(self, rows: int, features: int) -> "Member":
         """The member with every size filled in, by the rows to train on and their columns."""

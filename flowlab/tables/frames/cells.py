@@ -107,7 +107,7 @@ def _advice(name: Any, found: str) -> str:
 
 
 def check_frame(df: Any) -> None:
-    """Raises a TypeError or ValueError unless the argument is a DataFrame with distinct plain labels."""
+    """Raise a TypeError or ValueError unless the argument is a DataFrame with distinct plain labels."""
     if not isinstance(df, pd.DataFrame):
         raise TypeError(
             f"expected a pandas DataFrame, got {type(df).__name__}: pd.DataFrame(...) makes one of most things"

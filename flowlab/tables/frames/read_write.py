@@ -106,7 +106,7 @@ class File:
         return self.table.column_names
 
     def check_columns(self, names: list[str], option: str = "") -> None:
-        """Raises a ValueError that names those of some columns that are not there."""
+        """Raise a ValueError that names those of some columns that are not there."""
         lacking = [name for name in names if name not in self.columns]
         if lacking:
             asked = f", asked for by {option}" if option else ""

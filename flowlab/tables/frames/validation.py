@@ -56,7 +56,7 @@ def weighted_rows(X: Any, sample_weight: Any) -> tuple[Any, NDArray[np.float64] 
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raises a ValueError unless an argument is a positive whole number."""
+    """Raise a ValueError unless an argument is a positive whole number."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 

@@ -58,7 +58,7 @@ class Head(Protocol):
         """G(rank)."""
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Draws between `low` and `high` from two independent uniform numbers each."""
+        """Draw between `low` and `high` from two independent uniform numbers each."""
 
 
 @register
@@ -107,8 +107,8 @@ class Histogram:
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         p = params.softmax(-2)
         k, inside = self._locate(rank)
-        own = p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
-        return p.cumsum(-2).gather(-2, k.unsqueeze(-2)).squeeze(-2) - own * (1 - inside)
+        mass = p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
+        return p.cumsum(-2).gather(-2, k.unsqueeze(-2)).squeeze(-2) - mass * (1 - inside)
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
         p = params.softmax(-2)
@@ -116,9 +116,9 @@ class Histogram:
         start, end = self.cdf(params, low), self.cdf(params, high)
         level = start + first * (end - start)
         k = (through < level.unsqueeze(-2)).sum(-2).clamp(max=self.bins - 1).unsqueeze(-2)
-        own = p.gather(-2, k).squeeze(-2)
-        before = through.gather(-2, k).squeeze(-2) - own
-        inside = ((level - before) / own.clamp(min=torch.finfo(own.dtype).tiny)).clamp(0, 1)
+        mass = p.gather(-2, k).squeeze(-2)
+        before = through.gather(-2, k).squeeze(-2) - mass
+        inside = ((level - before) / mass.clamp(min=torch.finfo(mass.dtype).tiny)).clamp(0, 1)
         return torch.minimum(torch.maximum((k.squeeze(-2) + inside) / self.bins, low), high)
 
     def __repr__(self) -> str:
@@ -210,8 +210,8 @@ class Logistics:
         share = torch.cat([share, torch.stack(tails, -2)], -2)
         through = share.cumsum(-2)
         k = (through < (first * through[..., -1, :]).unsqueeze(-2)).sum(-2).clamp(max=self.components + 1)
-        own = k.clamp(max=self.components - 1).unsqueeze(-2)
-        start, end, centre, scale = (part.gather(-2, own).squeeze(-2) for part in (start, end, centre, scale))
+        component = k.clamp(max=self.components - 1).unsqueeze(-2)
+        start, end, centre, scale = (part.gather(-2, component).squeeze(-2) for part in (start, end, centre, scale))
         rank = torch.special.ndtr(centre + scale * torch.logit(start + second * (end - start)))
         for place, (since, to) in enumerate(ends, self.components):
             rank = torch.where(k == place, since + second * (to - since), rank)
@@ -251,25 +251,25 @@ class HistogramAndLogistics:
         return logit.squeeze(-2), histogram, logistics
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
-        logit, *own = self._split(params)
-        first, second = (part.log_prob(p, cells) for part, p in zip(self.parts, own, strict=True))
+        logit, *split = self._split(params)
+        first, second = (part.log_prob(p, cells) for part, p in zip(self.parts, split, strict=True))
         both = torch.logaddexp(F.logsigmoid(logit) + first, F.logsigmoid(-logit) + second)
         return torch.where(torch.isfinite(first), both, first)  # of -inf the gradient would be NaN
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
-        logit, *own = self._split(params)
-        first, second = (part.cdf(p, rank) for part, p in zip(self.parts, own, strict=True))
+        logit, *split = self._split(params)
+        first, second = (part.cdf(p, rank) for part, p in zip(self.parts, split, strict=True))
         return second + torch.sigmoid(logit) * (first - second)
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        logit, *own = self._split(params)
+        logit, *split = self._split(params)
         share = torch.sigmoid(logit)
-        mass = [part.cdf(p, high) - part.cdf(p, low) for part, p in zip(self.parts, own, strict=True)]
+        mass = [part.cdf(p, high) - part.cdf(p, low) for part, p in zip(self.parts, split, strict=True)]
         # The part is drawn by its share of the probability between the ends; the rest of the number is uniform again.
         share = share * mass[0] / (share * mass[0] + (1 - share) * mass[1])
         chosen = first < share
         again = torch.where(chosen, first / share, (first - share) / (1 - share))
-        a, b = (part.draw(p, low, high, again.clamp(0, 1), second) for part, p in zip(self.parts, own, strict=True))
+        a, b = (part.draw(p, low, high, again.clamp(0, 1), second) for part, p in zip(self.parts, split, strict=True))
         return torch.where(chosen, a, b)
 
     def __repr__(self) -> str:

@@ -189,7 +189,7 @@ class MixedFlow(nn.Module):
 
     def in_order(self) -> list[int]:
         """The variables in the main order of their columns."""
-        return [j for column in self.network.order for j, own in enumerate(self.columns) if own == column]
+        return [j for column in self.network.order for j, place in enumerate(self.columns) if place == column]
 
     def network_inputs(self, x: Tensor, known: Tensor) -> Tensor:
         """The networks' inputs (inputs, n) from rows (n, features), zero for cells that are not known (n, features)."""
@@ -342,8 +342,8 @@ class MixedFlow(nn.Module):
         if self.classes[variable]:
             probability = params.exp()
             code = fields[CODE].clamp(min=0).long().unsqueeze(0)
-            own = probability.gather(0, code)[0]
-            return probability.cumsum(0).gather(0, code)[0] - own, own
+            width = probability.gather(0, code)[0]
+            return probability.cumsum(0).gather(0, code)[0] - width, width
         share = torch.sigmoid(params[0, -1]) if self.network.says_missing(variable) else torch.zeros_like(values)
         low = self.head.cdf(params[:, :-1], fields[LOW][None])[0]
         high = self.head.cdf(params[:, :-1], (fields[LOW] + fields[WIDTH]).clamp(max=1)[None])[0]

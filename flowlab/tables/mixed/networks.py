@@ -82,11 +82,11 @@ class ConditionalNetworks(Random):
         for j in self.classes:
             by_size.setdefault(bucket(outcomes[j]), []).append(j)
         self.buckets: list[tuple[int, list[int]]] = sorted(by_size.items())
-        self.class_weight = nn.ParameterList(torch.zeros(len(own), size, hidden) for size, own in self.buckets)
-        self.class_bias = nn.ParameterList(torch.zeros(len(own), size, 1) for size, own in self.buckets)
+        self.class_weight = nn.ParameterList(torch.zeros(len(group), size, hidden) for size, group in self.buckets)
+        self.class_bias = nn.ParameterList(torch.zeros(len(group), size, 1) for size, group in self.buckets)
         # Padding for variables with fewer outcomes than others in their bucket.
-        for i, (size, own) in enumerate(self.buckets):
-            beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in own]).unsqueeze(-1)
+        for i, (size, group) in enumerate(self.buckets):
+            beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in group]).unsqueeze(-1)
             self.register_buffer(f"padding{i}", (beyond.float() * -FAR).unsqueeze(-1), persistent=False)
         self.dropout = dropout
         self.order = list(range(max(self.columns) + 1)) if order is None else list(order)
@@ -100,8 +100,8 @@ class ConditionalNetworks(Random):
             for i, j in enumerate(self.numbers):
                 share = (float(rows[MISSING, j].sum()) + 0.5) / (cells.shape[0] + 1)
                 self.number_bias[i, -1] = math.log(share / (1 - share))
-            for bias, (_, own) in zip(self.class_bias, self.buckets, strict=True):
-                for i, j in enumerate(own):
+            for bias, (_, group) in zip(self.class_bias, self.buckets, strict=True):
+                for i, j in enumerate(group):
                     counts = torch.bincount(rows[CODE, j].long(), minlength=self.outcomes[j]).to(bias) + 0.5
                     bias[i, : self.outcomes[j], 0] = (counts / counts.sum()).log()
 
@@ -148,10 +148,10 @@ class ConditionalNetworks(Random):
 
         The first m - 1 rows have masks of their own, the others share the last one.
         """
-        seen, own = visible[:, self.owner].to(inputs.dtype), visible.shape[-1] - 1
-        first = (self.first * seen[..., own].unsqueeze(1)) @ inputs[:, own:]
-        if own:
-            first = torch.cat([torch.bmm(self.first, seen[..., :own] * inputs[:, :own]), first], -1)
+        seen, shuffled = visible[:, self.owner].to(inputs.dtype), visible.shape[-1] - 1
+        first = (self.first * seen[..., shuffled].unsqueeze(1)) @ inputs[:, shuffled:]
+        if shuffled:
+            first = torch.cat([torch.bmm(self.first, seen[..., :shuffled] * inputs[:, :shuffled]), first], -1)
         return self._rest(first)
 
     def hidden_of_one(self, variable: int, inputs: Tensor) -> Tensor:
@@ -175,9 +175,9 @@ class ConditionalNetworks(Random):
 
     def class_logits(self, hidden: Tensor, variable: int) -> Tensor:
         """Log-probabilities of the outcomes (outcomes, n) of one variable, from its hidden layer (hidden, n)."""
-        for weight, bias, (_, own) in zip(self.class_weight, self.class_bias, self.buckets, strict=True):
-            if variable in own:
-                i = own.index(variable)
+        for weight, bias, (_, group) in zip(self.class_weight, self.class_bias, self.buckets, strict=True):
+            if variable in group:
+                i = group.index(variable)
                 return (weight[i] @ hidden + bias[i])[: self.outcomes[variable]].log_softmax(0)
         raise IndexError(variable)
 
@@ -193,13 +193,13 @@ class ConditionalNetworks(Random):
             params = self.number_parameters(hidden[self.numbers])
             of = fields[:, self.numbers]
             terms.append(self.number_log_prob(params, of))
-        for i, (weight, bias, (_, own)) in enumerate(
+        for i, (weight, bias, (_, group)) in enumerate(
             zip(self.class_weight, self.class_bias, self.buckets, strict=True)
         ):
-            log_p = (torch.baddbmm(bias, weight, hidden[own]) + self.get_buffer(f"padding{i}")).log_softmax(1)
-            code = fields[CODE, own].clamp(min=0).long()
-            terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, own])
-        place = [*self.numbers, *(j for _, own in self.buckets for j in own)]
+            log_p = (torch.baddbmm(bias, weight, hidden[group]) + self.get_buffer(f"padding{i}")).log_softmax(1)
+            code = fields[CODE, group].clamp(min=0).long()
+            terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, group])
+        place = [*self.numbers, *(j for _, group in self.buckets for j in group)]
         return torch.where(absent[place], 0, torch.cat(terms)).sum(0)
 
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:

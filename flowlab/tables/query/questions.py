@@ -59,10 +59,10 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
     shape = (min(n_samples, BLOCK), mixture.features)
     empty = torch.full(shape, np.nan, dtype=torch.float64, device=fitted.device)
     with blocks(fitted, n_samples, progress) as sizes:
-        found = [
+        parts = [
             fill(mixture, x, known([], x), generator=generator, variables=drawn) for x in (empty[:n] for n in sizes)
         ]
-    rows = torch.cat(found)
+    rows = torch.cat(parts)
 
     @torch.no_grad()
     def log_density(of: list[int]) -> Array:

@@ -135,7 +135,7 @@ def offset_of(x: Array, resolution: float) -> float:
 
 
 def check_size(x: Array, name: Any) -> None:
-    """Raises a ValueError for a column of numbers so large or small that double precision loses their digits."""
+    """Raise a ValueError for a column of numbers so large or small that double precision loses their digits."""
     size = np.abs(x).max()
     if x.min() < x.max() and not DIGITS[0] <= size <= DIGITS[1]:
         raise ValueError(f"column {name!r} holds values of size {size:g}, where double precision fails: {RESCALE}")
@@ -153,7 +153,8 @@ def check_scale(x: Array, name: Any, labels: Any = None) -> None:
         raise ValueError(
             f"column {name!r} holds {x[row]:g} in row {label!r}, {far[row] / width:.0e} times further out than the "
             "bulk of its values is wide: no double-precision density tells both apart. If it stands for a missing "
-            "value, make the cell missing; if it is an error, drop the row; if it is real, model the logarithm of the column"
+            "value, make the cell missing; if it is an error, drop the row; if it is real, model the logarithm of the "
+            "column"
         )
     if not SCALES[0] < width < SCALES[1] or not np.abs(x).max() < SCALES[1]:
         raise ValueError(

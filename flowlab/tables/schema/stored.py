@@ -55,7 +55,7 @@ def column_from(values: Any) -> ColumnSchema:
 
 
 def check_dtype(name: str) -> None:
-    """Raises a ValueError unless cells of a dtype can be modelled."""
+    """Raise a ValueError unless cells of a dtype can be modelled."""
     try:
         found = cells.family(pd.Series([], dtype=cells.dtype_of(name)), "")
     except (TypeError, ValueError, NotImplementedError, KeyError, OSError) as error:
@@ -90,7 +90,7 @@ def _columns_from(data: Any) -> list[Column]:
 
 
 def _check_numbers(own: Any, width: int) -> None:
-    """Raises a ValueError unless the types and names of a table of numbers are those of `width` columns."""
+    """Raise a ValueError unless the types and names of a table of numbers are those of `width` columns."""
     if not isinstance(own, dict) or not fits(own.get("index_names"), list[LABEL] | None):
         raise ValueError("the names of the columns are none")
     names, dtypes = own["index_names"], own["dtypes"]

@@ -27,7 +27,7 @@ def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
 
 
 def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Raises a ValueError for a rule about a column that the user leaves out: no sample would have it."""
+    """Raise a ValueError for a rule about a column that the user leaves out: no sample would have it."""
     for rule in rules:
         for name in rule.columns():
             if said.get(name, {}).get("kind") == "excluded":
@@ -35,7 +35,7 @@ def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]])
 
 
 def check_chain(rules: Sequence[Rule], names: Sequence[Any], schema: Schema) -> None:
-    """Raises a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
+    """Raise a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
     there = {str(name) for name in names}
     for rule in rules:
         lacking = [name for name in rule.columns() if str(name) not in there]

@@ -70,7 +70,7 @@ class Rule:
         return []
 
     def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "Rule":
-        """Looks at a table's types and grids, which `backward` restores. Rows that break the rule are passed over.
+        """Learn a table's types and grids, which `backward` restores. Rows that break the rule are passed over.
 
         Args:
             df: The table.
@@ -168,10 +168,10 @@ class Rule:
         return rule
 
     def check_learnt(self) -> None:
-        """Raises a ValueError where what was learnt, as a file says it, is not what `learn` could have learnt."""
+        """Raise a ValueError where what was learnt, as a file says it, is not what `learn` could have learnt."""
 
     def check_modelled(self, schema: Schema) -> None:
-        """Raises a ValueError where a file says of the columns that the rule makes what `backward` cannot read."""
+        """Raise a ValueError where a file says of the columns that the rule makes what `backward` cannot read."""
 
     def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
         return df
@@ -273,7 +273,7 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def check_levels(schema: Schema, name: Any, known: list[str]) -> None:
-    """Raises a ValueError where a modelled column has other levels than those that a rule knows."""
+    """Raise a ValueError where a modelled column has other levels than those that a rule knows."""
     column = schema[name]
     found = [*column.categories, *column.recoding, column.value]
     if column.kind not in ("categorical", "constant", "duplicate") or not set(map(str, found)) <= {*known, "None"}:
