@@ -1,4 +1,4 @@
-"""A whole table from a file is tried with made-up cells: what does not go together fails at loading."""
+"""Codecs read from files are tried on made-up cells, so that inconsistent ones fail at loading."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from flowlab.tables.schema.stored import LABEL, check_dtype, column_from
 
 
 def try_codec(codec: Codec) -> None:
-    """Raises whatever decoding or encoding cells of any of the columns would.
+    """Decode and encode made-up cells of every column, and raise whatever that raises.
 
     The cells are made up: every level, numbers within their bounds, and a missing one where there can be some.
     """
@@ -70,7 +70,7 @@ def _known(done: Mapping[Any, pd.Series], name: Any, column: ColumnSchema) -> pd
 
 
 def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
-    """The same for a derived column, whose made-up value may lie outside of its type's range: zero stands for it."""
+    """The same for a derived column; a made-up value outside its dtype's range is replaced by zero."""
     if len(column.sources) != len(column.weights):
         raise ValueError(
             f"column {shown(column.name)} has {len(column.sources)} sources and {len(column.weights)} weights"
@@ -84,7 +84,7 @@ def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
 
 
 def check_rule(rule: Any) -> None:
-    """Raise a ValueError where what a rule has learnt is of another type than a rule learns."""
+    """Raise a ValueError if what a rule has learnt has another type than the rule learns."""
     known = {f.name: getattr(rule, f.name) for f in fields(rule)}
     check_arguments(type(rule).__name__, known, hints_of(type(rule)))
     if not fits([*rule.columns(), *rule.overrides(), *rule.order], list[LABEL]):
@@ -96,7 +96,7 @@ def check_rule(rule: Any) -> None:
 
 
 def check_combinations(codec: Codec, rule: Any) -> None:
-    """Raise a ValueError unless a rule's combinations are those of its column, with a level of each of its columns."""
+    """Raise a ValueError unless a rule's combinations match the levels of its column."""
     for schema in rule.schemas:
         column_from(schema)
     rows = [json.loads(text) for text in rule.combinations]

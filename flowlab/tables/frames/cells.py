@@ -47,7 +47,7 @@ ADVICE = {
 
 
 def spell(dtype: Any) -> str:
-    """A dtype's name from which `dtype_of` makes the same dtype: pandas' own names do not tell its string types apart.
+    """A name of a dtype that `dtype_of` inverts; pandas' own names do not distinguish its string dtypes.
 
     Example:
         >>> spell(pd.StringDtype("python")), spell(np.dtype("int8")), spell(pd.ArrowDtype(pa.string()))
@@ -63,7 +63,7 @@ def spell(dtype: Any) -> str:
 
 
 def dtype_of(name: str) -> Any:
-    """The dtype that `spell` gave a name to."""
+    """The dtype of a name from `spell`."""
     if name == "string[arrow]":
         return pd.ArrowDtype(pa.string())
     if name.startswith("str["):
@@ -80,7 +80,7 @@ def is_object(dtype: Any) -> bool:
 
 
 def family(values: pd.Series, name: Any) -> str:
-    """What a column's cells are: number, boolean, text, mixed, datetime, timedelta or category.
+    """The family of a column's cells: number, boolean, text, mixed, datetime, timedelta or category.
 
     Raises:
         ValueError: They are nothing that can be modelled. The message names the column, and says what to make of it.
@@ -172,7 +172,7 @@ def numbers(values: pd.Series, name: Any) -> Array:
 
 
 def levels(values: pd.Series, name: Any) -> tuple[NDArray[np.int64], list[Any]]:
-    """The code of every cell, -1 where missing, and the distinct plain values that the codes stand for.
+    """The code of every cell, -1 for missing ones, and the distinct plain values of the codes.
 
     Example:
         >>> levels(pd.Series(["b", "a", None, "b"]), "x")
@@ -299,7 +299,7 @@ def unit_of(dtype: Any) -> str:
 
 
 def days_and_seconds(values: pd.Series, zone: Any, name: Any) -> tuple[Array, Array]:
-    """The days since 1970 and the seconds since midnight that the clocks of a zone showed, NaN where missing.
+    """The days since 1970 and the seconds since midnight of local time in a zone, NaN for missing cells.
 
     Raises:
         ValueError: The cells are no times, or one side has a time zone and the other has none.
@@ -365,7 +365,7 @@ def differences(values: Array, dtype: str, name: Any) -> pd.Series:
 
 
 def _ticks(whole: Array, rest: Array, unit: str, name: Any, dtype: str) -> NDArray[np.int64]:
-    """Whole seconds and a rest as int64 counts of a unit, the smallest one where either is NaN."""
+    """Whole seconds and a fraction as int64 counts of a unit; the least integer (NaT) where either is NaN."""
     missing = np.isnan(whole) | np.isnan(rest)
     if (np.abs(np.where(missing, 0.0, whole)) * TICKS[unit] >= 2.0**63).any():
         raise ValueError(f"column {name!r}: a time is outside the range of {dtype}")

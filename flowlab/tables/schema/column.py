@@ -127,7 +127,7 @@ def day_number(day: str) -> int:
 
 
 def check_resolution(column: ColumnSchema) -> None:
-    """Raise a ValueError for a resolution whose multiples decimals cannot write."""
+    """Raise a ValueError for a resolution that is not 0, at least 1, or 1 divided by an integer."""
     step = column.resolution
     if not (step == 0 or step >= 1 or (step > 0 and abs(1 / step - round(1 / step)) < 1e-6 / step)):
         raise ValueError(

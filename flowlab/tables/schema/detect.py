@@ -326,7 +326,7 @@ def numbers_of(column: ColumnSchema, present: pd.Series) -> Array:
 
 
 def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
-    """Raise a ValueError that names the first cell that bounds or resolution exclude."""
+    """Raise a ValueError that names the first cell outside the bounds, or off the grid."""
     x, ends = numbers_of(column, present), [column.lower, column.upper]
     if column.kind == "datetime":
         ends = [None if end is None else day_number(end) for end in ends]

@@ -135,7 +135,7 @@ def offset_of(x: Array, resolution: float) -> float:
 
 
 def check_size(x: Array, name: Any) -> None:
-    """Raise a ValueError for a column of numbers so large or small that double precision loses their digits."""
+    """Raise a ValueError for numbers so large or small that double precision loses digits."""
     size = np.abs(x).max()
     if x.min() < x.max() and not DIGITS[0] <= size <= DIGITS[1]:
         raise ValueError(f"column {name!r} holds values of size {size:g}, where double precision fails: {RESCALE}")

@@ -205,7 +205,7 @@ class Schema:
 
 
 def _values(column: ColumnSchema) -> str:
-    """What the printed schema says of a column's values."""
+    """The description of a column's values in a printed schema."""
     if column.kind in LEVELLED:
         return f"{len(column.categories)} levels" + (", ordered" if column.ordered else "")
     if column.kind == "constant":
@@ -251,7 +251,7 @@ def read_overrides(overrides: Any, names: list[Any]) -> dict[Any, dict[str, Any]
 
 
 def _kept(column: ColumnSchema) -> dict[str, Any]:
-    """What a schema says of a column that is not learnt anew. What is a fact about the data, such as constancy, is."""
+    """The fields of a column that overrides keep; facts about the data, such as constancy, are inferred anew."""
     if column.kind in FOUND or (column.kind == "categorical" and column.cardinality == 1):
         return {}
     kept = {
