@@ -238,14 +238,14 @@ def test_a_bar_counts_draws_where_the_model_shows_progress(model, monkeypatch):
 
 def test_draws_in_blocks_differ_from_block_to_block(model, monkeypatch):
     monkeypatch.setattr(questions, "BLOCK", 50)
-    rows, log_prob = model._log_density_of_draws(100, 0)
+    rows, log_prob = questions.log_density_of_draws(model._model, 100, 0, False)
     assert rows.shape == (100, 3)
     assert len(np.unique(rows[:, 0])) == len(np.unique(log_prob)) == 100
 
 
 def test_small_densities_train_where_the_model_does(model, monkeypatch):
     class Flat:
-        def score_samples(self, rows):
+        def score_samples(self, rows, measure="mass"):
             return np.zeros(len(rows))
 
     seen: list[str] = []

@@ -264,7 +264,7 @@ def test_predictions_hold_threads(monkeypatch):
 
     for module, name in (
         (supervised, "class_probabilities"),
-        (supervised, "member_log_prob"),
+        (supervised, "joint_log_prob"),
         (predictive, "member_shares"),
     ):
         spied(module, name)

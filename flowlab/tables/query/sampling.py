@@ -34,7 +34,7 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
             raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
         return sample_given(fitted, given, generator)
     count = int(n_samples or 1)
-    if not given or not fitted.conditional:
+    if not given or of_numbers(fitted):
         return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n), given)
     conditions = read_conditions(fitted.table, given)
     mixture = fitted.density()
@@ -45,6 +45,11 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
         return matrix.cpu().numpy(), len(matrix) / acceptance
 
     return _kept(fitted, count, propose, given)
+
+
+def of_numbers(fitted: Fitted) -> bool:
+    """Whether the density is one of complete numbers; a table of constants has none, whatever its columns hold."""
+    return not fitted.conditional and fitted.table.complete
 
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
@@ -115,7 +120,7 @@ def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
 def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.DataFrame:
     """The rows of a matrix that can occur, keep rules and conditions, and lie within the range of the training rows."""
     table = fitted.table
-    if not fitted.conditional:
+    if of_numbers(fitted):
         matrix = table.quantized(matrix)
         numbers, asked = table.codec.numbers(matrix), read_ranges(table, given)
         kept = table.storable(numbers) & table.supported(numbers) & inside(numbers, asked)
