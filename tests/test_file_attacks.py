@@ -45,7 +45,8 @@ def files(seeds, tmp_path_factory) -> dict[str, bytes]:
     for name, (model, _) in seeds.items():
         flowlab.save(model, folder / name)
         flowlab.load(folder / name)  # what is imported at the first use counts for no file
-    return {name: (folder / name).read_bytes() for name in seeds}
+    early = (Path(__file__).parent / "data" / "golden" / "numbers_fast_small.flow").read_bytes()
+    return {EARLY: early, **{name: (folder / name).read_bytes() for name in seeds}}
 
 
 def edited(data: bytes, change) -> bytes:
@@ -88,6 +89,7 @@ def all_features(value: object, count: int) -> None:
         all_features(item, count)
 
 
+EARLY = "a density of numbers, as early versions wrote it"  # columns a, b, n, total, c, rain
 LINEAR, MAF, NSF, PLANAR = "Flow, linear layers", "Flow, maf", "Flow, nsf", "Flow, planar"
 WHOLE, RULES, NUMBERS, POSTERIOR = (
     "FlowDensity, whole table",
@@ -239,7 +241,7 @@ def state_edits() -> dict:
         return lambda h: next(c for c in h["state"]["table"]["schema"]["columns"] if c["name"] == "when").update(values)
 
     def number(**values):
-        return lambda h: h["state"]["numbers"]["columns"][3].update(values)
+        return lambda h: h["state"]["numbers"]["columns"][2].update(values)
 
     edits = {
         "dtype": (WHOLE, column(dtype="int6")),
@@ -263,16 +265,16 @@ def state_edits() -> dict:
         "rule of no column": (RULES, lambda h: h["state"]["table"]["rules"][0].update(low="nowhere")),
         "origin": (RULES, time(origin="someday")),
         "parts": (RULES, time(parts=["hour"])),
-        "kind of a column": (NUMBERS, number(kind="blob")),
-        "atoms": (NUMBERS, number(kind="atoms", atoms=["a"])),
-        "grid": (NUMBERS, number(resolution=-1.0)),
-        "weights": (NUMBERS, lambda h: h["state"]["numbers"]["columns"][4].update(weights=[0, 0, 0, 0, 0, 5.0])),
-        "itself": (NUMBERS, lambda h: h["state"]["numbers"]["columns"][4].update(weights=[0, 0, 0, 0, 1.0])),
-        "dtypes": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["int6"] * 5)),
-        "too few dtypes": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["float64"])),
-        "text": (NUMBERS, lambda h: h["state"]["numbers"].update(dtypes=["object"] * 5)),
-        "index names": (NUMBERS, lambda h: h["state"]["numbers"].update(index_names=[1])),
-        "precision": (NUMBERS, lambda h: h["state"]["numbers"].update(precision="high")),
+        "kind of a column": (EARLY, number(kind="blob")),
+        "atoms": (EARLY, number(kind="atoms", atoms=["a"])),
+        "grid": (EARLY, number(resolution=-1.0)),
+        "weights": (EARLY, lambda h: h["state"]["numbers"]["columns"][3].update(weights=[0, 0, 0, 0, 0, 0, 5.0])),
+        "itself": (EARLY, lambda h: h["state"]["numbers"]["columns"][3].update(weights=[0, 0, 0, 1.0, 0, 0])),
+        "dtypes": (EARLY, lambda h: h["state"]["numbers"].update(dtypes=["int6"] * 6)),
+        "too few dtypes": (EARLY, lambda h: h["state"]["numbers"].update(dtypes=["float64"])),
+        "text": (EARLY, lambda h: h["state"]["numbers"].update(dtypes=["object"] * 6)),
+        "index names": (EARLY, lambda h: h["state"]["numbers"].update(index_names=[1])),
+        "precision": (EARLY, lambda h: h["state"]["numbers"].update(precision="high")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
         "feature names": (NUMBERS, lambda h: h["state"].update(feature_names_in_=["a"])),
         "race": (NUMBERS, lambda h: h["state"].update(race=[1])),
