@@ -265,7 +265,7 @@ def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
 
 
 def _separator(head: str, usual: str, form: Format) -> tuple[str, list[str]]:
-    """The column separator and notes: the one asked for, else the only other one in the first line, else the usual one."""
+    """The column separator, with notes: as asked for, else the only other one in the first line, else the usual."""
     if form.sep is not None:
         return form.sep, []
     first = next((line for line in head.splitlines() if line.strip()), "")
