@@ -1,6 +1,7 @@
-"""Columns of a numeric table <-> the numbers that a flow models, and what is exact beside it.
+"""How the values of a column of numbers lie: constant, on a decimal grid, repeated off any grid, or continuous.
 
-Constants and exactly collinear columns are taken out and put back. Columns whose values repeat are dequantised at their resolution.
+`learn_column` decides this while a schema is inferred. The rest is arithmetic of grids, and checks of numbers that
+double precision cannot resolve.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +15,7 @@ REPEATS = 0.05  # share of rows repeating another's value from which a column co
 ON_GRID = 0.95  # share of rows on a decimal grid that makes the grid the column's resolution
 ATOM = 0.01  # share of rows with one value that makes it an atom, off any grid
 ATOM_WIDTH = 1e-4  # width of an atom's cell in standard deviations
-FAR_FROM_ZERO = (
-    1e11  # size, in grid cells, from which a float64 has too few digits left to tell where in a cell it lies
-)
+FAR_FROM_ZERO = 1e11  # size, in grid cells, from which a float64 cannot resolve positions within a cell
 SCALES = (1e-100, 1e100)  # spreads of columns whose squares a float64 holds with all digits
 DIGITS = (1e-304, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
 RESCALE = "multiply the column by a power of ten that brings it near 1"
@@ -25,7 +24,7 @@ OUTLIER = 1e16  # distance from the median, in spreads, at which a float64 keeps
 
 @dataclass
 class Column:
-    """How one column is treated.
+    """How one column of complete numbers is treated: a step of inference, and the view in `FlowDensity.columns_`.
 
     Attributes:
         name: The column's name.
@@ -43,7 +42,7 @@ class Column:
         least: Smallest value in training, None where it is not known (a model file of an early version).
         most: Largest value in training.
         offset: What is subtracted from large values on a grid, in whole cells.
-        decimals: Step of the decimals that the values of a continuous column are written with, to which draws are rounded; 0 for none.
+        decimals: Step of the decimals of a continuous column's values, to which draws are rounded; 0 for none.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Column:
 
 
 def learn_column(x: Array, name: str, precision: float) -> Column:
-    """Kind and resolution of one column, by itself."""
+    """Kind and resolution of one column, by its own values."""
     if (x == np.round(x)).all() and np.abs(x).max() < 2**53:
         precision = 0.0  # whole numbers carry no rounding errors
     rounding = 8 * precision * np.abs(x)
@@ -99,7 +98,7 @@ def learn_column(x: Array, name: str, precision: float) -> Column:
 
 
 def spread(x: Array) -> float:
-    """A standard deviation that outliers do not touch: from the narrowest pair of quantiles that differ."""
+    """A robust standard deviation, from the narrowest pair of quantiles that differ."""
     for share, sigmas in ((0.25, 1.35), (0.1, 2.56), (0.02, 4.11)):
         low, high = np.quantile(x, [share, 1 - share])
         if high > low:
@@ -121,13 +120,13 @@ def decimal_grid(x: Array, rounding: Array) -> float:
 
 
 def common_decimals(x: Array, rounding: Array) -> float:
-    """The power of ten of which all values are multiples, 0 if there is none: the cents of prices that hardly repeat."""
+    """The power of ten of which all values are multiples, such as the cents of prices; 0 if there is none."""
     step = decimal_grid(x, rounding)
     return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * min(step, 1.0))).all() else 0.0
 
 
 def offset_of(x: Array, resolution: float) -> float:
-    """What to subtract from values on a grid so that a float64 can tell where in a cell they lie; 0 where that gains nothing."""
+    """What to subtract from values on a grid so that a float64 resolves positions within a cell; 0 if not needed."""
     largest = np.abs(x).max()
     if largest <= FAR_FROM_ZERO * resolution:
         return 0.0
@@ -136,14 +135,14 @@ def offset_of(x: Array, resolution: float) -> float:
 
 
 def check_size(x: Array, name: Any) -> None:
-    """Raises a ValueError for a column of numbers so large or small that double precision loses their digits."""
+    """Raise a ValueError for numbers so large or small that double precision loses digits."""
     size = np.abs(x).max()
     if x.min() < x.max() and not DIGITS[0] <= size <= DIGITS[1]:
         raise ValueError(f"column {name!r} holds values of size {size:g}, where double precision fails: {RESCALE}")
 
 
 def check_scale(x: Array, name: Any, labels: Any = None) -> None:
-    """Raises a ValueError for a column that no density can be fitted to in double precision; rows are named by `labels`."""
+    """Raise a ValueError for a column that no double-precision density can model; `labels` name the rows."""
     middle, width = float(np.median(x)), spread(x)
     far = np.abs(x - middle)
     row = int(far.argmax())
@@ -152,14 +151,15 @@ def check_scale(x: Array, name: Any, labels: Any = None) -> None:
     if far[row] > OUTLIER * width:
         label = row if labels is None else labels[row : row + 1].tolist()[0]
         raise ValueError(
-            f"column {name!r} holds {x[row]:g} in row {label!r}, {far[row] / width:.0e} times further out than the bulk of its values is wide: "
-            "no double-precision density tells both apart. If it stands for a missing value, make the cell missing; if it is an "
-            "error, drop the row; if it is real, model the logarithm of the column"
+            f"column {name!r} holds {x[row]:g} in row {label!r}, {far[row] / width:.0e} times further out than the "
+            "bulk of its values is wide: no double-precision density tells both apart. If it stands for a missing "
+            "value, make the cell missing; if it is an error, drop the row; if it is real, model the logarithm of the "
+            "column"
         )
     if not SCALES[0] < width < SCALES[1] or not np.abs(x).max() < SCALES[1]:
         raise ValueError(
-            f"column {name!r} holds values of size {np.abs(x).max():g} that spread by {width:g}, where double precision "
-            f"fails: {RESCALE}"
+            f"column {name!r} holds values of size {np.abs(x).max():g} that spread by {width:g}, where double "
+            f"precision fails: {RESCALE}"
         )
 
 
