@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from flowlab.layers import Marginal
 from flowlab.layers.marginal import choose_bins
 from flowlab.registry import register
+from flowlab.tables.schema.grid import FINE
 
 KNOTS = 64  # bins of the smooth part at most
-FINE = 1e-6  # width of a grid cell, in standard deviations, below which only repeated values have a probability
 LEAST = 1e-30  # width of a cell that is stored as such
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 MOST = 5.0  # quantile beyond which networks cannot tell ranks apart

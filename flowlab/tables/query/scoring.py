@@ -60,7 +60,21 @@ def score_matrix(fitted: Fitted, matrix: Array, missing: str = "outcome", measur
     # Mixed flows return probabilities of cells, flows of complete numbers densities.
     if (measure == "density") == (not fitted.conditional):
         return out
-    return out + (-1 if measure == "density" else 1) * fitted.table.log_width(matrix)
+    if not fitted.conditional:
+        return out + fitted.table.log_width(matrix)
+    return out - _log_width(fitted, matrix)
+
+
+def _log_width(fitted: Fitted, matrix: Array) -> Array:
+    """Logarithm (n,) of the volume of each row's cell, where mixed flows give cells a probability."""
+    marginals = next(iter(fitted.density())).marginals()
+    total = np.zeros(len(matrix))
+    for k, marginal in marginals.items():
+        known = ~np.isnan(matrix[:, k])
+        x = torch.from_numpy(np.where(known, matrix[:, k], 0.0)).to(fitted.device)
+        likely = known & (marginal.cell(x).width > 0).cpu().numpy()
+        total += np.where(likely, fitted.table.variables[k].log_width(matrix[:, k]), 0.0)
+    return total
 
 
 def _log_prob(fitted: Fitted, rows: Tensor, missing: str) -> Tensor:

@@ -12,7 +12,16 @@ from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import DAY, Array
 from flowlab.tables.frames.validation import numpy_dtype, rounding
 from flowlab.tables.schema.column import NUMBERS, NUMERIC, SETTABLE, ColumnSchema, check_resolution, day_number
-from flowlab.tables.schema.grid import ATOM_WIDTH, check_size, decimal_grid, learn_column, offset_of, on_grid, spread
+from flowlab.tables.schema.grid import (
+    ATOM_WIDTH,
+    FINE,
+    check_size,
+    decimal_grid,
+    learn_column,
+    offset_of,
+    on_grid,
+    spread,
+)
 
 ID_SHARE, ID_ROWS = (
     0.5,
@@ -131,7 +140,7 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
         )
     check_size(x, column.name)
     # Whole numbers carry no rounding errors.
-    learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
+    learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)), FINE)
     if column.kind == "integer":
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
         column.atom_width = 0.0
@@ -141,10 +150,10 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
     column.seen = [float(x.min()), float(x.max())]
 
 
-def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
-    """Resolution and repeated values, such that every value is a multiple of the resolution."""
+def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float = 0.0) -> None:
+    """Resolution and repeated values, such that every value is a multiple of the resolution; see `learn_column`."""
     column.cardinality = len(np.unique(x))
-    found = learn_column(x, str(column.name), precision)
+    found = learn_column(x, str(column.name), precision, finest)
     if found.kind == "constant":
         column.cardinality, column.tolerance = 1, found.tolerance
         return

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+FINE = 1e-6  # width of a grid cell, in standard deviations, from which its probability has digits enough
 REPEATS = 0.05  # share of rows repeating another's value from which a column counts as tied
 ON_GRID = 0.95  # share of rows on a decimal grid that makes the grid the column's resolution
 ATOM = 0.01  # share of rows with one value that makes it an atom, off any grid
@@ -71,8 +72,15 @@ class Column:
         return (values >= lower - slack) & (values <= upper + slack)
 
 
-def learn_column(x: Array, name: str, precision: float) -> Column:
-    """Kind and resolution of one column, by its own values."""
+def learn_column(x: Array, name: str, precision: float, finest: float = 0.0) -> Column:
+    """Kind and resolution of one column, by its own values.
+
+    Args:
+        x: The values (n,).
+        name: The column's name.
+        precision: Relative rounding error of the values.
+        finest: Width of a cell, in standard deviations, below which a grid is only the decimals that values have.
+    """
     if (x == np.round(x)).all() and np.abs(x).max() < 2**53:
         precision = 0.0  # whole numbers carry no rounding errors
     rounding = 8 * precision * np.abs(x)
@@ -83,7 +91,7 @@ def learn_column(x: Array, name: str, precision: float) -> Column:
     if len(values) > (1 - REPEATS) * len(x):
         return Column(name, decimals=common_decimals(x, rounding))
     resolution = decimal_grid(x, rounding)
-    if resolution:
+    if resolution and resolution >= finest * spread(x):
         reason = f"{len(values)} distinct values, multiples of {resolution:g}"
         return Column(name, "grid", reason, resolution, offset=offset_of(x, resolution))
     frequent = counts >= max(ATOM * len(x), 2)
@@ -91,7 +99,9 @@ def learn_column(x: Array, name: str, precision: float) -> Column:
     if 0 < len(atoms) <= 50:
         width = ATOM_WIDTH * spread(x)
         share = float(counts[frequent].sum() / len(x))
-        return Column(name, "atoms", f"{share:.0%} of rows are on {len(atoms)} repeated values", width, atoms.tolist())
+        reason = f"{share:.0%} of rows are on {len(atoms)} repeated values"
+        decimals = common_decimals(x, rounding) if resolution else 0.0
+        return Column(name, "atoms", reason, width, atoms.tolist(), decimals=decimals)
     # Ties off any decimal grid, none of them frequent: cells as wide as the smallest gap keep every value apart.
     gap = float(np.diff(values).min())
     return Column(name, "atoms", "values repeat off any decimal grid", gap, values[counts > 1][:1000].tolist())
