@@ -31,7 +31,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "flowlab.layers.scalar.sinh_arcsinh": ("SinhArcsinh",),
     "flowlab.layers.scalar.spline": ("CircularSpline", "RationalQuadraticSpline"),
     "flowlab.tables.mixed.mixed_flow": ("MixedFlow",),
-    "flowlab.tables.mixed.marginal_cdf": ("Ranks",),
+    "flowlab.tables.mixed.marginal_cdf": ("MarginalCDF",),
     "flowlab.tables.mixed.heads": ("Histogram", "HistogramAndLogistics", "Logistics"),
     "flowlab.interop.converted": (
         "Backwards",
@@ -45,7 +45,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "flowlab.posteriors.contexts": ("Given",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_ALIASES: dict[str, str] = {}  # what a class was called when files were written -> what it is called now
+# What a class was called when files were written -> what it is called now.
+_ALIASES: dict[str, str] = {"Ranks": "MarginalCDF"}
 _KINDS: dict[str, str] = {
     "FlowDensity": "flowlab.tables.density",
     "FlowClassifier": "flowlab.tables.supervised",

@@ -81,6 +81,7 @@ def all_features(value: object, count: int) -> None:
         all_features(item, count)
 
 
+EARLY = "a density of numbers, as early versions wrote it"  # columns a, b, n, total, c, rain
 LINEAR, MAF, NSF, PLANAR = "Flow, linear layers", "Flow, maf", "Flow, nsf", "Flow, planar"
 WHOLE, RULES, NUMBERS, POSTERIOR = (
     "FlowDensity, whole table",

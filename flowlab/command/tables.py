@@ -16,7 +16,7 @@ from flowlab.command import texts
 from flowlab.command.options import ReadingOptions
 from flowlab.command.reading import KINDS, frame_of
 from flowlab.command.words import names_of, split, unquoted
-from flowlab.tables.frames.arrow import Kind, like
+from flowlab.tables.frames.arrow import TableFormat, like
 from flowlab.tables.frames.read_write import File, Format, read_file, write_table
 from flowlab.tables.schema import Schema
 from flowlab.tables.schema.column import ColumnSchema
@@ -181,9 +181,10 @@ def as_pandas(model: Any, rows: Any) -> Any:
 
 def with_arrow(model: Any) -> None:
     """Make a model that was fitted to a polars DataFrame return pyarrow tables of the same types, without polars."""
-    library = model._model.library
-    if library is not None:
-        model._fitted = replace(model._model, library=Kind("pyarrow", library.schema, library.nan))
+    fitted = model._model
+    if fitted.format is not None:
+        as_arrow = TableFormat("pyarrow", fitted.format.schema, fitted.format.nan)
+        model._fitted = replace(fitted, format=as_arrow)
 
 
 def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Path) -> tuple[int, int]:
@@ -234,7 +235,7 @@ def _as_before(values: pd.Series, file: File, name: str) -> pa.ChunkedArray:
     if not file.text:
         schema = pa.schema([file.table.schema.field(name)])
         try:
-            return like(Kind("pyarrow", schema), values.to_frame(name)).column(0)
+            return like(TableFormat("pyarrow", schema), values.to_frame(name)).column(0)
         except (ValueError, TypeError, AttributeError):  # another kind of column than the model was fitted to
             if pa.types.is_dictionary(schema.field(0).type):
                 return pa.chunked_array([pa.array(values, from_pandas=True).dictionary_encode()])

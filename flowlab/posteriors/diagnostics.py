@@ -100,7 +100,7 @@ def diagnose(
     """Diagnose a flow in double precision by n of its draws, n draws of a survey, and a search for missed modes."""
     _, log_w = weigh(flow, target, n, generator)
     survey = draw_survey(flow, target, n, generator)
-    if _undecided(survey):
+    if not survey.failings() and _undecided(survey):
         survey = draw_survey(flow, target, AGAIN * n, generator)
     plain, defensive = smooth(log_w), survey.weights
     finite = torch.isfinite(log_w)

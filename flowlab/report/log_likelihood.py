@@ -16,7 +16,7 @@ import torch
 from flowlab.report import baselines
 from flowlab.report.aligned import Array
 from flowlab.report.inputs import scores
-from flowlab.tables.mixed.marginal_cdf import learn_ranks
+from flowlab.tables.mixed.marginal_cdf import learn_marginal_cdf
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged
 
@@ -59,12 +59,14 @@ def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Varia
     table = model.table_
     x, y = table.encode(train[table.unbroken(train)]), table.encode_all(test)[0]
     found, column = [], -1
-    for j, unit in enumerate(table.units):
-        first = unit.column != column  # units of a column are missing together: that counts once
-        column = unit.column
-        ends = {"lower": unit.lower, "upper": unit.upper}
-        nullable = unit.nullable and first
-        found.append(Variable(x[:, j], y[:, j], unit.classes > 0, nullable, unit.resolution, unit.atoms, **ends))
+    for j, variable in enumerate(table.variables):
+        first = variable.column != column  # variables of a column are missing together: that counts once
+        column = variable.column
+        ends = {"lower": variable.lower, "upper": variable.upper}
+        nullable = variable.nullable and first
+        found.append(
+            Variable(x[:, j], y[:, j], variable.classes > 0, nullable, variable.resolution, variable.atoms, **ends)
+        )
     return found
 
 
@@ -155,8 +157,8 @@ def marginal(part: Variable) -> Array:
     else:
         lower, upper = (float(end) if np.isfinite(end) else None for end in (part.lower, part.upper))
         values = torch.from_numpy(known)
-        ranks = learn_ranks(values, resolution=part.resolution, atoms=part.atoms, lower=lower, upper=upper)
-        cell = ranks.cell(torch.from_numpy(np.where(absent_test, 0.0, part.test)))
+        marginal = learn_marginal_cdf(values, resolution=part.resolution, atoms=part.atoms, lower=lower, upper=upper)
+        cell = marginal.cell(torch.from_numpy(np.where(absent_test, 0.0, part.test)))
         width = cell.width.numpy()
         log_p = np.log(np.where(width > 0, width, 1.0)) + cell.log_slope.numpy()
     log_p = np.where(absent_test, 0.0, log_p)

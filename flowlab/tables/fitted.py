@@ -1,6 +1,7 @@
 """`Fitted`: everything that a fit leaves behind, as one record, and how it is kept in a file."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,11 +19,14 @@ from flowlab.tables import parameters
 from flowlab.tables.codec.table import Table
 from flowlab.tables.ensemble.calibration import goodness_of_fit
 from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
-from flowlab.tables.ensemble.member import Member
+from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.ensemble.support import measure_support
-from flowlab.tables.frames.arrow import Kind
+from flowlab.tables.frames.arrow import TableFormat
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.schema import stored
+from flowlab.tables.schema.rules import read_rules
+
+LEAST_HELD_OUT = 8  # rows from which some are held out
 
 Array = NDArray[np.float64]
 
@@ -35,7 +39,7 @@ class Fitted:
         table: The columns, and the way between rows and matrix.
         mixture: The density of the matrix, in double precision; None if every column is constant.
         rows: Number of rows fitted to; None in a model of a file that does not say it.
-        library: The library and types of the table fitted to, unless pandas' or an array.
+        format: Library and types of the table fitted to; None for pandas and arrays.
         reports: What became of each member.
         race: Held-out log-likelihood of each preprocessing in the race, nats per row.
         held_out: Sorted log-likelihoods of held-out rows, nats.
@@ -48,7 +52,7 @@ class Fitted:
     table: Table
     mixture: FlowMixture | None
     rows: int | None
-    library: Kind | None = None
+    format: TableFormat | None = None
     reports: list[Report] = field(default_factory=list)
     race: dict[str, float] = field(default_factory=dict)
     held_out: Array = field(default_factory=lambda: np.zeros(0))
@@ -96,6 +100,49 @@ class Fitted:
         return self.density()
 
 
+def fit_table(
+    frame: pd.DataFrame,
+    array: bool,
+    weight: Array | None,
+    params: dict[str, Any],
+    rng: np.random.Generator,
+    table_format: TableFormat | None,
+) -> Fitted:
+    """Learn the schema of a table and fit a mixture to its matrix.
+
+    Args:
+        frame: The rows.
+        array: Whether they came as an array.
+        weight: Their weights (n,), equal when None.
+        params: The parameters of the `FlowDensity`.
+        rng: Source of everything random.
+        table_format: Library and types of the rows' table; None for pandas and arrays.
+
+    Raises:
+        ValueError: A column cannot be modelled, or the members do not go together with the table.
+    """
+    table, kept = Table.learn(frame, params["schema"], params["rules"], array)
+    matrix = table.encode(frame[kept])
+    rows, features = matrix.shape
+    effort, validation = params["effort"], params["validation"]
+    if rows < LEAST_HELD_OUT and validation:
+        warnings.warn(f"only {rows} rows: none is held out, and how well the model fits is not known", stacklevel=5)
+    conditional = bool(params["schema"] is not None or read_rules(params["rules"]) or not table.complete)
+    members = choose_members(params["members"], effort, params["preprocessing"], table, rows, conditional)
+    return fit_matrix(
+        table,
+        matrix,
+        np.ones(rows) if weight is None else weight[kept],
+        members,
+        rng,
+        table_format,
+        params["device"],
+        validation=validation,
+        folds=fold_count(effort, rows, features, any(member.kind == "mixed" for member in members)),
+        **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},
+    )
+
+
 def is_conditional(mixture: FlowMixture | None) -> bool:
     """Whether a mixture's members have a density of any columns given any others."""
     return mixture is not None and all(isinstance(member, MixedFlow) for member in mixture)
@@ -107,12 +154,12 @@ def fit_matrix(
     weight: Array,
     members: Sequence[Member],
     rng: np.random.Generator,
-    library: Kind | None,
+    table_format: TableFormat | None,
     device: str,
     **options: Any,
 ) -> Fitted:
     """Fit members to the matrix (n, variables) of a table; the options are those of `fit_ensemble`."""
-    fitted = Fitted(table, None, len(matrix), library)
+    fitted = Fitted(table, None, len(matrix), table_format)
     if not matrix.shape[1]:
         return fitted
     conditional = all(member.kind == "mixed" for member in members)
@@ -129,7 +176,7 @@ def fit_matrix(
             members,
             rng,
             device=device,
-            units=table.units,
+            variables=table.variables,
             log_width=None if conditional else log_width,
             **options,
         )
@@ -140,14 +187,14 @@ def fit_matrix(
     fitted.held_out = held_out.sort().values.numpy()
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())
-    fitted.calibration = goodness_of_fit(ensemble.noise.numpy(), [unit.name for unit in table.units])
+    fitted.calibration = goodness_of_fit(ensemble.noise.numpy(), [variable.name for variable in table.variables])
     return fitted
 
 
 def to_json(fitted: Fitted) -> dict[str, Any]:
     """What `from_json` reads, beside the mixture."""
     state = {
-        "kind": None if fitted.library is None else fitted.library.to_json(),
+        "kind": None if fitted.format is None else fitted.format.to_json(),
         "table": fitted.table.to_json(),
         "log_mass": fitted.log_mass,
         "reach": fitted.reach,
@@ -172,15 +219,17 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     Raises:
         ValueError: Parts are of the wrong kind, or do not go together.
     """
-    own = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
-    table = Table.from_json(own["table"])
-    if not isinstance(mixture, FlowMixture | None) or len(table.units) != (0 if mixture is None else mixture.features):
+    record = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
+    table = Table.from_json(record["table"])
+    if not isinstance(mixture, FlowMixture | None) or len(table.variables) != (
+        0 if mixture is None else mixture.features
+    ):
         raise files.FileError("the columns do not fit the flow")
     if mixture is not None:
-        check_flow(table.units, mixture)
+        check_flow(table.variables, mixture)
         if not is_conditional(mixture) and not table.complete:
             raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
-    known = {"log_mass": own.get("log_mass", 0.0), "reach": own.get("reach", 0.0)}
+    known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
     check_arguments("FlowDensity", known, dict.fromkeys(known, float))
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)
@@ -188,7 +237,7 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
         table,
         mixture,
         state.get("rows"),
-        Kind.from_json(state["kind"]) if state.get("kind") is not None else None,
+        TableFormat.from_json(state["kind"]) if state.get("kind") is not None else None,
         [Report.from_json(report) for report in state["reports"]],
         stored.with_nan(state["race"], state["race"]),
         stored.held_out_from(state["held_out"]),

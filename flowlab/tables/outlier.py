@@ -1,4 +1,4 @@
-"""`FlowOutlier`: which rows are unlike those fitted to, in scikit-learn's terms, with a calibrated p-value for each."""
+"""`FlowOutlier`: an outlier detector with scikit-learn's interface and a calibrated p-value for each row."""
 
 import os
 from typing import Any
@@ -19,15 +19,15 @@ Array = NDArray[np.float64]
 
 
 class FlowOutlier(OutlierMixin, BaseEstimator):
-    """An outlier detector by exact log-densities; its methods are those of scikit-learn's IsolationForest.
+    """An outlier detector by exact log-likelihoods, with the methods of scikit-learn's IsolationForest.
 
     Args:
         density: The `FlowDensity` to fit, with its effort, schema, seed; its defaults when None.
-        contamination: The share of rows from the same source that is to count as outliers, by the log-densities of held-out rows.
+        contamination: The share of ordinary rows to be flagged; it sets the threshold, on held-out rows.
 
     Attributes:
         density_: The fitted density.
-        offset_: The log-density below which a row is an outlier.
+        offset_: The log-likelihood below which a row is an outlier, nats.
 
     Example:
         >>> import numpy as np
@@ -67,30 +67,30 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
             self.feature_names_in_ = self.density_.feature_names_in_
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to one file that `flowlab.load` reads. Its `density` is then that of the fit, with the defaults filled in."""
+        """Write the fitted model to one file for `flowlab.load`; `density` is then an unfitted copy of `density_`."""
         check_is_fitted(self)
         files.save(self, path)
 
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
         check_is_fitted(self)
         header, flow = self.density_._to_file()
-        own = {"contamination": self.contamination, "offset": self.offset_}
-        return {**header, "kind": "FlowOutlier", "estimator": own}, flow
+        extra = {"contamination": self.contamination, "offset": self.offset_}
+        return {**header, "kind": "FlowOutlier", "estimator": extra}, flow
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowOutlier":
-        density, own = FlowDensity._from_file(header, flow), header["estimator"]
+        density, extra = FlowDensity._from_file(header, flow), header["estimator"]
         check_arguments(
-            "FlowOutlier", {name: own[name] for name in ("contamination", "offset")}, dict.fromkeys(own, float)
+            "FlowOutlier", {name: extra[name] for name in ("contamination", "offset")}, dict.fromkeys(extra, float)
         )
-        model = cls(clone(density), own["contamination"])
-        model.density_, model.offset_ = density, float(own["offset"])
+        model = cls(clone(density), extra["contamination"])
+        model.density_, model.offset_ = density, float(extra["offset"])
         names = density.feature_names_in_.tolist() if hasattr(density, "feature_names_in_") else None
         stored.read_names(model, density.n_features_in_, names)
         return model
 
     def score_samples(self, X: ArrayLike) -> Array:
-        """Log-density of each row, nats (n,): the lower, the more abnormal."""
+        """Log-likelihood of each row, nats (n,): the lower, the more abnormal."""
         check_is_fitted(self)
         return self.density_.score_samples(X)
 
@@ -103,7 +103,7 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def p_value(self, X: ArrayLike) -> Array:
-        """The share of ordinary rows that would look at least as unusual, from held-out rows: `FlowDensity.anomaly_p_value` (n,)."""
+        """The share (n,) of ordinary rows that would be at least as unusual; see `FlowDensity.anomaly_p_value`."""
         check_is_fitted(self)
         return self.density_.anomaly_p_value(X)
 

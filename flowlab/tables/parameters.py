@@ -1,7 +1,7 @@
 """An estimator's parameters as JSON, and back: what was given to `FlowDensity(...)` survives `save` and `load`.
 
-Plain values stand for themselves. All else is a dict with one key, which says what it is: {"pairs": …} for a dict (whose keys need not be
-strings), {"number": "inf"}, {"member": …}, {"rule": …}, {"column": …}, {"schema": …}.
+Plain values stand for themselves. Everything else is a dict with one key that names its type: {"pairs": …} for a dict
+(whose keys need not be strings), {"number": "inf"}, {"member": …}, {"rule": …}, {"column": …}, {"schema": …}.
 """
 
 import datetime
@@ -25,7 +25,7 @@ RECORDS: dict[str, Any] = {"member": Member, "rule": Rule, "column": ColumnSchem
 
 
 def check(params: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the first parameter of a `FlowDensity` that no fit can have."""
+    """Raise a ValueError that names the first parameter of a `FlowDensity` that no fit can have."""
     for name, choices in (("effort", EFFORTS), ("preprocessing", ("auto", *PREPROCESSING))):
         if not isinstance(params[name], str) or params[name] not in choices:
             raise ValueError(f"{name} must be {', '.join(choices)}, not {params[name]!r}")
@@ -110,7 +110,8 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, LISTS):
         return [_plain(item, name) for item in value]
     raise ValueError(
-        f"{name} holds {str(value)[:60]!r} of type {type(value).__name__}, which no model file can keep: use numbers, strings, "
+        f"{name} holds {str(value)[:60]!r} of type {type(value).__name__}, which no model file can keep: use numbers, "
+        "strings, "
         "lists and dicts"
     )
 

@@ -1,4 +1,4 @@
-"""`FlowClassifier` and `FlowRegressor`: one column of a table given the others, by the exact conditionals of a `FlowDensity` of both."""
+"""`FlowClassifier` and `FlowRegressor`: one column of a table by the exact conditionals of a joint `FlowDensity`."""
 
 import os
 from typing import Any
@@ -37,7 +37,7 @@ BLOCK = 1024  # rows predicted at once
 
 
 class _Supervised(BaseEstimator):
-    """What both share: a density of the table with the target as its last column.
+    """The base of both estimators: a density of the table with the target as its last column.
 
     Attributes:
         density_: The fitted `FlowDensity` of features and target.
@@ -82,23 +82,23 @@ class _Supervised(BaseEstimator):
         self.density_ = density.fit(frame.assign(**{TARGET: target}), sample_weight=sample_weight)
 
     def _question(self, X: ArrayLike, y: Any = np.nan) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Rows as the model has them (n, units), which cells are known (the target not), and the target's unit.
+        """The matrix (n, variables) of rows, a mask of its known cells except the target, and the target's variable.
 
-        A level that training did not have counts as unknown, like a missing cell of a column that had none.
+        Levels that training did not have count as unknown, like missing cells of columns that had none.
         """
         check_is_fitted(self)
         frame, table = self._frame(X, reset=False), self.density_.table_
         matrix, _ = table.encode_all(frame.assign(**{TARGET: pd.Series(y, index=frame.index)}))
         x = torch.from_numpy(matrix)
-        unit = table.place(TARGET).start
-        classes = torch.tensor([u.classes > 0 for u in table.units])
+        variable = table.place(TARGET).start
+        classes = torch.tensor([u.classes > 0 for u in table.variables])
         known = ~(classes & (x < 0))
-        known[:, unit] = False
+        known[:, variable] = False
         device = self.density_.device
-        return x.to(device), known.to(device), unit
+        return x.to(device), known.to(device), variable
 
     def _log_prob(self, x: torch.Tensor, known: torch.Tensor) -> Array:
-        """Log-density of the known cells of rows, nats (n,)."""
+        """Log-likelihood of the known cells of rows, nats (n,)."""
         with torch.no_grad(), threads_for(min(len(x), BLOCK) * x.shape[1]):
             parts = [
                 joint_log_prob(self.density_._model.density(), rows, which).logsumexp(0)
@@ -107,15 +107,15 @@ class _Supervised(BaseEstimator):
         return torch.cat(parts).cpu().numpy()
 
     def score_samples(self, X: ArrayLike) -> Array:
-        """Log-density of the features alone, whatever the target, nats (n,): the lower, the less like anything that was fitted to.
+        """Log-likelihood of the features alone, nats (n,): -inf for rows that cannot occur.
 
-        -inf for a row that the density holds to be impossible. Where it is low, a prediction is a guess.
+        Where it is low, the row is unlike the training rows, and a prediction is a guess.
         """
         x, known, _ = self._question(X)
         return self._log_prob(x, known)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to one file that `flowlab.load` reads. Its `density` is then that of the fit, with the defaults filled in."""
+        """Write the fitted model to one file for `flowlab.load`; `density` is then an unfitted copy of `density_`."""
         check_is_fitted(self)
         files.save(self, path)
 
@@ -123,21 +123,21 @@ class _Supervised(BaseEstimator):
         check_is_fitted(self)
         header, flow = self.density_._to_file()
         names = self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
-        own = {"n_features_in_": self.n_features_in_, "feature_names_in_": names}
-        return {**header, "kind": type(self).__name__, "estimator": own}, flow
+        extra = {"n_features_in_": self.n_features_in_, "feature_names_in_": names}
+        return {**header, "kind": type(self).__name__, "estimator": extra}, flow
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> Any:
         density = FlowDensity._from_file(header, flow)
         if TARGET not in density.table_.codec._places:
             raise ValueError("the table has no target")
-        own = header["estimator"]
+        extra = header["estimator"]
         unfitted = clone(density)
         model = cls(
             unfitted.set_params(schema={k: v for k, v in (unfitted.schema or {}).items() if k != TARGET} or None)
         )
         model.density_ = density
-        stored.read_names(model, own["n_features_in_"], own["feature_names_in_"])
+        stored.read_names(model, extra["n_features_in_"], extra["feature_names_in_"])
         return model
 
     def __sklearn_tags__(self) -> Any:
@@ -147,7 +147,10 @@ class _Supervised(BaseEstimator):
 
 
 def _native(y: Any) -> Any:
-    """Targets in which pandas' nullable integers and booleans, and categories of them, are numpy's if none is missing: scikit-learn makes floats of them."""
+    """Targets without missing cells in numpy's types, where pandas' nullable integers or booleans hold them.
+
+    scikit-learn would convert those, and categories of them, to floats.
+    """
     if isinstance(y, pd.Series) and pd.api.types.is_extension_array_dtype(y.dtype) and not y.isna().any():
         values = y.cat.categories.dtype if isinstance(y.dtype, pd.CategoricalDtype) else y.dtype
         kind = {"b": np.bool_, "i": np.int64, "u": np.uint64}.get(values.kind)
@@ -158,9 +161,9 @@ def _native(y: Any) -> Any:
 class FlowClassifier(ClassifierMixin, _Supervised):
     """A classifier by the exact posterior of a joint density: p(class | row) = p(row, class) / p(row).
 
-    The class is the last column of a `FlowDensity` over whole tables: features may be numbers, levels, times, and have missing cells, in
-    training and in use (a missing feature is integrated out, or is an outcome of its own in columns that had some). And the model knows what it does
-    not know: `score_samples` is low for rows unlike all that it has seen.
+    The class is the last column of a `FlowDensity` of mixed flows. Features may be numbers, categories and times, and
+    may have missing cells, in training and in prediction: a missing feature is integrated out, or is an outcome of its
+    own in columns that had missing cells. `score_samples` is low for rows unlike the training rows.
 
     Args:
         density: The `FlowDensity` to fit, with its effort, schema, seed, but no rules; its defaults when None.
@@ -219,17 +222,17 @@ class FlowClassifier(ClassifierMixin, _Supervised):
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """The probability of each class (n, classes), in the order of `classes_`."""
-        x, known, unit = self._question(X)
+        x, known, variable = self._question(X)
         table = self.density_.table_
         with threads_for(min(len(x), BLOCK) * x.shape[1]):
             parts = [
-                class_probabilities(self.density_._model.density(), rows, which, unit, strict=False)
+                class_probabilities(self.density_._model.density(), rows, which, variable, strict=False)
                 for rows, which in zip(x.split(BLOCK), known.split(BLOCK), strict=True)
             ]
-        found = torch.cat(parts).cpu().numpy()
+        probability = torch.cat(parts).cpu().numpy()
         order = [int(str(level).split()[1]) for level in table.codec.schema[TARGET].categories]
-        out = np.zeros((len(found), len(self.classes_)))
-        out[:, order] = found[:, : len(order)]
+        out = np.zeros((len(probability), len(self.classes_)))
+        out[:, order] = probability[:, : len(order)]
         return out
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
@@ -244,10 +247,11 @@ class FlowClassifier(ClassifierMixin, _Supervised):
 
 
 class FlowRegressor(RegressorMixin, _Supervised):
-    """The whole distribution of a number given a row, by the exact conditional of a joint density: mean, quantiles, intervals, scores.
+    """A regressor that predicts a distribution, the exact conditional of a joint density: mean, quantiles, intervals.
 
-    The target is the last column of a `FlowDensity` over whole tables, with all that this allows: features of any kind, missing cells. Errors
-    may be skewed, of several modes, of varying width; integers and repeated values have probabilities of their own.
+    The target is the last column of a `FlowDensity` of mixed flows. Features may be of any kind and have missing cells.
+    The target's distribution may be skewed, multimodal and heteroscedastic; integers and repeated values have
+    probabilities.
 
     Args:
         density: The `FlowDensity` to fit, with its effort, schema, seed, but no rules; its defaults when None.
@@ -259,8 +263,9 @@ class FlowRegressor(RegressorMixin, _Supervised):
         >>> import flowlab
         >>> from flowlab import FlowDensity, FlowRegressor
         >>> diamonds = flowlab.datasets.load("diamonds").iloc[:500]
-        >>> model = FlowRegressor(FlowDensity(effort="fast", random_state=0)).fit(diamonds[["carat", "cut"]], diamonds["price"])
-        >>> model.predict_interval(diamonds[["carat", "cut"]], 0.9).shape
+        >>> features = diamonds[["carat", "cut"]]
+        >>> model = FlowRegressor(FlowDensity(effort="fast", random_state=0)).fit(features, diamonds["price"])
+        >>> model.predict_interval(features, 0.9).shape
         (500, 2)
     """
 
@@ -285,8 +290,8 @@ class FlowRegressor(RegressorMixin, _Supervised):
 
     def predictive(self, X: ArrayLike) -> Predictive:
         """The distribution of the target given each row, as distribution functions on a grid."""
-        x, known, unit = self._question(X)
-        return predict(self.density_._model.density(), x, known, unit)
+        x, known, variable = self._question(X)
+        return predict(self.density_._model.density(), x, known, variable)
 
     def predict(self, X: ArrayLike) -> Array:
         """The mean of the target given each row (n,)."""
@@ -304,7 +309,7 @@ class FlowRegressor(RegressorMixin, _Supervised):
         return self.predictive(X).quantiles(wanted)
 
     def predict_interval(self, X: ArrayLike, coverage: float = 0.9) -> Array:
-        """Lower and upper end (n, 2) of an interval with that probability, as much of the rest below as above.
+        """Lower and upper end (n, 2) of the central interval with that probability.
 
         Raises:
             ValueError: coverage is not between 0 and 1.
@@ -315,15 +320,15 @@ class FlowRegressor(RegressorMixin, _Supervised):
         return self.predict_quantiles(X, (rest, 1 - rest))
 
     def crps(self, X: ArrayLike, y: ArrayLike) -> Array:
-        """Continuous ranked probability score of each row (n,), in the target's units; less is better, |error| for a sure prediction."""
-        found, seen = self.predictive(X), column_or_1d(y)
-        if len(seen) != len(found.at):
-            raise ValueError(f"X has {len(found.at)} rows and y has {len(seen)}: they must be as many")
-        return found.crps(seen)
+        """Continuous ranked probability score of each row (n,), in the target's units: lower is better."""
+        distribution, observed = self.predictive(X), column_or_1d(y)
+        if len(observed) != len(distribution.at):
+            raise ValueError(f"X has {len(distribution.at)} rows and y has {len(observed)}: they must be as many")
+        return distribution.crps(observed)
 
     def log_prob(self, X: ArrayLike, y: ArrayLike) -> Array:
-        """log p(y | row) of each row (n,), nats: of a density per unit of the target, or of a probability where values have their own."""
-        x, known, unit = self._question(X, column_or_1d(y))
+        """log p(y | row) of each row (n,), nats: a log-probability where values repeat, else a log-density per unit."""
+        x, known, variable = self._question(X, column_or_1d(y))
         both = known.clone()
-        both[:, unit] = True
+        both[:, variable] = True
         return self._log_prob(x, both) - self._log_prob(x, known)

@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from flowlab.tables.codec.columns import (
-    Unit,
-    column_units,
+    Variable,
+    column_variables,
     combined,
     comparable,
     decode_column,
@@ -42,12 +42,12 @@ class Codec:
         schema: The schema, without columns still to be decided (`Schema.check`).
 
     Attributes:
-        units: The columns of the matrix.
+        variables: The columns of the matrix.
 
     Example:
         >>> df = pd.DataFrame({"n": [1, 2, 3], "city": ["Rome", None, "Oslo"], "year": [2024] * 3})
         >>> codec = Codec(Schema.infer(df))
-        >>> [(unit.name, unit.classes, unit.nullable) for unit in codec.units]
+        >>> [(variable.name, variable.classes, variable.nullable) for variable in codec.variables]
         [('n', 0, False), ('city', 2, True)]
         >>> codec.encode(df)
         array([[ 1.,  1.],
@@ -60,42 +60,43 @@ class Codec:
     def __init__(self, schema: Schema) -> None:
         schema.check()
         self.schema = schema
-        self.units: list[Unit] = []
+        self.variables: list[Variable] = []
         self._places: dict[Any, slice] = {}
         for index, column in enumerate(c for c in schema if c.modelled):
-            units = column_units(column, index)
-            self._places[column.name] = slice(len(self.units), len(self.units) + len(units))
-            self.units += units
+            variables = column_variables(column, index)
+            self._places[column.name] = slice(len(self.variables), len(self.variables) + len(variables))
+            self.variables += variables
 
     def encode(self, df: pd.DataFrame) -> Array:
-        """The matrix (rows, units) of a table: codes for levels (-1 for one that training did not see), numbers, NaN where missing.
+        """The matrix (rows, variables) of a table: codes of levels (-1 if unseen), numbers, NaN for missing cells.
 
         Raises:
-            ValueError: Columns are missing, unknown, or of another nature than those of the schema.
+            ValueError: Columns are missing, unknown, or of other types than those of the schema.
         """
         self._check_names(df)
-        matrix = np.empty((len(df), len(self.units)))
+        matrix = np.empty((len(self.variables), len(df))).T  # columns lie together, as kernels want them
         for name, place in self._places.items():
             matrix[:, place] = encode_column(self.schema[name], df[name])
         return matrix
 
     def possible(self, df: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows can come out of `decode`: they agree with constants, duplicates, derived columns, levels, supports and grids.
+        """Which rows `decode` can return: those that agree with constants, copies, derived columns and levels.
 
-        A missing cell of a column that was complete in training is unknown, and agrees with everything.
+        Values must be on their grids and within their supports. A missing cell of a column that was complete in
+        training agrees with everything.
         """
         matrix = self.encode(df)
         ok = np.ones(len(df), dtype=bool)
         for column in self.schema:
             if column.modelled:
                 place = self._places[column.name]
-                ok &= possible_cells(column, self.units[place], matrix[:, place], df[column.name])
+                ok &= possible_cells(column, self.variables[place], matrix[:, place], df[column.name])
             elif column.kind != "excluded":
                 ok &= self._agrees(column, df)
         return ok
 
     def fits(self, matrix: Array, seen: bool = True) -> NDArray[np.bool_]:
-        """Which rows of a matrix give derived columns values within their support, and with `seen` within their range in training."""
+        """Which rows of a matrix have derived columns within their supports and, with `seen`, their training ranges."""
         ok = np.ones(len(matrix), dtype=bool)
         for column in self.schema:
             if column.kind == "derived":
@@ -108,8 +109,8 @@ class Codec:
         for source, weight in zip(column.sources, column.weights):
             if source not in self._places:
                 return np.full(len(matrix), np.nan)
-            own, units = self.schema[source], self.units[self._places[source]]
-            total = total + weight * number_of(own, units[0], matrix[:, self._places[source].start])
+            own, variables = self.schema[source], self.variables[self._places[source]]
+            total = total + weight * number_of(own, variables[0], matrix[:, self._places[source].start])
         return on_grid(total, column.resolution) + 0.0 if column.resolution else total
 
     def numbers(self, matrix: Array) -> Array:
@@ -118,7 +119,7 @@ class Codec:
         for column in self.schema:
             if column.modelled:
                 place = self._places[column.name]
-                x = number_of(column, self.units[place][0], matrix[:, place.start])
+                x = number_of(column, self.variables[place][0], matrix[:, place.start])
                 found[column.name] = (on_grid(x, column.decimals) if column.decimals else x) + 0.0
             elif column.kind == "constant":
                 found[column.name] = np.full(len(matrix), float(column.value))
@@ -129,19 +130,21 @@ class Codec:
         return np.column_stack(list(found.values())) if found else np.empty((len(matrix), 0))
 
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
-        """The table of a matrix (rows, units): columns, order, types and decimals of the data, without excluded columns.
+        """The table of a matrix (rows, variables), with the data's columns, order, types and decimals.
+
+        Excluded columns are left out.
 
         Raises:
             ValueError: The matrix has another width, or values that its columns cannot hold.
         """
         matrix = np.asarray(matrix, dtype=np.float64)
-        if matrix.ndim != 2 or matrix.shape[1] != len(self.units):
-            raise ValueError(f"expected a matrix of shape (rows, {len(self.units)}), got {matrix.shape}")
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.variables):
+            raise ValueError(f"expected a matrix of shape (rows, {len(self.variables)}), got {matrix.shape}")
         done: dict[Any, pd.Series] = {}
         for column in self.schema:  # what a column is made of comes before it
             if column.modelled:
                 place = self._places[column.name]
-                done[column.name] = decode_column(column, self.units[place], matrix[:, place])
+                done[column.name] = decode_column(column, self.variables[place], matrix[:, place])
             elif column.kind == "constant":
                 code = 0 if column.value is not None else -1
                 done[column.name] = take_levels(column, [column.value], np.full(len(matrix), code))
@@ -154,7 +157,7 @@ class Codec:
         return frame
 
     def encode_cells(self, name: Any, values: Any) -> Array:
-        """Cells of one column, as a user gives them for a condition, as a matrix (cells, units of that column).
+        """Cells of one column, as a user gives them for a condition, as a matrix (cells, variables of that column).
 
         Args:
             name: The column.
@@ -179,12 +182,12 @@ class Codec:
                 raise ValueError(f"column {name!r}: {values!r} is not readable as times: {error}") from error
         listed = listed.reset_index(drop=True)
         if listed.isna().all():
-            return np.full((len(listed), len(self.units[self._places[name]])), np.nan)
+            return np.full((len(listed), len(self.variables[self._places[name]])), np.nan)
         matrix = encode_column(column, listed)
-        units = self.units[self._places[name]]
-        wrong = ~possible_cells(column, units, matrix, listed)
+        variables = self.variables[self._places[name]]
+        wrong = ~possible_cells(column, variables, matrix, listed)
         if wrong.any():
-            raise ValueError(f"column {name!r} cannot be {listed[wrong].tolist()[0]!r}: {describe(column, units)}")
+            raise ValueError(f"column {name!r} cannot be {listed[wrong].tolist()[0]!r}: {describe(column, variables)}")
         return matrix
 
     def to_json(self) -> dict[str, Any]:

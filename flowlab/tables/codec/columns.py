@@ -1,4 +1,4 @@
-"""The cells of one column <-> the variables that the model has of it."""
+"""The cells of one column <-> its variables in the model's matrix."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from flowlab.tables.schema.levels import level_codes, take_levels
 
 
 @dataclass(frozen=True)
-class Unit:
+class Variable:
     """One variable of the model: a column has one or more adjacent ones.
 
     Attributes:
-        name: The column's name, with the part of it if it has several units.
+        name: The column's name, with the variable's part if the column has several variables.
         column: The modelled column that it belongs to: 0, 1, 2 … without gaps.
         classes: Number of levels, 0 for a number.
-        nullable: Whether the data miss it (NaN in the matrix). A column's units are missing together.
-        resolution: Width of a grid cell in the unit's numbers, 0 for continuous ones.
+        nullable: Whether the data have missing cells, NaN in the matrix. A column's variables are missing together.
+        resolution: Width of a grid cell in the variable's numbers, 0 for continuous ones.
         atoms: Repeated values off any grid.
         lower: Lower end of the support, -inf if it has none.
         upper: Upper end, inf if it has none.
-        atom_width: Width of the cell that stands for each atom where a density is asked for, 0 if it is not known.
+        atom_width: Width of the cell around each atom when a density is needed; 0 if it is not known.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Unit:
     atom_width: float = 0.0
 
     def log_width(self, x: Array) -> Array:
-        """Log-widths (n,) of the cells of values x that have a probability of their own; 0 for all others.
+        """Log-widths (n,) of the cells of values x that have a probability; 0 for all others.
 
         Raises:
             ValueError: The width of the cells of repeated values is not known, as in an early model file.
@@ -60,32 +60,33 @@ class Unit:
         return np.where(np.isin(x, self.atoms), np.log(self.atom_width), 0.0)
 
 
-def column_units(column: ColumnSchema, index: int) -> list[Unit]:
-    """The units of a modelled column."""
+def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
+    """The variables of a modelled column."""
     name, nullable = str(column.name), column.nullable
     if column.kind in LEVELLED:
         if not column.categories:
             raise ValueError(
-                f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) learns them"
+                f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) "
+                "learns them"
             )
-        return [Unit(name, index, classes=len(column.categories), nullable=nullable)]
+        return [Variable(name, index, classes=len(column.categories), nullable=nullable)]
     if column.kind == "datetime":
-        units = []
+        variables = []
         if "day" in column.parts:
             low, high = (_day(column, end) for end in (column.lower, column.upper))
             lower, upper = -np.inf if low is None else low, np.inf if high is None else high
             part = " (day)" if len(column.parts) > 1 else ""
-            units.append(Unit(name + part, index, nullable=nullable, resolution=1.0, lower=lower, upper=upper))
+            variables.append(Variable(name + part, index, nullable=nullable, resolution=1.0, lower=lower, upper=upper))
         if "time" in column.parts:
             part = " (time)" if len(column.parts) > 1 else ""
             top = DAY - column.resolution
             cell = column.resolution, tuple(column.atoms), 0.0, top, column.atom_width
-            units.append(Unit(name + part, index, 0, nullable, *cell))
-        if not units:
+            variables.append(Variable(name + part, index, 0, nullable, *cell))
+        if not variables:
             raise ValueError(
                 f"column {name!r} was made a datetime, and its days are not known: Schema.infer(df, schema) learns them"
             )
-        return units
+        return variables
     check_resolution(column)
     resolution = column.resolution
     if column.kind == "integer":
@@ -95,7 +96,7 @@ def column_units(column: ColumnSchema, index: int) -> list[Unit]:
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     atoms = () if resolution else tuple(column.atoms)
-    return [Unit(name, index, 0, nullable, resolution, atoms, lower, upper, column.atom_width)]
+    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, column.atom_width)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:
@@ -104,7 +105,7 @@ def _day(column: ColumnSchema, value: Any) -> float | None:
 
 
 def encode_column(column: ColumnSchema, values: pd.Series) -> Array:
-    """The cells of a modelled column as a matrix (rows, units)."""
+    """The cells of a modelled column as a matrix (rows, variables)."""
     if column.kind in LEVELLED:
         return level_codes(column, values)[:, None]
     if values.isna().all():  # of whatever dtype
@@ -119,7 +120,7 @@ def encode_column(column: ColumnSchema, values: pd.Series) -> Array:
     return np.column_stack([{"day": days, "time": clock}[part] for part in column.parts])
 
 
-def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.Series:
+def decode_column(column: ColumnSchema, variables: list[Variable], block: Array) -> pd.Series:
     """The inverse of `encode_column`."""
     missing = np.isnan(block[:, 0])
     if missing.any() and not column.nullable:
@@ -128,15 +129,18 @@ def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.S
         )
     if column.kind in LEVELLED:
         codes = np.where(missing, -1, np.nan_to_num(block[:, 0]))
-        wrong = ~missing & ((codes != np.round(codes)) | (codes < 0) | (codes >= units[0].classes))
+        wrong = ~missing & ((codes != np.round(codes)) | (codes < 0) | (codes >= variables[0].classes))
         if wrong.any():
-            raise ValueError(f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {units[0].classes} levels")
+            raise ValueError(
+                f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {variables[0].classes} levels"
+            )
         return take_levels(column, column.categories, codes.astype(np.int64))
     rounded = [
-        on_grid(block[:, k], unit.resolution) if unit.resolution else block[:, k] for k, unit in enumerate(units)
+        on_grid(block[:, k], variable.resolution) if variable.resolution else block[:, k]
+        for k, variable in enumerate(variables)
     ]
     if column.kind in NUMERIC:
-        numbers = number_of(column, units[0], block[:, 0])
+        numbers = number_of(column, variables[0], block[:, 0])
         if column.decimals:
             numbers = on_grid(numbers, column.decimals)
         return from_numbers(column, respell(column, numbers + 0.0))
@@ -151,7 +155,7 @@ def decode_column(column: ColumnSchema, units: list[Unit], block: Array) -> pd.S
 
 
 def respell(column: ColumnSchema, values: Array) -> Array:
-    """Multiples of the resolution as the data write them, rounding errors and all."""
+    """Multiples of the resolution as they are in the data, with their rounding errors."""
     if not column.spellings:
         return values
     known = np.array(column.spellings)  # sorted
@@ -166,7 +170,7 @@ def from_numbers(column: ColumnSchema, values: Array) -> pd.Series:
 
 
 def derived_numbers(column: ColumnSchema, table: Mapping[Any, pd.Series] | pd.DataFrame) -> Array:
-    """A derived column's numbers from those that it is made of."""
+    """A derived column's numbers from its sources' cells."""
     lacking = [source for source in column.sources if source not in table]
     if lacking:
         raise ValueError(
@@ -187,7 +191,7 @@ def combined(column: ColumnSchema, numbers: Mapping[Any, Array]) -> Array:
 
 
 def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
-    """Which numbers lie within a column's support, and with `seen` within the range that it had in training; NaN does."""
+    """Which numbers, or NaN, lie within a column's support and, with `seen`, within its range in training."""
     ok = np.ones(len(x), dtype=bool)
     for end, sign in ((column.lower, 1), (column.upper, -1)):
         if end is not None:
@@ -197,33 +201,35 @@ def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) ->
     return ok
 
 
-def number_of(column: ColumnSchema, unit: Unit, x: Array) -> Array:
-    """The numbers of a column that its unit's numbers stand for: on their grid, and moved back to where they were."""
-    if unit.classes:  # false and true
+def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
+    """A column's numbers from those of its variable: rounded to the grid, with the offset added back."""
+    if variable.classes:  # false and true
         return x
-    rounded = on_grid(x, unit.resolution) if unit.resolution else x
+    rounded = on_grid(x, variable.resolution) if variable.resolution else x
     return rounded + column.offset if column.offset else rounded
 
 
-def possible_cells(column: ColumnSchema, units: list[Unit], matrix: Array, values: pd.Series) -> NDArray[np.bool_]:
-    """Which cells of a modelled column are among the values that it can have, from the matrix of its units; missing ones are."""
+def possible_cells(
+    column: ColumnSchema, variables: list[Variable], matrix: Array, values: pd.Series
+) -> NDArray[np.bool_]:
+    """Which cells of a modelled column are missing or possible values, from the matrix of its variables."""
     ok = fixed_parts_agree(column, values) if column.kind == "datetime" else np.ones(len(values), dtype=bool)
     precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
-    for unit, x in zip(units, matrix.T):
-        if unit.classes:
+    for variable, x in zip(variables, matrix.T):
+        if variable.classes:
             fine = x >= 0
         else:
-            slack = 1e-6 * unit.resolution
-            fine = (x >= unit.lower - slack) & (x <= unit.upper + slack)
-            if unit.resolution:
-                off = np.abs(x - on_grid(x, unit.resolution))
+            slack = 1e-6 * variable.resolution
+            fine = (x >= variable.lower - slack) & (x <= variable.upper + slack)
+            if variable.resolution:
+                off = np.abs(x - on_grid(x, variable.resolution))
                 fine &= off <= slack + precision * np.abs(x) + column.tolerance
         ok &= fine | np.isnan(x)
     return ok
 
 
 def fixed_parts_agree(column: ColumnSchema, values: pd.Series) -> NDArray[np.bool_]:
-    """Which times have the day, or the time of day, that all had in training."""
+    """Which times have the day, or the time of day, that all training rows share."""
     if values.isna().all() or len(column.parts) == 2:
         return np.ones(len(values), dtype=bool)
     days, clock = cells.days_and_seconds(values, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
@@ -240,8 +246,8 @@ def comparable(column: ColumnSchema, values: pd.Series) -> Array:
     return cells.seconds(values, column.name) if found == "timedelta" else cells.numbers(values, column.name)
 
 
-def describe(column: ColumnSchema, units: list[Unit]) -> str:
-    """What values a column can have, for messages."""
+def describe(column: ColumnSchema, variables: list[Variable]) -> str:
+    """The values that a column can have, as text for messages."""
     if column.kind in LEVELLED:
         more = len(column.categories) - 10
         return f"its levels are {', '.join(map(repr, column.categories[:10]))}" + (
@@ -252,6 +258,8 @@ def describe(column: ColumnSchema, units: list[Unit]) -> str:
         return f"it holds times{ends} in steps of {column.resolution:g} s" + (
             "" if "day" in column.parts else f" on {column.origin}"
         )
-    unit = units[0]
-    steps = f" in steps of {unit.resolution:g}" if unit.resolution else ""
-    return f"it holds numbers from {unit.lower + column.offset:.12g} to {unit.upper + column.offset:.12g}{steps}"
+    variable = variables[0]
+    steps = f" in steps of {variable.resolution:g}" if variable.resolution else ""
+    return (
+        f"it holds numbers from {variable.lower + column.offset:.12g} to {variable.upper + column.offset:.12g}{steps}"
+    )

@@ -1,4 +1,4 @@
-"""`Table`: what is known of a table, and the way from its rows to the matrix that models see, and back."""
+"""`Table`: columns and rules of a table, and the conversion between its rows and the models' matrix."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array
 
 from flowlab.hints import fits
 from flowlab.tables.codec.codec import Codec
-from flowlab.tables.codec.columns import Unit, decode_column, encode_column, supports
+from flowlab.tables.codec.columns import Variable, decode_column, encode_column, supports
 from flowlab.tables.codec.trial import check_combinations, check_ends, check_rule, try_codec
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import Array
@@ -26,17 +26,18 @@ from flowlab.tables.schema.stored import LABEL
 
 
 class Table:
-    """What a table's columns are, which rules hold between them, and the way from rows to a matrix and back.
+    """The columns of a table, the rules between them, and the conversion between rows and the models' matrix.
 
-    The matrix (n, variables) holds codes of levels, numbers, and NaN where a cell is missing. Each variable has a
-    measure: levels, missingness, and values on a grid or that repeat have probabilities; other numbers have a density.
+    The matrix (n, variables) holds codes of levels, numbers, and NaN for missing cells. Each variable has a measure:
+    levels, missing cells, values on a grid and repeated values have probabilities, other numbers a density.
 
     Args:
-        codec: Of the table as the rules rewrite it.
+        codec: The codec of the table as rewritten by the rules.
         rules: The rules, in the order in which they are applied.
-        names: The columns as the user has them.
-        array: Whether rows were given as an array, and come back as one.
-        ends: First and last time, as text, of each column of times: their days and hours lie within their own ranges, together they may not.
+        names: The columns of the user's table.
+        array: Whether rows were given as an array, and are returned as one.
+        ends: First and last time of each column of times, as text. Drawn days and times of day lie within their own
+            ranges, but their combination may not.
     """
 
     def __init__(
@@ -54,13 +55,19 @@ class Table:
     def learn(
         cls, frame: pd.DataFrame, overrides: Any, rules: Any, array: bool = False
     ) -> "tuple[Table, NDArray[np.bool_]]":
-        """What there is to know of a table, and which of its rows break no rule.
+        """Learn schema and rules from a table.
 
         Args:
             frame: The table.
-            overrides: As for `Schema.infer`, of the columns that the user sees.
-            rules: Rules, or strings that say them.
+            overrides: As for `Schema.infer`, for the columns of the user's table.
+            rules: Rules, as objects or text.
             array: Whether rows were given as an array.
+
+        Returns:
+            The `Table`, and a mask (n,) of the rows that break no rule.
+
+        Raises:
+            ValueError: A column cannot be modelled, or fewer than two rows keep the rules.
         """
         said = read_overrides(overrides, list(frame.columns))
         parsed = in_order([read_rule(rule, frame) for rule in read_rules(rules)])
@@ -77,10 +84,10 @@ class Table:
         for rule in parsed:
             if not rule.order:
                 rule.learn(rewritten, said)
-            rule.order = list(rewritten.columns)  # one that was learnt before may have seen others
+            rule.order = list(rewritten.columns)  # a rule learnt before may have other columns
             rewritten = rule.rewrite(rewritten)
             known |= rule.overrides()
-        if parsed:  # what is said of columns that rules have replaced concerns none that is left
+        if parsed:  # overrides of columns that the rules replace are dropped
             said = said | known
             overrides = {name: value for name, value in said.items() if name in rewritten.columns}
         codec = Codec(infer_schema(rewritten, overrides))
@@ -93,13 +100,13 @@ class Table:
 
     @property
     def schema(self) -> Schema:
-        """The columns that are modelled, or made of those that are."""
+        """The columns of the table as rewritten by the rules."""
         return self.codec.schema
 
     @property
-    def units(self) -> list[Unit]:
-        """The columns of the matrix."""
-        return self.codec.units
+    def variables(self) -> list[Variable]:
+        """The variables, one per column of the matrix."""
+        return self.codec.variables
 
     @property
     def complete(self) -> bool:
@@ -109,50 +116,52 @@ class Table:
         plain = not any(column.missing or column.kind in LEVELLED for column in self.schema)
         return numeric and plain and len(dtypes) == len(self.schema)
 
-    # Densities of numbers see values on a grid, and repeated ones, spread over cells ---------------------------------
+    # Flows of complete numbers are fitted to dequantised values -----------------------------------------------------
 
     def dequantized(self, matrix: Array, rng: np.random.Generator) -> Array:
-        """The matrix with values on a grid, and repeated ones, spread uniformly over their cells."""
+        """The matrix with values on a grid and repeated values spread uniformly over their cells."""
         out = matrix.copy()
-        for k, unit in enumerate(self.units):
-            width = unit.resolution or unit.atom_width
+        for k, variable in enumerate(self.variables):
+            width = variable.resolution or variable.atom_width
             if width:
                 noise = (rng.random(len(matrix)) - 0.5) * width
-                tied = True if unit.resolution else np.isin(matrix[:, k], unit.atoms)
+                tied = True if variable.resolution else np.isin(matrix[:, k], variable.atoms)
                 out[:, k] += np.where(tied, noise, 0.0)
         return out
 
     def quantized(self, matrix: Array) -> Array:
-        """The matrix with each value that lies in the cell of a repeated value, or of a grid, at the cell's value."""
+        """The matrix with each number in a cell, of a grid or of a repeated value, replaced by the cell's value."""
         out = matrix.copy()
-        for k, unit in enumerate(self.units):
-            if unit.resolution:
-                out[:, k] = on_grid(out[:, k], unit.resolution)
-            elif unit.atoms:
-                atoms = np.array(unit.atoms)
+        for k, variable in enumerate(self.variables):
+            if variable.resolution:
+                out[:, k] = on_grid(out[:, k], variable.resolution)
+            elif variable.atoms:
+                atoms = np.array(variable.atoms)
                 nearest = atoms[np.abs(out[:, k, None] - atoms).argmin(1)]
-                out[:, k] = np.where(np.abs(out[:, k] - nearest) <= unit.atom_width / 2, nearest, out[:, k])
+                out[:, k] = np.where(np.abs(out[:, k] - nearest) <= variable.atom_width / 2, nearest, out[:, k])
         return out
 
     def log_width(self, matrix: Array) -> Array:
-        """Logarithm (n,) of the volume of each row's cell: what tells a probability from a density.
+        """Log-volume (n,) of each row's cell, in the columns' units: the log-ratio of a probability to a density.
 
-        Units are those of the columns; a level, a missing cell, and a value that does not repeat count as one.
+        Levels, missing cells and values that do not repeat have width 1.
         """
-        return sum((unit.log_width(matrix[:, k]) for k, unit in enumerate(self.units)), np.zeros(len(matrix)))
+        return sum(
+            (variable.log_width(matrix[:, k]) for k, variable in enumerate(self.variables)), np.zeros(len(matrix))
+        )
 
     @property
     def bounded(self) -> bool:
-        """Whether some column of numbers has an end of its support."""
+        """Whether the support of some column is bounded."""
         return any(column.lower is not None or column.upper is not None for column in self.schema)
 
     def supported(self, numbers: Array) -> NDArray[np.bool_]:
-        """Which rows (n, columns) of a complete table lie within the supports of all columns, to the last digit."""
+        """Which rows (n, columns) of a complete table lie within the supports of all columns, without tolerance."""
         inside = [supports(column, x, 0.0, seen=False) for column, x in zip(self.schema, numbers.T, strict=True)]
         return np.all(inside, axis=0) if inside else np.ones(len(numbers), dtype=bool)
 
     def storable(self, numbers: Array) -> NDArray[np.bool_]:
-        """Which rows (n, columns) of a complete table are finite, and within the range of the columns' types."""
+        """Which rows (n, columns) of a complete table are finite and within the ranges of the columns' dtypes."""
         ok = np.asarray(np.isfinite(numbers).all(axis=1))
         for column, x in zip(self.schema, numbers.T, strict=True):
             dtype = numpy_dtype(column.dtype)
@@ -161,12 +170,12 @@ class Table:
         return ok
 
     def excess(self, numbers: Array, asked: Mapping[int, Sequence[tuple[float, float]]] | None = None) -> Array:
-        """How far rows of a complete table lie beyond the range of the training rows, in widths of it: 0 within.
+        """How far (n,) rows of a complete table lie outside the range of the training rows, in widths of that range.
 
         Args:
             numbers: The rows (n, columns).
-            asked: Intervals that columns are asked to lie in; the range of a column does not count if all of its
-                intervals lie beyond.
+            asked: Intervals that columns are conditioned on; a column whose intervals all lie outside its range is
+                ignored.
         """
         worst = np.zeros(len(numbers))
         for j, column in enumerate(self.schema):
@@ -193,7 +202,8 @@ class Table:
             if self.array:
                 raise
             raise ValueError(
-                f"the model was fitted to a table with the columns {', '.join(map(str, self.names))}: give a DataFrame ({error})"
+                f"the model was fitted to a table with the columns {', '.join(map(str, self.names))}: give a DataFrame "
+                f"({error})"
             ) from error
         if x.shape[1] != len(self.names):  # in scikit-learn's words
             raise ValueError(
@@ -203,18 +213,18 @@ class Table:
         return pd.DataFrame(x, columns=self.names)
 
     def place(self, name: Any) -> slice:
-        """Which units a column has.
+        """The variables of a column, as a slice of the matrix's columns.
 
         Raises:
             ValueError: There is no such column in the model.
         """
         if name not in self.codec._places:
-            self.codec.encode_cells(name, [])  # says what is wrong with it
+            self.codec.encode_cells(name, [])  # raises with the reason
             raise ValueError(f"column {name!r} is not in the model")
         return self.codec._places[name]
 
     def encode_end(self, name: Any, value: Any) -> float:
-        """A number or time that need not be one that the column can have, as its first unit would hold it."""
+        """An end of an interval as a number of the column's first variable; it need not be a possible value."""
         column = self.codec.schema[name]
         cell = pd.Series([value])
         if column.kind in ("datetime", "timedelta"):
@@ -225,16 +235,15 @@ class Table:
             raise ValueError(f"column {name!r}: {value!r} is no end of an interval: {error}") from error
 
     def decode_part(self, name: Any, block: NDArray[np.float64]) -> pd.Series:
-        """Cells of one column from its units (n, units of the column), as numbers or times."""
-        found = decode_column(self.codec.schema[name], self.units[self.place(name)], block)
-        return (
-            found
-            if pd.api.types.is_datetime64_any_dtype(found.dtype)
-            else found.astype("timedelta64[ns]" if self.codec.schema[name].kind == "timedelta" else float)
-        )
+        """Cells of one column from its variables (n, variables of the column), as numbers or times."""
+        column = self.codec.schema[name]
+        values = decode_column(column, self.variables[self.place(name)], block)
+        if pd.api.types.is_datetime64_any_dtype(values.dtype):
+            return values
+        return values.astype("timedelta64[ns]" if column.kind == "timedelta" else float)
 
     def warn_of_new_levels(self, frame: pd.DataFrame, matrix: NDArray[np.float64]) -> None:
-        """Warns of levels that training did not have, which makes rows impossible, by the matrix of the rows."""
+        """Warn of levels that training did not have, given the rows and their matrix: such rows score -inf."""
         for column in self.codec.schema:
             if column.kind in LEVELLED and column.name in frame.columns:
                 new = matrix[:, self.place(column.name).start] == UNKNOWN
@@ -242,24 +251,25 @@ class Table:
                     values = frame[column.name][new].unique()
                     shown = ", ".join(repr(value) for value in values[:3].tolist())
                     warnings.warn(
-                        f"column {column.name!r}: {int(new.sum())} rows have levels that training did not have ({shown}), and score -inf",
+                        f"column {column.name!r}: {int(new.sum())} rows have levels that training did not have "
+                        f"({shown}), and score -inf",
                         stacklevel=3,
                     )
 
     def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Rows that break no rule, with the columns that are modelled in place of the user's."""
+        """Rows that break no rule, rewritten by the rules into the columns that are modelled."""
         for rule in self.rules:
             frame = rule.rewrite(frame)
         return frame
 
     def encode(self, frame: pd.DataFrame) -> NDArray[np.float64]:
-        """The matrix (n, units) of rows that break no rule."""
+        """The matrix (n, variables) of rows that break no rule."""
         return self.codec.encode(self.rewritten(frame))
 
     def encode_all(self, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The matrix (n, units) of any rows, and which of them are possible; the others are rows of NaN where a rule is broken."""
+        """The matrix (n, variables) of any rows, NaN for those that break a rule, and a mask (n,) of possible rows."""
         good = self.unbroken(frame)
-        matrix = np.full((len(frame), len(self.units)), np.nan)
+        matrix = np.full((len(self.variables), len(frame)), np.nan).T
         possible = good.copy()
         if good.any():
             rewritten = self.rewritten(frame[good])
@@ -275,7 +285,7 @@ class Table:
         return good
 
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
-        """The rows of a matrix (n, units) as the user has them; those that break a predicate are among them."""
+        """The rows of a matrix (n, variables) with the user's columns, including rows that break a rule."""
         frame = self.codec.decode(matrix)
         for rule in reversed(self.rules):
             frame = rule.backward(frame)
@@ -283,14 +293,14 @@ class Table:
 
     @property
     def rejects(self) -> bool:
-        """Whether a row from `decode` can be one that is not to be given out."""
+        """Whether `acceptable` can reject rows from `decode`."""
         derived = any(column.kind == "derived" for column in self.codec.schema)
         return bool(self.ends) or derived or any(rule.rejects for rule in self.rules)
 
     def acceptable(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which rows from `decode` break no rule, and lie within what training spans.
+        """Which rows from `decode` break no rule and lie within the range of the training rows.
 
-        That concerns times, and what rules compute; all else cannot lie outside.
+        The range is checked for times and computed columns; all others cannot leave it.
         """
         good = self.unbroken(frame)
         for rule in self.rules:
@@ -305,7 +315,7 @@ class Table:
         return good
 
     def why_rejected(self) -> str:
-        """What `acceptable` asks of rows, in words."""
+        """The requirements of `acceptable`, as text."""
         asked = [f"the rules {', '.join(map(str, self.rules))}"] if self.rules else []
         derived = [repr(column.name) for column in self.codec.schema if column.kind == "derived"]
         if derived:
@@ -347,7 +357,7 @@ class Table:
 
 
 def infer_schema(frame: pd.DataFrame, overrides: Any) -> Schema:
-    """The schema of a table to be modelled, in which row numbers are ordinary whole numbers, with a warning."""
+    """The schema of a table to be modelled; columns of row numbers become ordinary integers, with a warning."""
     schema = Schema.infer(frame, overrides)
     said = read_overrides(overrides, list(frame.columns))
     numbered = [c for c in schema if c.kind == "id" and c.name not in said and cells.dtype_of(c.dtype).kind in "iuf"]
@@ -356,6 +366,6 @@ def infer_schema(frame: pd.DataFrame, overrides: Any) -> Schema:
     for column in numbered:
         warnings.warn(
             f"column {column.name!r} holds {column.reason}: it is modelled as any other; if it says nothing, drop it",
-            stacklevel=6,
+            stacklevel=7,
         )
     return Schema.infer(frame, said | {column.name: {"kind": "integer"} for column in numbered})

@@ -1,4 +1,4 @@
-"""A whole table from a file is tried with made-up cells: what does not go together fails at loading."""
+"""Codecs read from files are tried on made-up cells, so that inconsistent ones fail at loading."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flowlab.hints import check_arguments, fits, hints_of, shown
 from flowlab.tables.codec.codec import Codec
 from flowlab.tables.codec.columns import (
-    Unit,
+    Variable,
     decode_column,
     derived_numbers,
     encode_column,
@@ -29,18 +29,18 @@ from flowlab.tables.schema.stored import LABEL, check_dtype, column_from
 
 
 def try_codec(codec: Codec) -> None:
-    """Raises whatever decoding or encoding cells of any of the columns would.
+    """Decode and encode made-up cells of every column, and raise whatever that raises.
 
     The cells are made up: every level, numbers within their bounds, and a missing one where there can be some.
     """
     done: dict[Any, pd.Series] = {}
     for column in codec.schema:
         if column.modelled:
-            units = codec.units[codec._places[column.name]]
-            block = np.column_stack([_trial(unit) for unit in units])
+            variables = codec.variables[codec._places[column.name]]
+            block = np.column_stack([_trial(variable) for variable in variables])
             block[-1] = np.nan if column.nullable else block[0]
-            done[column.name] = decode_column(column, units, block)
-            possible_cells(column, units, encode_column(column, done[column.name]), done[column.name])
+            done[column.name] = decode_column(column, variables, block)
+            possible_cells(column, variables, encode_column(column, done[column.name]), done[column.name])
             if column.kind in LEVELLED:
                 take_levels(column, column.categories, np.arange(len(column.categories)))
         elif column.kind == "constant":
@@ -55,12 +55,12 @@ def try_codec(codec: Codec) -> None:
             codec._agrees(column, done)  # which looks up columns by name alone
 
 
-def _trial(unit: Unit) -> NDArray[np.float64]:
-    """Three cells that a unit can have."""
-    if unit.classes:
-        return np.array([0.0, unit.classes - 1.0, 0.0])
-    low = unit.lower if math.isfinite(unit.lower) else unit.upper if math.isfinite(unit.upper) else 0.0
-    return np.full(3, float(on_grid(np.array(low), unit.resolution)) if unit.resolution else low)
+def _trial(variable: Variable) -> NDArray[np.float64]:
+    """Three cells that a variable can have."""
+    if variable.classes:
+        return np.array([0.0, variable.classes - 1.0, 0.0])
+    low = variable.lower if math.isfinite(variable.lower) else variable.upper if math.isfinite(variable.upper) else 0.0
+    return np.full(3, float(on_grid(np.array(low), variable.resolution)) if variable.resolution else low)
 
 
 def _known(done: Mapping[Any, pd.Series], name: Any, column: ColumnSchema) -> pd.Series:
@@ -70,7 +70,7 @@ def _known(done: Mapping[Any, pd.Series], name: Any, column: ColumnSchema) -> pd
 
 
 def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
-    """The same for a derived column, whose made-up value may lie outside of its type's range: zero stands for it."""
+    """The same for a derived column; a made-up value outside its dtype's range is replaced by zero."""
     if len(column.sources) != len(column.weights):
         raise ValueError(
             f"column {shown(column.name)} has {len(column.sources)} sources and {len(column.weights)} weights"
@@ -84,7 +84,7 @@ def _try_derived(column: ColumnSchema, done: dict[Any, pd.Series]) -> None:
 
 
 def check_rule(rule: Any) -> None:
-    """Raises a ValueError where what a rule has learnt is of another type than a rule learns."""
+    """Raise a ValueError if what a rule has learnt has another type than the rule learns."""
     known = {f.name: getattr(rule, f.name) for f in fields(rule)}
     check_arguments(type(rule).__name__, known, hints_of(type(rule)))
     if not fits([*rule.columns(), *rule.overrides(), *rule.order], list[LABEL]):
@@ -96,7 +96,7 @@ def check_rule(rule: Any) -> None:
 
 
 def check_combinations(codec: Codec, rule: Any) -> None:
-    """Raises a ValueError unless a rule's combinations are those of its column, with a level of each of its columns."""
+    """Raise a ValueError unless a rule's combinations match the levels of its column."""
     for schema in rule.schemas:
         column_from(schema)
     rows = [json.loads(text) for text in rule.combinations]
@@ -109,7 +109,7 @@ def check_combinations(codec: Codec, rule: Any) -> None:
 
 
 def check_ends(ends: Any, dtypes: Mapping[Any, str]) -> None:
-    """Raises a ValueError unless these are the first and last times of columns, with a time zone where the column's dtype has one."""
+    """Raise a ValueError unless these are first and last times of columns, with time zones as the columns' dtypes."""
     if not fits(ends, list[tuple[LABEL, str, str]]):
         raise ValueError("the ends of times are not names with two times each")
     for name, *stamps in ends:

@@ -11,14 +11,15 @@ Array = NDArray[np.float64]
 
 
 def goodness_of_fit(noise: Array, names: Sequence[str]) -> pd.DataFrame:
-    """Tests of whether noise behind held-out rows is standard normal, as it is when the model is right.
+    """Test whether the noise of held-out rows is standard normal, as it is under the true density.
 
-    Kolmogorov-Smirnov tests of each column and of the radius (whose square is chi-squared), and an energy test against fresh standard
-    normal noise of all columns together (Székely & Rizzo 2013), by 200 permutations of at most 300 rows.
+    Kolmogorov-Smirnov tests of each column and of the radius (whose square is chi-squared distributed), and an energy
+    test of all columns together against fresh standard normal noise (Székely & Rizzo 2013), with 200 permutations of at
+    most 300 rows.
 
     Args:
-        noise: Held-out rows' noise (n, features); an empty one gives an empty table.
-        names: The columns.
+        noise: Noise of the held-out rows (n, features); no rows give an empty table.
+        names: The names of the features.
 
     Returns:
         One row per test: `statistic` and `p_value`.
@@ -41,7 +42,7 @@ def _energy_test(noise: Array, most: int = 300, permutations: int = 200) -> tupl
     distance = np.sqrt(np.maximum(((both[:, None] - both[None]) ** 2).sum(-1), 0))
 
     orders = np.array([np.arange(len(both)), *(rng.permutation(len(both)) for _ in range(permutations))])
-    # Twice the mean distance between the halves less those within: a quadratic form in +1 for one half and -1 for the other.
+    # Twice the mean distance between the halves minus those within them: a quadratic form in signs, +1 and -1 by half.
     sign = np.where(orders.argsort(1) < len(x), 1.0, -1.0)
     energy = -((sign @ distance) * sign).sum(1) / len(x) ** 2
     return float(energy[0]), float((1 + (energy[1:] >= energy[0]).sum()) / (1 + permutations))

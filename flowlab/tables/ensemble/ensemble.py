@@ -1,4 +1,4 @@
-"""How `FlowDensity` becomes a mixture: members are fitted apart, in parallel, and weighed on rows that they were not trained on."""
+"""The ensemble of `FlowDensity`: members are fitted separately, in parallel, and weighted by held-out likelihood."""
 
 import math
 import time
@@ -16,10 +16,10 @@ from flowlab.flow import CHUNK, Flow
 from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import threads
-from flowlab.tables.codec.columns import Unit
+from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
 from flowlab.tables.ensemble.member import Member
-from flowlab.tables.ensemble.preprocessing import Prepared, Preprocessing, TableRanks
+from flowlab.tables.ensemble.preprocessing import Marginals, Prepared, Preprocessing
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training.fitting import History, progress_bar
@@ -27,22 +27,22 @@ from flowlab.training.fitting import History, progress_bar
 RACE = ("marginal", "marginal-whitening", "whitening-marginal")
 RACE_STEPS = (50, 150)  # at least and at most; else a fifth of a member's own
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
-CLOSE = 0.3  # nats per row that a preprocessing may be behind in the race to be worth a member of its own
-NEGLIGIBLE = 0.003  # members of less weight are dropped
-RACE_TIME, TRAINING_TIME = 0.2, 0.8  # of what is left of a time limit; scoring and mixing take time, too
-SPREAD_WORK = 20_000  # values in training (rows × columns × folds) from which processes are worth their start
+CLOSE = 0.3  # nats per row behind the winner of the race up to which a preprocessing gets a member
+NEGLIGIBLE = 0.003  # weight below which members are dropped
+RACE_TIME, TRAINING_TIME = 0.2, 0.8  # shares of the remaining time; scoring and mixing take the rest
+SPREAD_WORK = 20_000  # rows × columns × folds from which starting processes pays
 
 
 @dataclass
 class Report:
-    """What became of one member.
+    """The result of fitting one member.
 
     Attributes:
-        member: Its sizes.
+        member: The member, with its sizes.
         score: Mean log-likelihood of held-out rows, nats per row.
-        weight: Its share of the mixture.
+        weight: Its weight in the mixture.
         seconds: Time to fit it, over all folds.
-        reason: Why its training stopped; empty where nothing was trained.
+        reason: Why its training stopped; empty for members without training.
         converged: Whether more training is not expected to help.
         history: Training curves, one dict per evaluation, of the first fold.
     """
@@ -57,7 +57,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: Any) -> "Report":
-        """The report in a file, where numbers that JSON does not have are None.
+        """Read a report from a file, in which None stands for NaN.
 
         Raises:
             ValueError: A field is unknown, or of another type.
@@ -72,7 +72,7 @@ class Report:
 
 @dataclass
 class Ensemble:
-    """A mixture, what it was made of, and how held-out rows fared: their scores and noise under mixtures not trained on them."""
+    """A mixture, reports on its members, and held-out rows' scores and noise under mixtures not trained on them."""
 
     flow: FlowMixture
     reports: list[Report]
@@ -102,28 +102,29 @@ def fit_ensemble(
     n_jobs: int | None = None,
     device: str = "cpu",
     progress: bool = False,
-    units: Sequence[Unit],
+    variables: Sequence[Variable],
     log_width: Callable[[Tensor], Tensor] | None = None,
 ) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
 
-    Below 2,000 rows there are folds: each member is fitted once in each, each row is held out once, and the mixture holds all
-    versions. From there on, or with `folds` of one, a share of the rows is held out. Weights come from the log-densities of held-out rows alone.
+    Below 2,000 rows each member is fitted once per fold, each row is held out once, and the mixture holds the versions
+    of all folds. From 2,000 rows on, or with one fold, a share of the rows is held out. The weights maximise the
+    likelihood of the held-out rows.
 
     Args:
-        rows: The rows, double precision.
-        weight: Their weights.
+        rows: The rows, in double precision.
+        weight: Their weights (n,).
         members: What to fit; sizes that are None are filled in.
         rng: Source of everything random.
-        validation: Share of rows held out where there are no folds; 0 trains on all rows and weighs the members equally.
-        folds: Their number.
-        time_limit: Seconds that all of it may take, about: networks are trained in turn until none would be finished; what they get depends on the
-            machine then. None for no limit.
-        n_jobs: Processes; None takes all cores, or one where the table is small or networks train elsewhere.
+        validation: Share of rows held out without folds; 0 trains on all rows and weights the members equally.
+        folds: Number of folds.
+        time_limit: Approximate time for everything, in seconds, None for no limit. Networks are then trained in turn,
+            as many as can be finished; the result depends on the machine.
+        n_jobs: Processes; None uses all cores, or one for a small table or another device.
         device: Where networks train.
         progress: Show a bar.
-        units: What the features are.
-        log_width: What to add to the log-densities of held-out rows (n, features), to report them in the table's measure.
+        variables: The variables of the table.
+        log_width: Returns what to add to the log-densities of rows (n, features) to report them in the table's measure.
     """
     started = time.perf_counter()
     n, features = rows.shape
@@ -139,15 +140,15 @@ def fit_ensemble(
         first = Preprocessing(parts[0].subsample(50 * CHUNK, seed))
         prepared = [first, *(Preprocessing(fold.subsample(50 * CHUNK, seed), first) for fold in parts[1:])]
     else:
-        prepared = [TableRanks(fold.train, fold.weight, units, rows) for fold in parts]
+        prepared = [Marginals(fold.train, fold.weight, variables, rows) for fold in parts]
     members = [member.sized(len(parts[0].train), features) for member in members]
     ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
 
     def task(member: Member, k: int, place: int, seconds: float | None = None) -> Task:
-        own = (seed + 1009 * place + 9176 * k) % 2**62
+        member_seed = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
         sizes, layers = member.sizes(len(parts[0].train), features), prepared[k].layers(member.preprocessing)
-        return Task(member, sizes, parts[k], layers, units, own, device, seconds, shown)
+        return Task(member, sizes, parts[k], layers, variables, member_seed, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
@@ -155,8 +156,8 @@ def fit_ensemble(
         seconds = None if ends is None else RACE_TIME * (ends - time.perf_counter()) * min(jobs, len(RACE)) / len(RACE)
         short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
         list(starting)
-        found = _run_all(short, jobs, progress)
-        race = {n: _mean(r.log_prob + offsets[0], parts[0].held_weight) for n, r in zip(RACE, found, strict=True)}
+        results = _run_all(short, jobs, progress)
+        race = {n: _mean(r.log_prob + offsets[0], parts[0].held_weight) for n, r in zip(RACE, results, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
     members = [
@@ -173,7 +174,7 @@ def fit_ensemble(
     grid: dict[int, list[_Result]] = {}
     if ends is None:
         run(range(len(members)))
-    else:  # as many networks as there is time for: fewer that are trained to their end beat many that are not
+    else:  # few networks that are trained to the end beat many that are not
         run([i for i, member in enumerate(members) if not member.trained])
         for places, seconds in _turns(
             [i for i, member in enumerate(members) if member.trained], len(parts), jobs, ends
@@ -186,7 +187,7 @@ def fit_ensemble(
 
 
 def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tuple[list[int], float]]:
-    """Members to train together, and seconds that each of their tasks may take, until no further ones can be done like the last."""
+    """Members to train together and seconds for each of their tasks, until the time does not suffice for more."""
     together = max(jobs // folds, 1)
     took = 0.0
     for first in range(0, len(places), together):
@@ -208,8 +209,8 @@ def _mix(
     seed: int,
 ) -> Ensemble:
     held_weight = torch.cat([fold.held_weight for fold in folds])
-    log_probs = torch.stack([torch.cat([r.log_prob for r in own]) for own in grid])
-    # The broad member insures against rows unlike all others, of which the held-out ones may have none.
+    log_probs = torch.stack([torch.cat([r.log_prob for r in results]) for results in grid])
+    # The broad member keeps its prior weight: it covers rows unlike all others, which held-out rows may lack.
     prior = torch.tensor([1.0 if member.kind == "broad" else 0.0 for member in members])
     insured = prior > 0
     shares = (
@@ -225,20 +226,20 @@ def _mix(
             member,
             _mean(log_prob, held_weight),
             float(share),
-            sum(r.seconds for r in own),
-            own[0].history.reason if own[0].history else "",
-            all(r.history is None or r.history.converged for r in own),
-            own[0].history.records if own[0].history else [],
+            sum(r.seconds for r in results),
+            results[0].history.reason if results[0].history else "",
+            all(r.history is None or r.history.converged for r in results),
+            results[0].history.records if results[0].history else [],
         )
-        for member, own, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
+        for member, results, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
     ]
     reports += [Report(member, math.nan, 0.0, 0.0, "no time was left for it", False) for member in left_out]
     used = [i for i, share in enumerate(shares.tolist()) if share > 0]
     generator = torch.Generator().manual_seed(seed)
     noise = []
     for k, fold in enumerate(folds):
-        own = FlowMixture([grid[i][k].flow for i in used], shares[used])
-        noise += [own.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
+        of_fold = FlowMixture([grid[i][k].flow for i in used], shares[used])
+        noise += [of_fold.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
     flow = FlowMixture(
         [grid[i][k].flow for i in used for k in range(len(folds))],
         [float(shares[i]) / len(folds) for i in used for k in range(len(folds))],
@@ -248,7 +249,7 @@ def _mix(
 
 
 def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float, folds: int) -> list[Fold]:
-    """The folds of a small table; one with a share held out for a larger one, or where one is asked for."""
+    """The folds of a small table; for a larger one, or with `folds` of one, a single split."""
     n = len(rows)
     order = torch.from_numpy(rng.permutation(n))
     if not validation or n < 8:
@@ -266,7 +267,7 @@ def _fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold
 
 
 def _short(task: Task) -> Task:
-    """The short form of a task, for the race: a fifth of its steps, on rows that it sees about once."""
+    """A short version of a task for the race: a fifth of its steps, on rows that are seen about once."""
     sizes, fold = task.sizes, task.fold
     least, most = RACE_STEPS
     steps = min(max(sizes.steps // 5, least), most, sizes.steps)
@@ -280,7 +281,7 @@ def _mean(log_prob: Tensor, weight: Tensor) -> float:
 
 
 def _run(task: Task) -> _Result:
-    """Fits one member on one thread, and scores the fold's held-out rows."""
+    """Fit one member on one thread and score the fold's held-out rows."""
     started = time.perf_counter()
     with threads(1), threadpool_limits(1):
         flow, history = FAMILIES[task.member.kind].fit(task)
@@ -290,36 +291,36 @@ def _run(task: Task) -> _Result:
 
 
 def _start(jobs: int) -> Iterator[None]:
-    """Starts the processes: they import torch, which takes seconds, while this one goes on; to be waited for before they get tasks."""
+    """Start the processes, which import torch meanwhile; exhaust the iterator before giving them tasks."""
     if jobs == 1:
         return iter(())
     return joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))
 
 
 def _imported() -> None:
-    """What a process can do once it has imported this module."""
+    """A task that makes a process import this module."""
 
 
 def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
-    """The results in the order of the tasks, run in processes where there are several jobs."""
+    """Run tasks, in several processes for several jobs; results come in the order of the tasks."""
     if jobs == 1:
         return [_run(task) for task in tasks]
-    # Longest first, so that no process is left with one at the end.
+    # Longest tasks first, for an even load at the end.
     order = sorted(range(len(tasks)), key=lambda i: not tasks[i].member.trained)
     work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")(
         joblib.delayed(_run)(tasks[i]) for i in order
     )
-    found: dict[int, _Result] = {}
+    done: dict[int, _Result] = {}
     with progress_bar(len(tasks), progress, "members", "fit") as bar:
         for i, result in zip(order, work, strict=True):
-            found[i] = result
+            done[i] = result
             bar.update()
-    return [found[i] for i in range(len(tasks))]
+    return [done[i] for i in range(len(tasks))]
 
 
-def check_flow(units: Sequence[Unit], flow: FlowMixture) -> None:
-    """Raises a ValueError unless a mixture's members, all flows of numbers or all mixed flows, have a table's units."""
-    wanted = [(unit.column, unit.classes, unit.nullable) for unit in units]
+def check_flow(variables: Sequence[Variable], flow: FlowMixture) -> None:
+    """Raise a ValueError unless a mixture's members, all flows or all mixed flows, match a table's variables."""
+    wanted = [(variable.column, variable.classes, variable.nullable) for variable in variables]
     kind = MixedFlow if isinstance(flow.flows[0], MixedFlow) else Flow
     for member in flow:
         if not isinstance(member, kind) or member.context_features:
@@ -327,4 +328,4 @@ def check_flow(units: Sequence[Unit], flow: FlowMixture) -> None:
         if isinstance(member, MixedFlow):
             columns, classes, nullable = member.columns, member.classes, member.nullable
             if list(zip(columns, classes, nullable, strict=True)) != wanted:
-                raise ValueError("the units of the mixture are not those of the table")
+                raise ValueError("the variables of the mixture are not those of the table")

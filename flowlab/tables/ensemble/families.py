@@ -18,7 +18,7 @@ from flowlab import bases
 from flowlab.flow import CHUNK, Flow
 from flowlab.layers import ActNorm, Autoregressive, Layer, MixtureCDF, RationalQuadraticSpline
 from flowlab.layers.scalar import ScalarMap
-from flowlab.tables.codec.columns import Unit
+from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
@@ -62,10 +62,10 @@ class Task:
         sizes: Its sizes.
         fold: The rows.
         layers: The fitted preprocessing, in sampling order; of "mixed" the marginal distributions of the numbers.
-        units: The variables of the table.
-        seed: Decides everything that is random.
+        variables: The variables of the table.
+        seed: Seed of everything random.
         device: Where networks train.
-        seconds: Time that training may take; None for as long as its steps take.
+        seconds: Time limit of training; None for none.
         progress: Show a bar.
     """
 
@@ -73,7 +73,7 @@ class Task:
     sizes: Sizes
     fold: Fold
     layers: list[Any]
-    units: Sequence[Unit]
+    variables: Sequence[Variable]
     seed: int
     device: str = "cpu"
     seconds: float | None = None
@@ -84,7 +84,7 @@ class Family(Protocol):
     """A kind of member."""
 
     def fit(self, task: Task) -> Fit:
-        """The fitted flow, in double precision on the CPU, and how training went if there was any."""
+        """The fitted flow, in double precision on the CPU, and the training history if there is any."""
 
 
 class Networks:
@@ -124,12 +124,12 @@ class Mixed:
     def fit(self, task: Task) -> Fit:
         """Train a `MixedFlow`, in the columns' own order or a random one."""
         generator = torch.Generator().manual_seed(task.seed)
-        sizes, columns = task.sizes, [unit.column for unit in task.units]
+        sizes, columns = task.sizes, [variable.column for variable in task.variables]
         flow = MixedFlow(
             task.layers,
             columns,
-            [unit.classes for unit in task.units],
-            [unit.nullable for unit in task.units],
+            [variable.classes for variable in task.variables],
+            [variable.nullable for variable in task.variables],
             HistogramAndLogistics(BINS, sizes.components),
             hidden=sizes.hidden[0],
             blocks=sizes.layers or 1,
@@ -137,8 +137,8 @@ class Mixed:
             order=torch.randperm(max(columns) + 1, generator=generator).tolist() if task.member.rank else None,
             generator=generator,
         )
-        # The network's inputs stay the same in training: they are computed once. A held-out row that cannot be (a level
-        # that this fold does not have) would make every loss infinite.
+        # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows)
+        # would make every loss infinite.
         inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
         held_out = held_out[torch.isfinite(held_out).all(1)]
         flow.to(task.device)

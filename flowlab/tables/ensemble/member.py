@@ -1,9 +1,11 @@
-"""`Member`: what to fit as one density of the mixture; its sizes by rule; and the members that an effort stands for."""
+"""`Member`: the specification of one density of the mixture, rules for its sizes, and the members of each effort."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from flowlab.hints import made, shown
+from flowlab.tables.codec.table import Table
 from flowlab.tables.frames.records import set_fields
 
 PREPROCESSING = ("none", "marginal", "marginal-whitening", "whitening-marginal")
@@ -14,7 +16,7 @@ WIDE = 50_000  # values in a table of few rows from which it counts as wide
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of one member, all of them decided. Fields are those of `Member`."""
+    """The sizes of one member, all decided; the fields are those of `Member`."""
 
     layers: int
     hidden: tuple[int, ...]
@@ -26,7 +28,7 @@ class Sizes:
 
 
 def network_sizes(kind: str, rows: int, features: int) -> Sizes:
-    """The rule for flows of numbers, by rows to train on and columns."""
+    """The rule for flows of numbers, from training rows and columns."""
     batch = max(32, min(256, rows // 8))
     return Sizes(
         layers=3 if kind == "spline" else 2,
@@ -40,7 +42,7 @@ def network_sizes(kind: str, rows: int, features: int) -> Sizes:
 
 
 def mixed_sizes(kind: str, rows: int, variables: int) -> Sizes:
-    """The rule for mixed flows, by rows to train on and variables."""
+    """The rule for mixed flows, from training rows and variables."""
     batch = 64 if rows < 1_500 else 128 if rows < 20_000 or variables > 60 else 256
     return Sizes(
         layers=1,
@@ -58,25 +60,25 @@ SIZES = {"mixed": mixed_sizes}  # of all other kinds: network_sizes
 
 @dataclass(frozen=True)
 class Member:
-    """One density of the mixture: its family and its sizes. None leaves a size to the rule for the table at hand (`sized`).
+    """One density of the mixture: its family and its sizes. Sizes of None follow from the table (`sized`).
 
     Attributes:
-        kind: "autoregressive" (masked network, maps of Gaussian mixtures, random order of the columns), "spline" (rational-
-            quadratic splines likewise), "mixture" (Gaussian mixture, full covariances, number of components
-            chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad" (Student-t
-            tails); "mixed" (`MixedFlow`), of tables with classes and missing cells, which does not go together with the
-            others.
-        preprocessing: What comes first on the data side: "none" (networks: standardised columns), "marginal" (each column made Gaussian), "marginal-whitening",
-            "whitening-marginal", or "auto", the one that a short race finds best.
-        rank: With "auto", which place in the race it takes: 0 for the winner. Of "mixed": 0 for the columns' own order, else a random one.
+        kind: "autoregressive" (masked networks, Gaussian mixture maps, random orders of the columns), "spline" (the
+            same with rational-quadratic splines), "mixture" (Gaussian mixture with full covariances, its number of
+            components chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad"
+            (Student-t tails); or "mixed" (`MixedFlow`), for any table, which cannot be combined with the others.
+        preprocessing: Layers on the data side: "none" (networks still standardise columns), "marginal" (each column
+            made Gaussian), "marginal-whitening", "whitening-marginal", or "auto", which a short race decides.
+        rank: With "auto", the place in the race whose preprocessing is taken, 0 for the winner. For "mixed": 0 for the
+            columns' own order, else a random one.
         layers: Autoregressive layers; residual blocks of "mixed".
         hidden: Widths of each layer's network.
-        components: Gaussians per column and layer, or bins of a spline, or most components of a mixture.
+        components: Gaussians per column and layer, bins of a spline, or maximal components of a mixture.
         dropout: Share of hidden units dropped in training.
-        steps: Training steps at most.
+        steps: Maximal number of training steps.
         batch_size: Rows per step.
         learning_rate: Peak learning rate.
-        rows: Most training rows that a mixture looks at.
+        rows: Maximal number of training rows for a Gaussian mixture.
     """
 
     kind: str
@@ -110,8 +112,8 @@ class Member:
             features: Variables.
         """
         rule = SIZES.get(self.kind, network_sizes)(self.kind, rows, features)
-        own = {f.name: getattr(self, f.name) for f in fields(Sizes)}
-        return replace(rule, **{name: value for name, value in own.items() if value is not None})
+        asked = {f.name: getattr(self, f.name) for f in fields(Sizes)}
+        return replace(rule, **{name: value for name, value in asked.items() if value is not None})
 
     def sized(self, rows: int, features: int) -> "Member":
         """The member with every size filled in, by the rows to train on and their columns."""
@@ -139,7 +141,7 @@ class Member:
 
 
 def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> int:
-    """How often a table of fewer than 2,000 rows is divided: less often where that takes long, once for a fast fit to a wide one."""
+    """Number of folds below 2,000 rows: fewer for costly fits, one for a fast fit of flows to a wide table."""
     wide = rows * features > WIDE
     return 1 if effort == "fast" and wide and not mixed else 3 if effort == "fast" or mixed or wide else 5
 
@@ -170,3 +172,42 @@ def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[M
         *(replace(m, rows=100_000) for m in mixtures),
         *simple,
     ]
+
+
+def choose_members(
+    asked: Sequence[Member | str] | None, effort: str, preprocessing: str, table: Table, rows: int, conditional: bool
+) -> list[Member]:
+    """The members to fit to a table: all of them mixed flows, or none of them.
+
+    Args:
+        asked: Members, or names of their kinds; None takes those that the effort stands for.
+        effort: The effort.
+        preprocessing: For members that leave it open.
+        table: The table.
+        rows: Rows of the training matrix.
+        conditional: Whether mixed flows are needed: for what is no complete number, for a schema or rules.
+
+    Raises:
+        ValueError: No member is named, or the members do not go together with the table.
+    """
+    features = len(table.variables)
+    if not features:
+        return []
+    if asked is None:
+        members = recipe(effort, rows, features, conditional)
+    else:
+        members = [Member(member) if isinstance(member, str) else member for member in asked]
+    if not members:
+        raise ValueError("members is empty: name at least one, or leave it None")
+    kinds = {member.kind == "mixed" for member in members}
+    if len(kinds) > 1 or (conditional and kinds == {False}):
+        numeric = ("continuous", "integer", "derived", "constant", "duplicate")
+        odd = [c.name for c in table.schema if c.missing or c.kind not in numeric]
+        raise ValueError(
+            f"members {', '.join(sorted({m.kind for m in members}))} do not go together with whole tables, which "
+            f'"mixed" members alone model: columns {odd or [c.name for c in table.schema]} hold what is no number, '
+            "or a missing cell, or have a schema or rules"
+        )
+    if preprocessing == "auto":
+        return members
+    return [replace(m, preprocessing=preprocessing) if m.preprocessing == "auto" else m for m in members]

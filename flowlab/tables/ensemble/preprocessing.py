@@ -1,4 +1,4 @@
-"""What comes between a table's numbers and a member's network, fitted to training rows and part of the density."""
+"""Preprocessing between a table's numbers and a member's core, fitted to training rows and part of the density."""
 
 import copy
 import math
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.layers import Layer, Marginal, Whitening
-from flowlab.tables.codec.columns import Unit
-from flowlab.tables.mixed.marginal_cdf import Ranks, learn_ranks
+from flowlab.tables.codec.columns import Variable
+from flowlab.tables.mixed.marginal_cdf import MarginalCDF, learn_marginal_cdf
 
 # Layers on the data side, in sampling order.
 LAYERS: dict[str, tuple[type[Layer], ...]] = {
@@ -23,18 +23,18 @@ LAYERS: dict[str, tuple[type[Layer], ...]] = {
 
 
 class Prepared(Protocol):
-    """What is fitted to the rows of one fold, once for all members."""
+    """Preprocessing fitted to the rows of one fold, once for all members."""
 
     def layers(self, name: str) -> list[Any]:
         """A copy for one member, by the name of its preprocessing."""
 
 
 class Preprocessing:
-    """Preprocessing layers in double precision, fitted to rows once however many members share them.
+    """Preprocessing layers in double precision, fitted to rows once and shared by all members.
 
     Args:
-        rows: Training rows.
-        like: Another fold's, whose numbers of bins are taken over: choosing them takes most of the time.
+        rows: Training rows (n, features).
+        like: The preprocessing of another fold, whose numbers of bins are reused: choosing them takes most of the time.
     """
 
     def __init__(self, rows: Tensor, like: "Preprocessing | None" = None) -> None:
@@ -48,7 +48,7 @@ class Preprocessing:
     @torch.no_grad()
     def _fit(self, kinds: tuple[type[Layer], ...]) -> tuple[list[Layer], Tensor]:
         if kinds not in self.fitted:
-            outer, rows = self._fit(kinds[1:])  # what lies nearer to the data comes first
+            outer, rows = self._fit(kinds[1:])  # layers nearer to the data are fitted first
             features, other = rows.shape[1], None if self.like is None else self.like._fit(kinds)[0][0]
             known = isinstance(other, Marginal) and other.chosen
             layer = (Marginal(features, bins=known) if known else kinds[0](features)).double()
@@ -57,34 +57,34 @@ class Preprocessing:
         return self.fitted[kinds]
 
 
-class TableRanks:
-    """The `Ranks` of a whole table's numbers, fitted to rows once however many members share them.
+class Marginals:
+    """The `MarginalCDF` of each numeric variable, fitted to rows once and shared by all members.
 
     Args:
-        rows: Training rows (n, units).
-        weight: Their weights.
-        units: The variables.
-        spanning: Rows (m, units) whose range is that of samples: also held-out ones, from which nothing else is learnt.
+        rows: Training rows (n, variables).
+        weight: Their weights (n,).
+        variables: The variables.
+        spanning: Training and held-out rows (m, variables), whose range samples may have.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor, units: Sequence[Unit], spanning: Tensor) -> None:
-        self.ranks = []
-        for unit, x, whole in zip(units, rows.T, spanning.T, strict=True):
-            if not unit.classes:
-                there = ~torch.isnan(x)
-                lower, upper = (end if math.isfinite(end) else None for end in (unit.lower, unit.upper))
-                self.ranks.append(
-                    learn_ranks(
-                        x[there],
-                        resolution=unit.resolution,
-                        atoms=unit.atoms,
+    def __init__(self, rows: Tensor, weight: Tensor, variables: Sequence[Variable], spanning: Tensor) -> None:
+        self.cdfs = []
+        for variable, x, whole in zip(variables, rows.T, spanning.T, strict=True):
+            if not variable.classes:
+                observed = ~torch.isnan(x)
+                lower, upper = (end if math.isfinite(end) else None for end in (variable.lower, variable.upper))
+                self.cdfs.append(
+                    learn_marginal_cdf(
+                        x[observed],
+                        resolution=variable.resolution,
+                        atoms=variable.atoms,
                         lower=lower,
                         upper=upper,
-                        weight=weight[there],
+                        weight=weight[observed],
                         spanning=whole[~torch.isnan(whole)],
                     )
                 )
 
-    def layers(self, name: str) -> list[Ranks]:
-        """A copy for one member; there is one kind of preprocessing, whatever the name."""
-        return copy.deepcopy(self.ranks)
+    def layers(self, name: str) -> list[MarginalCDF]:
+        """A copy for one member, whatever the name."""
+        return copy.deepcopy(self.cdfs)

@@ -1,4 +1,4 @@
-"""How much of a density of numbers lies within the columns' supports, and within the range of the training rows."""
+"""The probability of the columns' supports under flows of numbers, and the reach of their draws."""
 
 import math
 
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 from flowlab.mixture import FlowMixture
 from flowlab.tables.codec.table import Table
 
-SUPPORT_DRAWS, SUPPORT_ROUNDS = 2_000, 10  # draws at once, and how often, by which the probability is estimated
-SUPPORT_ERROR = 0.002  # nats of standard error that are enough
-NEAR = 0.05  # share of draws that shall lie within the training rows' range, which is widened where fewer do
+SUPPORT_DRAWS, SUPPORT_ROUNDS = 2_000, 10  # draws per round, and maximal rounds, of the estimate
+SUPPORT_ERROR = 0.002  # standard error at which it stops, nats
+NEAR = 0.05  # least share of draws within the training rows' range, which is widened to hold it
 
 
 @torch.no_grad()
 def measure_support(flow: FlowMixture, table: Table, seed: int) -> tuple[float, float]:
-    """What a density of numbers lacks to be one on the columns' supports, and to draw rows like those seen.
+    """Estimate the probability of the columns' supports under a density of numbers, and the reach of its draws.
 
     Args:
         flow: The density of the modelled columns, everywhere.
         table: The columns, with their supports and ranges.
-        seed: Of the draws that both are estimated from.
+        seed: Seed of the draws.
 
     Returns:
-        The log of the probability of the supports, nats; and the reach of draws: how far beyond the training rows' range they may lie, in widths
-        of it. That is 0 unless fewer than one draw in twenty lies within.
+        The log-probability of the supports, nats; and how far draws may lie beyond the range of the training rows, in
+        widths of that range: 0 unless fewer than one draw in twenty lies within it.
     """
     generator = torch.Generator().manual_seed(seed)
     excess: list[NDArray[np.float64]] = []

@@ -1,10 +1,11 @@
-"""polars DataFrames and pyarrow Tables in and out. All else in flowlab knows pandas alone, and this file alone knows polars.
+"""Conversion of polars DataFrames and pyarrow Tables to and from pandas, which the rest of flowlab works with.
 
-kind = kind_of(X)                  # None for what is no such table
-frame = to_pandas(X)               # a pandas DataFrame; any other X as it is
-like(kind, frame)                  # a table of X's kind, with X's types
+table_format = format_of(X)          # None for anything else
+frame = to_pandas(X)                 # a pandas DataFrame; any other X unchanged
+like(table_format, frame)            # a table of X's library, with X's types
 
-polars is never imported unless a table of its is to be made. Both kinds are read as arrow tables, whose schema holds a polars table's types, too.
+polars is imported only to build its tables. Tables of both libraries are read as arrow tables, whose schema represents
+the types of both.
 """
 
 import base64
@@ -25,8 +26,8 @@ NO_ARROW = ("Int128", "UInt128", "Object", "Unknown")  # types of polars that ar
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What sort of table something is, and of which types.
+class TableFormat:
+    """The library of a table and the types of its columns.
 
     Attributes:
         library: "polars" or "pyarrow".
@@ -38,9 +39,9 @@ class Kind:
     schema: pa.Schema | None
     nan: tuple[str, ...] = ()
 
-    def untyped(self) -> "Kind":
-        """The same sort of table, of any columns."""
-        return Kind(self.library, None)
+    def untyped(self) -> "TableFormat":
+        """The same library, with the columns' types left open."""
+        return TableFormat(self.library, None)
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -48,8 +49,8 @@ class Kind:
         return {"library": self.library, "schema": schema, "nan": list(self.nan)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Kind":
-        """The kind that `to_json` wrote down."""
+    def from_json(cls, data: dict[str, Any]) -> "TableFormat":
+        """The format that `to_json` wrote down."""
         if not isinstance(data, dict) or data.get("library") not in ("polars", "pyarrow"):
             raise ValueError("a table is of polars or of pyarrow")
         text = data["schema"]
@@ -59,13 +60,13 @@ class Kind:
         return cls(data["library"], schema, tuple(data["nan"]))
 
 
-def kind_of(X: Any) -> Kind | None:
-    """The kind of a polars DataFrame or pyarrow Table; None for anything else.
+def format_of(X: Any) -> TableFormat | None:
+    """The format of a polars DataFrame or pyarrow Table; None for anything else.
 
     Example:
-        >>> kind_of(pa.table({"n": [1, None]})).schema.field("n").type
+        >>> format_of(pa.table({"n": [1, None]})).schema.field("n").type
         DataType(int64)
-        >>> kind_of(pd.DataFrame({"n": [1, 2]})) is None
+        >>> format_of(pd.DataFrame({"n": [1, 2]})) is None
         True
     """
     library = _library(X)
@@ -73,15 +74,15 @@ def kind_of(X: Any) -> Kind | None:
         return None
     table = _arrow(X, library)
     nan = [f.name for f, cells in zip(table.schema, table.columns) if pa.types.is_floating(f.type) and _any_nan(cells)]
-    return Kind(library, table.schema, tuple(nan))
+    return TableFormat(library, table.schema, tuple(nan))
 
 
 def to_pandas(X: Any) -> Any:
-    """A polars DataFrame or pyarrow Table as a pandas DataFrame that loses nothing; anything else as it is.
+    """A polars DataFrame or pyarrow Table as a pandas DataFrame, without loss; anything else unchanged.
 
-    Numbers and booleans get numpy's types, or pandas' nullable ones where cells are missing; dictionaries, categoricals and enums become
-    categories in their order, dates times of whole seconds, decimals floats. Columns that no model takes (lists, bytes, …) keep their arrow type, so
-    that they can be left out.
+    Numbers and booleans get numpy's types, or pandas' nullable ones where cells are missing. Dictionaries, categoricals
+    and enums become categories in their order, dates become times of whole seconds, decimals floats. Columns that no
+    model takes (lists, bytes, …) keep their arrow type, so that they can be excluded.
 
     Raises:
         TypeError: It is another object of one of these libraries, such as a LazyFrame.
@@ -106,36 +107,36 @@ def to_pandas(X: Any) -> Any:
     return frame
 
 
-def like(kind: Kind | None, frame: Any, fresh: bool = False) -> Any:
-    """A pandas DataFrame as a table of a kind, without its index; as it is for None, and where it is none.
+def like(table_format: TableFormat | None, frame: Any, fresh: bool = False) -> Any:
+    """A pandas DataFrame in a table format, without its index; unchanged for None, and where it is no DataFrame.
 
     Args:
-        kind: Where it has types, every column is one of theirs.
+        table_format: Where it has a schema, every column must be among its fields.
         frame: The table.
-        fresh: Whether its rows are others than those that the kind is of: what pandas wrote of their index is then dropped.
+        fresh: Whether the rows are new ones: pandas' metadata on the index of the original table is then dropped.
 
     Raises:
         ValueError: A cell is none that the column's type can hold; the message names the column.
     """
-    if kind is None or not isinstance(frame, pd.DataFrame):
+    if table_format is None or not isinstance(frame, pd.DataFrame):
         return frame
-    if kind.schema is None:
+    if table_format.schema is None:
         table = pa.Table.from_pandas(frame.set_axis(frame.columns.map(str), axis=1), preserve_index=False)
-        return _given_back(table.replace_schema_metadata(None), kind.library)
+        return _given_back(table.replace_schema_metadata(None), table_format.library)
     arrays, fields = [], []
     for j, name in enumerate(frame.columns):
-        field = kind.schema.field(str(name))
+        field = table_format.schema.field(str(name))
         try:
-            arrays.append(_cells(frame.iloc[:, j], field.type, field.name in kind.nan))
+            arrays.append(_cells(frame.iloc[:, j], field.type, field.name in table_format.nan))
         except pa.ArrowException as error:
             raise ValueError(f"column {name!r} cannot be of type {field.type}: {error}") from error
         fields.append(field)
-    metadata = {k: v for k, v in (kind.schema.metadata or {}).items() if not (fresh and k == b"pandas")}
-    return _given_back(pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata or None)), kind.library)
+    metadata = {k: v for k, v in (table_format.schema.metadata or {}).items() if not (fresh and k == b"pandas")}
+    return _given_back(pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata or None)), table_format.library)
 
 
 def _library(X: Any) -> str | None:
-    """Whose table something is; it is found without an import."""
+    """The library of a table, found without an import; None for anything else."""
     library = type(X).__module__.partition(".")[0]
     if library not in ("polars", "pyarrow"):
         return None
@@ -178,14 +179,16 @@ def _series(cells: pa.ChunkedArray, field: pa.Field) -> pd.Series:
     if pa.types.is_floating(kind):
         if cells.null_count and _any_nan(cells):
             raise ValueError(
-                f"column {name!r} holds both NaN and null, and pandas has one of them: make NaN null, or drop those rows"
+                f"column {name!r} holds both NaN and null, and pandas has one of them: make NaN null, or drop those "
+                "rows"
             )
         return pd.Series(cells.to_numpy())
     if pa.types.is_decimal(kind):
         found = [np.nan if v is None else v for v in cells.to_pylist()]
         if any(abs(v.scaleb(kind.scale)) >= 10**DIGITS for v in found if isinstance(v, Decimal)):
             raise ValueError(
-                f"column {name!r} holds decimals of more than {DIGITS} digits, which float64 has not: cast it to fewer, or to floats"
+                f"column {name!r} holds decimals of more than {DIGITS} digits, which float64 has not: cast it to "
+                "fewer, or to floats"
             )
         return pd.Series([float(v) for v in found], dtype=np.float64)
     if pa.types.is_date(kind):

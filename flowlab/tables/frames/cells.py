@@ -1,7 +1,8 @@
 """Cells of a pandas column <-> plain numbers and levels, for every dtype that a table may hold.
 
-What the files that use this know of a column is one of six families: number, boolean, text, mixed, datetime, timedelta (or category, a dtype whose
-levels are any of these). Numbers become float64, times become days and seconds, all else plain Python values that JSON can hold.
+Every column belongs to one of six families: number, boolean, text, mixed, datetime, timedelta (or to category, a dtype
+whose levels are of any of these). Numbers become float64, times days and seconds, everything else plain Python values
+that JSON can hold.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ ADVICE = {
 
 
 def spell(dtype: Any) -> str:
-    """A dtype's name from which `dtype_of` makes the same dtype: pandas' own names do not tell its string types apart.
+    """A name of a dtype that `dtype_of` inverts; pandas' own names do not distinguish its string dtypes.
 
     Example:
         >>> spell(pd.StringDtype("python")), spell(np.dtype("int8")), spell(pd.ArrowDtype(pa.string()))
@@ -62,7 +63,7 @@ def spell(dtype: Any) -> str:
 
 
 def dtype_of(name: str) -> Any:
-    """The dtype that `spell` gave a name to."""
+    """The dtype of a name from `spell`."""
     if name == "string[arrow]":
         return pd.ArrowDtype(pa.string())
     if name.startswith("str["):
@@ -79,7 +80,7 @@ def is_object(dtype: Any) -> bool:
 
 
 def family(values: pd.Series, name: Any) -> str:
-    """What a column's cells are: number, boolean, text, mixed, datetime, timedelta or category.
+    """The family of a column's cells: number, boolean, text, mixed, datetime, timedelta or category.
 
     Raises:
         ValueError: They are nothing that can be modelled. The message names the column, and says what to make of it.
@@ -106,7 +107,7 @@ def _advice(name: Any, found: str) -> str:
 
 
 def check_frame(df: Any) -> None:
-    """Raises a TypeError or ValueError unless the argument is a DataFrame with distinct plain labels."""
+    """Raise a TypeError or ValueError unless the argument is a DataFrame with distinct plain labels."""
     if not isinstance(df, pd.DataFrame):
         raise TypeError(
             f"expected a pandas DataFrame, got {type(df).__name__}: pd.DataFrame(...) makes one of most things"
@@ -140,7 +141,8 @@ def numbers(values: pd.Series, name: Any) -> Array:
             if pd.api.types.is_numeric_dtype(dtype):
                 return numbers(pd.Series(np.asarray(values, dtype=object)), name)
         raise ValueError(
-            f"column {name!r}: expected numbers, got {found} ({values.dtype}): convert it with pd.to_numeric(df[{name!r}]), "
+            f"column {name!r}: expected numbers, got {found} ({values.dtype}): convert it with "
+            f"pd.to_numeric(df[{name!r}]), "
             "or model it as categorical"
         )
     missing = values.isna().to_numpy(dtype=bool)
@@ -155,20 +157,22 @@ def numbers(values: pd.Series, name: Any) -> Array:
         largest = int(np.abs(x[~missing]).max(initial=0.0)) if whole_type else 0
     if largest > EXACT:
         raise ValueError(
-            f"column {name!r} holds integers above 2**53, which float64 cannot tell apart: subtract an offset, or make it a "
+            f"column {name!r} holds integers above 2**53, which float64 cannot tell apart: subtract an offset, or make "
+            "it a "
             "string if it is an identifier"
         )
     infinite = np.isinf(x)
     if infinite.any():
         raise ValueError(
-            f"column {name!r} holds {int(infinite.sum())} infinite values, the first in row {label(values.index, infinite.argmax())!r}: "
+            f"column {name!r} holds {int(infinite.sum())} infinite values, the first in row "
+            f"{label(values.index, infinite.argmax())!r}: "
             "drop those rows, or make the cells missing"
         )
     return x
 
 
 def levels(values: pd.Series, name: Any) -> tuple[NDArray[np.int64], list[Any]]:
-    """The code of every cell, -1 where missing, and the distinct plain values that the codes stand for.
+    """The code of every cell, -1 for missing ones, and the distinct plain values of the codes.
 
     Example:
         >>> levels(pd.Series(["b", "a", None, "b"]), "x")
@@ -205,7 +209,8 @@ def plain(value: Any, name: Any, row: Any = None) -> Any:
         return value
     where = "" if row is None else f" in row {row!r}"
     raise ValueError(
-        f"column {name!r} holds a cell of type {type(value).__name__}{where}: {str(value)[:40]!r}. A level must be a string, a "
+        f"column {name!r} holds a cell of type {type(value).__name__}{where}: {str(value)[:40]!r}. "
+        "A level must be a string, a "
         f"finite number or a boolean: convert the column, or leave it out with schema={{{name!r}: 'excluded'}}"
     )
 
@@ -230,12 +235,12 @@ def take(values: Sequence[Any], codes: NDArray[np.int64], dtype: str, null: Any 
 
 
 def filled(values: pd.Series, rows: NDArray[np.int64], drawn: pd.Series) -> pd.Series:
-    """A column whose missing cells have drawn values: of its own type where that holds them, else of the narrowest that holds all.
+    """A column with its missing cells replaced by draws, in its own dtype or the narrowest one that holds all values.
 
     Args:
         values: The column.
-        rows: The rows (k,) that there are draws for.
-        drawn: The draws (k,), of which those at missing cells are taken; of the type that the column had in training.
+        rows: The rows (k,) that have draws.
+        drawn: The draws (k,), in the column's dtype in training; those at observed cells are ignored.
     """
     gone = values.iloc[rows].isna().to_numpy(dtype=bool)
     if not gone.any():
@@ -294,7 +299,7 @@ def unit_of(dtype: Any) -> str:
 
 
 def days_and_seconds(values: pd.Series, zone: Any, name: Any) -> tuple[Array, Array]:
-    """The days since 1970 and the seconds since midnight that the clocks of a zone showed, NaN where missing.
+    """The days since 1970 and the seconds since midnight of local time in a zone, NaN for missing cells.
 
     Raises:
         ValueError: The cells are no times, or one side has a time zone and the other has none.
@@ -302,7 +307,8 @@ def days_and_seconds(values: pd.Series, zone: Any, name: Any) -> tuple[Array, Ar
     found = family(values, name)
     if found != "datetime":
         raise ValueError(
-            f"column {name!r}: expected times, got {found} ({values.dtype}): convert it with pd.to_datetime(df[{name!r}])"
+            f"column {name!r}: expected times, got {found} ({values.dtype}): convert it with "
+            f"pd.to_datetime(df[{name!r}])"
         )
     if isinstance(values.dtype, pd.ArrowDtype):
         values = pd.to_datetime(values).astype(
@@ -323,7 +329,10 @@ def days_and_seconds(values: pd.Series, zone: Any, name: Any) -> tuple[Array, Ar
 
 
 def clock_times(days: Array, seconds: Array, dtype: str, name: Any) -> pd.Series:
-    """The inverse of `days_and_seconds`. Hours that a change of clocks left out move forward; of hours that it repeated, the first is meant."""
+    """The inverse of `days_and_seconds`.
+
+    At changes of clocks, skipped hours move forward, and repeated hours are taken as the first.
+    """
     kind = dtype_of(dtype)
     unit, zone = unit_of(kind), zone_of(kind)
     stamps = _ticks(days * DAY, seconds, unit, name, dtype).view(f"datetime64[{unit}]")
@@ -338,7 +347,8 @@ def seconds(values: pd.Series, name: Any) -> Array:
     found = family(values, name)
     if found != "timedelta":
         raise ValueError(
-            f"column {name!r}: expected time differences, got {found} ({values.dtype}): convert it with pd.to_timedelta(df[{name!r}])"
+            f"column {name!r}: expected time differences, got {found} ({values.dtype}): convert it with "
+            f"pd.to_timedelta(df[{name!r}])"
         )
     unit = unit_of(values.dtype)
     ticks = values.astype(f"timedelta64[{unit}]").to_numpy()
@@ -355,7 +365,7 @@ def differences(values: Array, dtype: str, name: Any) -> pd.Series:
 
 
 def _ticks(whole: Array, rest: Array, unit: str, name: Any, dtype: str) -> NDArray[np.int64]:
-    """Whole seconds and a rest as int64 counts of a unit, the smallest one where either is NaN."""
+    """Whole seconds and a fraction as int64 counts of a unit; the least integer (NaT) where either is NaN."""
     missing = np.isnan(whole) | np.isnan(rest)
     if (np.abs(np.where(missing, 0.0, whole)) * TICKS[unit] >= 2.0**63).any():
         raise ValueError(f"column {name!r}: a time is outside the range of {dtype}")
@@ -384,7 +394,8 @@ def from_numbers(values: Array, dtype: str, name: Any, null: Any = None) -> pd.S
         wrong = (values < low) | (values > high)
         if missing.any() and isinstance(kind, np.dtype):
             raise ValueError(
-                f"column {name!r} is of type {dtype}, which has no missing values, and row {int(missing.argmax())} is missing"
+                f"column {name!r} is of type {dtype}, which has no missing values, and row {int(missing.argmax())} is "
+                "missing"
             )
     else:
         wrong = ~missing & (np.abs(values) > np.finfo(number).max)

@@ -1,4 +1,4 @@
-"""Tables in files: CSV, TSV and Parquet, plain or compressed, cells as they are there.
+"""Reading and writing of CSV, TSV and Parquet files, plain or compressed, with the cells as they are.
 
 file = read_file("table.csv", Format(decimal=","))       # every cell as its text, or as its Parquet type
 frame, notes = frame_of(file)                            # a DataFrame: command/reading.py says what the cells mean
@@ -48,7 +48,7 @@ THOUSANDS = r"^\s*[+-]?[1-9]\d{0,2}(?:,\d{3})+\s*$"
 
 @dataclass(frozen=True)
 class Format:
-    """How a file of text is written; what is None is found from the file.
+    """The format of a text file; fields of None are detected from the file.
 
     Attributes:
         sep: What stands between columns.
@@ -80,7 +80,7 @@ class Format:
 
 @dataclass
 class File:
-    """A table as its file has it.
+    """A table as read from its file.
 
     Attributes:
         name: The file's name, for messages.
@@ -106,7 +106,7 @@ class File:
         return self.table.column_names
 
     def check_columns(self, names: list[str], option: str = "") -> None:
-        """Raises a ValueError that names those of some columns that are not there."""
+        """Raise a ValueError that names missing columns."""
         lacking = [name for name in names if name not in self.columns]
         if lacking:
             asked = f", asked for by {option}" if option else ""
@@ -121,7 +121,7 @@ class File:
 
 
 def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
-    """A table from a .csv, .tsv or .parquet file, a packed one (.csv.gz, …), or "-", which is CSV from standard input.
+    """Read a table from a .csv, .tsv or .parquet file, a packed one (.csv.gz, …), or "-" for CSV from standard input.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -164,7 +164,7 @@ def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], se
 
 
 def suffixes(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """What kind of table a file's name says, and how it is compressed: (".csv", ".gz"), or (".csv", "").
+    """The suffixes for format and compression of a file's name: (".csv", ".gz"), or (".csv", "").
 
     Raises:
         ValueError: It says neither CSV, TSV nor Parquet.
@@ -225,7 +225,7 @@ def _without_index(table: pa.Table) -> pa.Table:
 
 
 def _read_text(data: bytes, name: str, usual: str, form: Format) -> File:
-    """The cells of a file of text, from its bytes."""
+    """Parse the cells of a text file from its bytes."""
     data = _utf8(data, name, form.encoding)
     head = data[:BLOCK].decode("utf-8", errors="ignore")
     sep, notes = _separator(head, usual, form)
@@ -239,7 +239,7 @@ def _read_text(data: bytes, name: str, usual: str, form: Format) -> File:
 
 
 def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
-    """Text as UTF-8 without a mark at its beginning."""
+    """Decode text to UTF-8 without a byte order mark."""
     if b"\x00" in data[:4] and encoding is None and not any(map(data.startswith, MARKS)):
         raise ValueError(
             f"{name} is no text in UTF-8: name its encoding, such as --encoding utf-16-le, or is it a table?"
@@ -265,7 +265,7 @@ def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
 
 
 def _separator(head: str, usual: str, form: Format) -> tuple[str, list[str]]:
-    """What stands between columns: what the first line holds, if that is one of the usual marks alone."""
+    """The column separator, with notes: as asked for, else the only other one in the first line, else the usual."""
     if form.sep is not None:
         return form.sep, []
     first = next((line for line in head.splitlines() if line.strip()), "")
@@ -301,7 +301,7 @@ def _parsed(data: bytes, head: str, name: str, sep: str) -> pa.Table:
 
 
 def _explained(message: str, sep: str) -> str:
-    """An error of pyarrow's parser, with what to do."""
+    """A message for an error of pyarrow's parser, with a remedy."""
     if "straddling" in message:
         return f"a row has more than {BLOCK >> 20} MB: is a quotation mark never closed?"
     if "Empty CSV" in message:
@@ -316,7 +316,7 @@ def _explained(message: str, sep: str) -> str:
 
 
 def _checked(file: File) -> File:
-    """The file, if its columns can be told apart and there are any."""
+    """The file, if it has columns and their names are distinct."""
     twice = sorted({name for name in file.columns if file.columns.count(name) > 1})
     if twice:
         raise ValueError(f"{file.name}: several columns have the same name {', '.join(map(repr, twice))}: rename them")
@@ -326,7 +326,7 @@ def _checked(file: File) -> File:
 
 
 def _find_decimal(file: File) -> None:
-    """Sets the decimal mark to a comma where columns of numbers have it, none a point, and it cannot mean thousands."""
+    """Set the decimal mark to a comma if columns of numbers have it, none has a point, and it cannot mean thousands."""
     commas = False
     for column in file.table.columns:
         present = column.slice(0, SAMPLE).drop_null()

@@ -1,15 +1,17 @@
-"""Rows as users give them, checked at the door, in messages that name the column."""
+"""Validation of the rows that users pass in, with messages that name the column."""
 
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_feature_names, validate_data
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.arrow import to_pandas
@@ -38,22 +40,43 @@ def training_frame(model: BaseEstimator, X: Any) -> tuple[pd.DataFrame, bool]:
     return pd.DataFrame(given if given.dtype.kind in "iuf" else x, columns=[f"x{j}" for j in range(x.shape[1])]), True
 
 
+def weighted_rows(X: Any, sample_weight: Any) -> tuple[Any, NDArray[np.float64] | None]:
+    """Rows of positive weight and their weights; all rows and None without weights.
+
+    Raises:
+        ValueError: A weight is negative, or fewer than two are positive.
+    """
+    if sample_weight is None:
+        return X, None
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    used = np.flatnonzero(weight)
+    if len(used) < 2:
+        raise ValueError(f"sample_weight leaves {len(used)} rows with a positive weight, at least 2 are needed")
+    return X.iloc[used] if isinstance(X, pd.DataFrame) else np.asarray(X)[used], weight[used]
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless an argument is a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
 def fit_anew(model: Any, *data: Any) -> None:
-    """Fits an estimator by its `_fit`, all or nothing: a fit that fails, or is interrupted, leaves the estimator as it was."""
+    """Fit an estimator by its `_fit`; a fit that fails, or is interrupted, leaves the estimator unchanged."""
     fresh = type(model)(**model.get_params(deep=False))
     fresh._fit(*data)
     model.__dict__ = {k: v for k, v in vars(model).items() if not k.endswith("_")} | vars(fresh)
 
 
 def read_rows(X: Any) -> Any:
-    """Rows as a pandas DataFrame, or as an array in which missing cells are NaN; what is neither is left for later checks.
+    """Rows as a pandas DataFrame, or as an array with NaN for missing cells; anything else is left for later checks.
 
-    Tables of polars and pyarrow, masked arrays, tensors, and lists or arrays of Python objects with None or pd.NA among numbers are
-    rewritten; all else comes back as it is.
+    Tables of polars and pyarrow, masked arrays, tensors, and lists or arrays of Python objects with None or pd.NA among
+    numbers are converted; anything else is returned unchanged.
 
     Raises:
-        TypeError: The rows are a dict, which says nothing of their order.
-        ValueError: A cell of an array is no number; the message names row and column.
+        TypeError: The rows are a dict.
+        ValueError: A cell of an array is not a number; the message names row and column.
     """
     X = to_pandas(X)
     if isinstance(X, Mapping) and not issparse(X):  # scipy's dictionaries of keys are both
@@ -85,7 +108,7 @@ def read_rows(X: Any) -> Any:
 
 
 def only_known(frame: pd.DataFrame, names: Sequence[Any]) -> pd.DataFrame:
-    """A table without the columns that the model does not know, which a warning names; as it is if it lacks some that the model knows."""
+    """A table without unknown columns, which a warning names; unchanged if it lacks known ones."""
     strange = [name for name in frame.columns if name not in names]
     if not strange or not set(names) <= set(frame.columns):
         return frame
@@ -105,7 +128,7 @@ def rounding(dtype: np.dtype[Any]) -> float:
 
 
 def seed_from(random_state: Any) -> int:
-    """A seed below 2**62 from what scikit-learn calls a random state; None draws one, and leaves the global state alone."""
+    """A seed below 2**62 from scikit-learn's random states; None draws one without touching the global state."""
     if random_state is None:
         return int(np.random.default_rng().integers(2**62))
     if isinstance(random_state, np.random.RandomState):
@@ -115,5 +138,6 @@ def seed_from(random_state: Any) -> int:
     if isinstance(random_state, int | np.integer) and 0 <= random_state < 2**63:
         return int(random_state)
     raise ValueError(
-        f"random_state must be an int from 0 to below 2**63, a numpy RandomState or Generator, or None, not {random_state!r}"
+        "random_state must be an int from 0 to below 2**63, a numpy RandomState or Generator, or None, not "
+        f"{random_state!r}"
     )

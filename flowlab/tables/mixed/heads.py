@@ -1,7 +1,7 @@
-"""Heads of the mixed model: conditional distribution functions G on [0, 1] with parameters from a network.
+"""Heads of mixed flows: conditional distribution functions G on [0, 1] with parameters from a network.
 
-Values come as the intervals of `Ranks`; at zero parameters G is the uniform distribution, or close to it, so that every column starts with its marginal
-distribution. Parameters are (units, count, n), values (units, n).
+Values come as the intervals of `MarginalCDF`. With zero parameters G is uniform, or nearly so: every column starts with
+its marginal distribution. Parameters are (variables, count, n), values (variables, n).
 """
 
 import math
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from flowlab.registry import register
 
 FAR = 1000.0  # stands for infinity in the normal scale: products with it stay finite
-# Beyond this quantile a smooth head is uniform in the rank, that is, it follows the marginal distribution's tail: its own would give values at the very
-# end of a support an infinite density.
+# Beyond this quantile a smooth head is uniform in the rank, so that it follows the marginal distribution's tail; its
+# own tail would have an infinite density at the very end of a support.
 TAIL = 4.0
 TAIL_RANK = math.erfc(TAIL / math.sqrt(2)) / 2
 NARROW = 1e-4  # width in the normal scale below which a cell counts as a point
@@ -23,7 +23,7 @@ LOG_TAIL = math.log(TAIL_RANK)
 
 
 class Cells(NamedTuple):
-    """Numbers as heads see them, each (units, n).
+    """Numbers as heads see them, each (variables, n).
 
     Attributes:
         low: Lower end of the interval in [0, 1].
@@ -52,18 +52,20 @@ class Head(Protocol):
         """Parameters (count,) to start from."""
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
-        """Log-probability of intervals and log-density of points, (units, n)."""
+        """Log-probability of intervals and log-density of points, (variables, n)."""
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         """G(rank)."""
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Draws between `low` and `high` from two independent uniform numbers each."""
+        """Draw between `low` and `high` from two independent uniform numbers each."""
 
 
 @register
 class Histogram:
-    """A piecewise constant density: a linear spline as distribution function (Müller et al. 2019, "Neural importance sampling", section 4.1).
+    """A piecewise constant density, with a linear spline as distribution function.
+
+    Source: Müller et al. 2019, "Neural importance sampling", section 4.1.
 
     Args:
         bins: Number of equal bins of [0, 1].
@@ -81,7 +83,7 @@ class Histogram:
 
     def _locate(self, rank: Tensor) -> tuple[Tensor, Tensor]:
         scaled = rank * self.bins
-        index = scaled.floor().nan_to_num(0.0).clamp(0, self.bins - 1)  # what is no number stays none, and is no index
+        index = scaled.floor().nan_to_num(0.0).clamp(0, self.bins - 1)  # NaN stays NaN in the result, but indexes bin 0
         return index.long(), scaled - index
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
@@ -89,7 +91,7 @@ class Histogram:
         k, start = self._locate(cells.low)
         log_first = log_p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
         end = start + cells.width * self.bins
-        # How much of each bin the cell covers; a difference of two distribution functions would cost more, and lose its digits.
+        # The share of each bin that the cell covers: cheaper and more precise than a difference of two cdfs.
         edge = torch.arange(self.bins, dtype=params.dtype, device=params.device).unsqueeze(-1)
         low, high = ((cells.low + part).unsqueeze(-2) * self.bins - edge for part in (0, cells.width))
         several = (log_p.exp() * (high.clamp(max=1) - low.clamp(min=0)).clamp(min=0)).sum(-2)
@@ -105,8 +107,8 @@ class Histogram:
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
         p = params.softmax(-2)
         k, inside = self._locate(rank)
-        own = p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
-        return p.cumsum(-2).gather(-2, k.unsqueeze(-2)).squeeze(-2) - own * (1 - inside)
+        mass = p.gather(-2, k.unsqueeze(-2)).squeeze(-2)
+        return p.cumsum(-2).gather(-2, k.unsqueeze(-2)).squeeze(-2) - mass * (1 - inside)
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
         p = params.softmax(-2)
@@ -114,9 +116,9 @@ class Histogram:
         start, end = self.cdf(params, low), self.cdf(params, high)
         level = start + first * (end - start)
         k = (through < level.unsqueeze(-2)).sum(-2).clamp(max=self.bins - 1).unsqueeze(-2)
-        own = p.gather(-2, k).squeeze(-2)
-        before = through.gather(-2, k).squeeze(-2) - own
-        inside = ((level - before) / own.clamp(min=torch.finfo(own.dtype).tiny)).clamp(0, 1)
+        mass = p.gather(-2, k).squeeze(-2)
+        before = through.gather(-2, k).squeeze(-2) - mass
+        inside = ((level - before) / mass.clamp(min=torch.finfo(mass.dtype).tiny)).clamp(0, 1)
         return torch.minimum(torch.maximum((k.squeeze(-2) + inside) / self.bins, low), high)
 
     def __repr__(self) -> str:
@@ -208,8 +210,8 @@ class Logistics:
         share = torch.cat([share, torch.stack(tails, -2)], -2)
         through = share.cumsum(-2)
         k = (through < (first * through[..., -1, :]).unsqueeze(-2)).sum(-2).clamp(max=self.components + 1)
-        own = k.clamp(max=self.components - 1).unsqueeze(-2)
-        start, end, centre, scale = (part.gather(-2, own).squeeze(-2) for part in (start, end, centre, scale))
+        component = k.clamp(max=self.components - 1).unsqueeze(-2)
+        start, end, centre, scale = (part.gather(-2, component).squeeze(-2) for part in (start, end, centre, scale))
         rank = torch.special.ndtr(centre + scale * torch.logit(start + second * (end - start)))
         for place, (since, to) in enumerate(ends, self.components):
             rank = torch.where(k == place, since + second * (to - since), rank)
@@ -226,7 +228,7 @@ def quantile(rank: Tensor) -> Tensor:
 
 @register
 class HistogramAndLogistics:
-    """A mixture of a histogram and logistic distributions: one finds heaps and holes, the other narrow dependence, and no column has to choose.
+    """A mixture of a histogram, for heaps and gaps, and logistic distributions, for strong dependence.
 
     Args:
         bins: Bins of the histogram.
@@ -249,27 +251,25 @@ class HistogramAndLogistics:
         return logit.squeeze(-2), histogram, logistics
 
     def log_prob(self, params: Tensor, cells: Cells) -> Tensor:
-        logit, *own = self._split(params)
-        first, second = (part.log_prob(p, cells) for part, p in zip(self.parts, own, strict=True))
+        logit, *split = self._split(params)
+        first, second = (part.log_prob(p, cells) for part, p in zip(self.parts, split, strict=True))
         both = torch.logaddexp(F.logsigmoid(logit) + first, F.logsigmoid(-logit) + second)
-        return torch.where(
-            torch.isfinite(first), both, first
-        )  # -inf where nothing can be; its gradient would not be a number
+        return torch.where(torch.isfinite(first), both, first)  # of -inf the gradient would be NaN
 
     def cdf(self, params: Tensor, rank: Tensor) -> Tensor:
-        logit, *own = self._split(params)
-        first, second = (part.cdf(p, rank) for part, p in zip(self.parts, own, strict=True))
+        logit, *split = self._split(params)
+        first, second = (part.cdf(p, rank) for part, p in zip(self.parts, split, strict=True))
         return second + torch.sigmoid(logit) * (first - second)
 
     def draw(self, params: Tensor, low: Tensor, high: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        logit, *own = self._split(params)
+        logit, *split = self._split(params)
         share = torch.sigmoid(logit)
-        mass = [part.cdf(p, high) - part.cdf(p, low) for part, p in zip(self.parts, own, strict=True)]
-        # Which part: its share of the probability between the ends. What is left of the number is uniform again.
+        mass = [part.cdf(p, high) - part.cdf(p, low) for part, p in zip(self.parts, split, strict=True)]
+        # The part is drawn by its share of the probability between the ends; the rest of the number is uniform again.
         share = share * mass[0] / (share * mass[0] + (1 - share) * mass[1])
         chosen = first < share
         again = torch.where(chosen, first / share, (first - share) / (1 - share))
-        a, b = (part.draw(p, low, high, again.clamp(0, 1), second) for part, p in zip(self.parts, own, strict=True))
+        a, b = (part.draw(p, low, high, again.clamp(0, 1), second) for part, p in zip(self.parts, split, strict=True))
         return torch.where(chosen, a, b)
 
     def __repr__(self) -> str:

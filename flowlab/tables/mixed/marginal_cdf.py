@@ -1,4 +1,4 @@
-"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of `flowlab.tables.model` work with."""
+"""Numbers <-> ranks in [0, 1], where repeated values own intervals: what the heads of `MixedFlow` work with."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from flowlab.layers import Marginal
 from flowlab.layers.marginal import choose_bins
 from flowlab.registry import register
+from flowlab.tables.schema.grid import FINE
 
 KNOTS = 64  # bins of the smooth part at most
-FINE = 1e-6  # width of a grid cell, in standard deviations, below which only repeated values have a probability of their own
 LEAST = 1e-30  # width of a cell that is stored as such
 LOG_SQRT_2PI = math.log(2 * math.pi) / 2
 MOST = 5.0  # quantile beyond which networks cannot tell ranks apart
@@ -20,12 +20,13 @@ FEW = 20  # values from which the smooth part is fitted to those off the atoms a
 
 
 class Cell(NamedTuple):
-    """The piece of [0, 1] that a value owns.
+    """The intervals of [0, 1] that values are mapped to.
 
     Attributes:
-        low: Its lower end (n,).
-        width: Its width (n,), 0 for a value without a probability of its own.
-        log_slope: For such values the log of the marginal density, nats in the column's units; else 0. -inf where no value can be.
+        low: Lower ends (n,).
+        width: Widths (n,), 0 for values without a probability.
+        log_slope: For those the log of the marginal density, nats per unit of the column; else 0. -inf outside the
+            support.
     """
 
     low: Tensor
@@ -34,18 +35,19 @@ class Cell(NamedTuple):
 
     @property
     def middle(self) -> Tensor:
-        """The normal quantile of the piece's middle, as networks see it."""
+        """The normal quantile of the interval's middle: the input of other networks."""
         return torch.special.ndtri((self.low + self.width / 2).clamp(max=1)).clamp(-MOST, MOST)
 
 
 @register
-class Ranks(nn.Module):
+class MarginalCDF(nn.Module):
     """A column's smoothed distribution function F, with a jump at each repeated value (atom).
 
-    F = smooth · F_c + the shares of the atoms so far, where F_c is the distribution function of a `Marginal`, cut off at the support's ends. The
-    smooth share is that of the values seen once: Good and Turing's estimate of the probability of a value not seen yet. A column on a grid owns
-    a cell of the grid's width around each value, any other column single points. With a conditional distribution function G on
-    [0, 1], a value with an interval has the exact probability G(low + width) - G(low), any other the density g(low) · F'(x).
+    F(x) = smooth · F_c(x) + the shares of the atoms up to x, where F_c is the distribution function of a `Marginal`
+    truncated to the support. The smooth share is that of values seen once, Good and Turing's estimate of the
+    probability of an unseen value. On a grid each value stands for a cell of the grid's width, elsewhere for a point.
+    With a conditional distribution function G on [0, 1], a value with an interval has the probability
+    G(low + width) - G(low), any other the density g(low) · F'(x).
 
     Args:
         atoms: Number of repeated values.
@@ -56,12 +58,12 @@ class Ranks(nn.Module):
 
     Example:
         >>> import torch
-        >>> from flowlab.tables.mixed.marginal_cdf import learn_ranks
+        >>> from flowlab.tables.mixed.marginal_cdf import learn_marginal_cdf
         >>> x = torch.tensor([0.0] * 50 + [1.0] * 30 + list(range(2, 22)), dtype=torch.float64)
-        >>> ranks = learn_ranks(x, resolution=1.0, lower=0.0)
-        >>> ranks.cell(torch.tensor([0.0, 1.0], dtype=torch.float64)).width.round(decimals=1).tolist()
+        >>> cdf = learn_marginal_cdf(x, resolution=1.0, lower=0.0)
+        >>> cdf.cell(torch.tensor([0.0, 1.0], dtype=torch.float64)).width.round(decimals=1).tolist()
         [0.5, 0.3]
-        >>> ranks.value(torch.tensor([0.2, 0.6], dtype=torch.float64)).tolist()
+        >>> cdf.value(torch.tensor([0.2, 0.6], dtype=torch.float64)).tolist()
         [0.0, 1.0]
     """
 
@@ -112,7 +114,7 @@ class Ranks(nn.Module):
             density = log_slope - z.square() / 2 - LOG_SQRT_2PI - log_all + self.smooth.log()
             return Cell(low, share, torch.where(outside, -math.inf, torch.where(share > 0, 0, density)))
         log_width = torch.logaddexp(share.log(), self.smooth.log() + log_normal_between(z, z_high) - log_all)
-        # Far out a cell's probability is no number that a float holds: what is lacking goes with the log-slope.
+        # Far out a cell's probability underflows: the log-slope carries the rest.
         width = log_width.exp().clamp(min=LEAST)
         return Cell(low, width, torch.where(outside, -math.inf, log_width - width.log()))
 
@@ -125,7 +127,7 @@ class Ranks(nn.Module):
         return self._place(rank)[0]
 
     def value_and_middle(self, rank: Tensor) -> tuple[Tensor, Tensor]:
-        """The values (n,) that ranks belong to, and the `middle` of each one's cell: less work than to look for the cells of the values."""
+        """The values (n,) that ranks belong to, and the `middle` of their cells: cheaper than `cell` of the values."""
         x, at_atom, atom = self._place(rank)
         if self.resolution:
             values, which = torch.unique(x, return_inverse=True)
@@ -162,7 +164,7 @@ class Ranks(nn.Module):
         return x
 
     def prepare(self) -> None:
-        """Computes what follows from the marginal, the atoms and the support: to be called once these are there."""
+        """Compute the buffers that follow from marginal, atoms and support, once these are set."""
         half = self.resolution / 2
         for i, end in enumerate((self._end(self.lower, -half, -math.inf), self._end(self.upper, half, math.inf))):
             if math.isfinite(end):
@@ -187,7 +189,7 @@ def log_normal_between(low: Tensor, high: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def learn_ranks(
+def learn_marginal_cdf(
     x: Tensor,
     *,
     resolution: float = 0.0,
@@ -196,17 +198,18 @@ def learn_ranks(
     upper: float | None = None,
     weight: Tensor | None = None,
     spanning: Tensor | None = None,
-) -> Ranks:
-    """The ranks of a column from its values x (n,), double precision.
+) -> MarginalCDF:
+    """Estimate the marginal distribution function of a column from its values x (n,), in double precision.
 
     Args:
-        x: Values, finite; none at all gives a standard normal's ranks.
-        resolution: Width of a grid cell: every repeated value is then an atom. A grid too fine to tell from none counts as none, but for the atoms.
+        x: Finite values; without any, the result is the standard normal.
+        resolution: Width of a grid cell: every repeated value is then an atom. A grid below `FINE` counts as none, but
+            its repeated values remain atoms.
         atoms: The repeated values of a column that is on no grid.
         lower: Lower end of the support, None for none.
         upper: Upper end of the support, None for none.
         weight: Weight of each value; equal when None.
-        spanning: Values (m,) whose range samples have, `x` among them; x when None.
+        spanning: Values (m,) that samples may range over, `x` among them; x when None.
     """
     weight = torch.ones_like(x) if weight is None else weight
     values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
@@ -227,14 +230,14 @@ def learn_ranks(
         spread = resolution or max(abs(float(rest[0])), 1.0) * 1e-3
         rest = rest[0] + spread * torch.linspace(-2, 2, 9, dtype=x.dtype)
     knots = choose_bins(rest.sort().values, KNOTS) if len(rest) > 1 else 2
-    ranks = Ranks(len(kept), knots, resolution, lower, upper)
-    ranks.marginal.initialise(rest.unsqueeze(-1))
-    ranks.values.copy_(kept)
-    ranks.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
-    ranks.smooth.fill_(smooth if len(kept) else 1.0)
-    ranks.prepare()
+    cdf = MarginalCDF(len(kept), knots, resolution, lower, upper)
+    cdf.marginal.initialise(rest.unsqueeze(-1))
+    cdf.values.copy_(kept)
+    cdf.shares.copy_(share / max(float(share.sum()), 1e-300) * (1 - smooth) if len(kept) else share)
+    cdf.smooth.fill_(smooth if len(kept) else 1.0)
+    cdf.prepare()
     spanning = x if spanning is None else spanning
     if len(spanning):
-        ends = ranks.cell(torch.stack([spanning.min(), spanning.max()]))
-        ranks.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))
-    return ranks
+        ends = cdf.cell(torch.stack([spanning.min(), spanning.max()]))
+        cdf.seen.copy_(torch.stack([ends.low[0], ends.low[1] + ends.width[1]]).clamp(0, 1))
+    return cdf

@@ -1,4 +1,4 @@
-"""The networks of `MixedFlow`: one small network per unit, whatever the order of the columns."""
+"""The networks of `MixedFlow`: one small network per variable, whatever the order of the columns."""
 
 import math
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from flowlab.tables.mixed.heads import FAR, Cells, Head
 FIELDS = 8  # numbers that a cell is made into: see `MixedFlow.cells`
 CODE, MISSING, Z, LOW, WIDTH, Z_LOW, Z_HIGH, LOG_SLOPE = range(FIELDS)
 RANDOM_ORDERS = 0.5  # share of training rows that come in a random order of the columns
-WIDE = 40  # units from which all rows of a training step share an order
+WIDE = 40  # variables from which all rows of a training step share an order
 AT_ONCE = 8192  # cells scored at once: their heads' parameters stay in the cache, and memory small
 EMBEDDING = 8  # numbers that stand for a class in other columns' networks
 BUCKETS = (2, 4, 8, 16, 32, 64, 128, 512, 2048)  # classes are computed together, padded to the next of these sizes
 
 
 class ConditionalNetworks(Random):
-    """One small residual network per unit, all computed together; each sees the units that come before its own in the order at hand.
+    """One small residual network per variable, all computed in one batch; each sees the variables before its own.
 
     Args:
-        columns: The column of each unit; units of a column lie together.
-        outcomes: Number of classes of each unit, 0 for numbers.
-        nullable: Whether each unit can be missing.
+        columns: The column of each variable; a column's variables are adjacent.
+        outcomes: Number of classes of each variable, 0 for numbers.
+        nullable: Whether each variable can be missing.
         head: Distribution of numbers.
         hidden: Width of each network.
         blocks: Residual blocks.
         dropout: Share of hidden units dropped in training.
-        order: The main order of the columns; as they are when None.
+        order: The main order of the columns; their own when None.
         generator: Source of the initial weights.
     """
 
@@ -53,11 +53,12 @@ class ConditionalNetworks(Random):
         super().__init__()
         self.head = head
         self.columns, self.outcomes, self.nullable = list(columns), list(outcomes), list(nullable)
-        units = len(self.columns)
-        self.features, self.context_features = units * FIELDS, 0
+        variables = len(self.columns)
+        self.features, self.context_features = variables * FIELDS, 0
         self.numbers = [j for j, k in enumerate(outcomes) if not k]
         self.classes = [j for j, k in enumerate(outcomes) if k]
-        # Inputs of other units' networks: a number's quantile, whether it is missing, and that it is there at all; a class's embedding.
+        # Inputs of other variables' networks: for a number its quantile, whether it is missing, and whether it is given
+        # at all; for a class its embedding.
         self.owner = [j for j in self.numbers for _ in range(3)] + [j for j in self.classes for _ in range(EMBEDDING)]
         sizes = [(j, 3) for j in self.numbers] + [(j, EMBEDDING) for j in self.classes]
         ends = accumulate(size for _, size in sizes)
@@ -69,10 +70,10 @@ class ConditionalNetworks(Random):
 
         total = sum(outcomes)
         self.embedding = nn.Parameter(torch.randn(total, EMBEDDING, generator=generator))
-        self.first = weights(units, hidden, width, fan=width / 2)
-        self.first_bias = weights(units, hidden, 1, fan=width / 2)
-        self.inner = nn.ParameterList(weights(units, hidden, hidden, fan=hidden) for _ in range(2 * blocks))
-        self.inner_bias = nn.ParameterList(nn.Parameter(torch.zeros(units, hidden, 1)) for _ in range(2 * blocks))
+        self.first = weights(variables, hidden, width, fan=width / 2)
+        self.first_bias = weights(variables, hidden, 1, fan=width / 2)
+        self.inner = nn.ParameterList(weights(variables, hidden, hidden, fan=hidden) for _ in range(2 * blocks))
+        self.inner_bias = nn.ParameterList(nn.Parameter(torch.zeros(variables, hidden, 1)) for _ in range(2 * blocks))
         count = head.count + 1  # the last one is the logit of being missing
         self.number = nn.Parameter(torch.zeros(len(self.numbers), count, hidden))
         start = torch.cat([head.initial(), torch.zeros(1)])
@@ -81,42 +82,42 @@ class ConditionalNetworks(Random):
         for j in self.classes:
             by_size.setdefault(bucket(outcomes[j]), []).append(j)
         self.buckets: list[tuple[int, list[int]]] = sorted(by_size.items())
-        self.class_weight = nn.ParameterList(torch.zeros(len(own), size, hidden) for size, own in self.buckets)
-        self.class_bias = nn.ParameterList(torch.zeros(len(own), size, 1) for size, own in self.buckets)
-        # Outcomes that there are only because others computed together have more of them.
-        for i, (size, own) in enumerate(self.buckets):
-            beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in own]).unsqueeze(-1)
+        self.class_weight = nn.ParameterList(torch.zeros(len(group), size, hidden) for size, group in self.buckets)
+        self.class_bias = nn.ParameterList(torch.zeros(len(group), size, 1) for size, group in self.buckets)
+        # Padding for variables with fewer outcomes than others in their bucket.
+        for i, (size, group) in enumerate(self.buckets):
+            beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in group]).unsqueeze(-1)
             self.register_buffer(f"padding{i}", (beyond.float() * -FAR).unsqueeze(-1), persistent=False)
         self.dropout = dropout
         self.order = list(range(max(self.columns) + 1)) if order is None else list(order)
         self.register_buffer("rank", torch.tensor(self.order).argsort())  # of each column in the main order
-        self.offsets = [0, *accumulate(self.outcomes)][:-1]  # of each unit's classes in the embedding
+        self.offsets = [0, *accumulate(self.outcomes)][:-1]  # of each variable's classes in the embedding
 
     def initialise(self, cells: Tensor) -> None:
-        """Starts every column at its marginal distribution, given cells (n, features)."""
+        """Start every column at its marginal distribution, estimated from cells (n, features)."""
         rows = self.fields(cells)
         with torch.no_grad():
             for i, j in enumerate(self.numbers):
                 share = (float(rows[MISSING, j].sum()) + 0.5) / (cells.shape[0] + 1)
                 self.number_bias[i, -1] = math.log(share / (1 - share))
-            for bias, (_, own) in zip(self.class_bias, self.buckets, strict=True):
-                for i, j in enumerate(own):
+            for bias, (_, group) in zip(self.class_bias, self.buckets, strict=True):
+                for i, j in enumerate(group):
                     counts = torch.bincount(rows[CODE, j].long(), minlength=self.outcomes[j]).to(bias) + 0.5
                     bias[i, : self.outcomes[j], 0] = (counts / counts.sum()).log()
 
     def visible(self, rank: Tensor) -> Tensor:
-        """What each unit's network sees under an order (*batch, columns), given by each column's place: (*batch, units, units)."""
+        """Which variables each network sees, (*batch, variables, variables), given columns' ranks (*batch, columns)."""
         place = rank[..., self.columns] * len(self.columns) + torch.arange(len(self.columns), device=rank.device)
         return place.unsqueeze(-1) > place.unsqueeze(-2)
 
     def log_prob(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density (n,) of rows given as cells (n, features): in training some of them in random orders."""
+        """Log-density (n,) of rows given as cells (n, features); in training, some of them in random orders."""
         if not self.training:
             visible = self.visible(self.rank).unsqueeze(-1)
             rows = max(AT_ONCE // len(self.columns), 32)
             return torch.cat([self._log_prob(chunk, visible) for chunk in cells.split(rows)])
         options: Any = {"generator": self.generator, "device": cells.device}
-        if len(self.columns) > WIDE:  # orders of each row's own would take most of the memory and the time
+        if len(self.columns) > WIDE:  # an order for each row would dominate memory and time
             shuffled = torch.rand(1, len(self.rank), **options).argsort(-1)
             rank = torch.where(torch.rand(1, 1, **options) < RANDOM_ORDERS, shuffled, self.rank)
         else:
@@ -125,62 +126,64 @@ class ConditionalNetworks(Random):
         return self._log_prob(cells, self.visible(rank).movedim(0, -1))
 
     def fields(self, cells: Tensor) -> Tensor:
-        """Cells (n, features) as fields (FIELDS, units, n)."""
+        """Cells (n, features) as fields (FIELDS, variables, n)."""
         return cells.T.reshape(FIELDS, len(self.columns), len(cells))
 
     def inputs(self, fields: Tensor) -> Tensor:
-        """What networks see of all units (inputs, n)."""
+        """The networks' inputs (inputs, n) from the fields of all variables."""
         numbers = self.number_inputs(fields[Z, self.numbers], fields[MISSING, self.numbers])
         return torch.cat([numbers.flatten(0, 1), self.class_inputs(self.classes, fields[CODE, self.classes])])
 
     def number_inputs(self, z: Tensor, missing: Tensor) -> Tensor:
-        """What networks see of numbers (*units, inputs of one, n): quantiles (*units, n), zero where missing (*units, n)."""
+        """Inputs (*variables, 3, n) from numbers: quantiles (*variables, n), zero where missing (*variables, n)."""
         return torch.stack([z, missing.to(z), torch.ones_like(z)], -2)
 
-    def class_inputs(self, units: Sequence[int], code: Tensor) -> Tensor:
-        """What networks see of classes (inputs of all these units, n), from their codes (units, n)."""
-        start = code.new_tensor([self.offsets[j] for j in units]).unsqueeze(-1)
+    def class_inputs(self, variables: Sequence[int], code: Tensor) -> Tensor:
+        """Inputs (inputs of these variables, n) from the codes (variables, n) of classes."""
+        start = code.new_tensor([self.offsets[j] for j in variables]).unsqueeze(-1)
         return self.embedding[(code.clamp(min=0) + start).long().T].flatten(1).T
 
     def hidden_of(self, inputs: Tensor, visible: Tensor) -> Tensor:
-        """Last hidden layers (units, hidden, n) of networks that see inputs (inputs, n) where `visible` (units, all units, m) says so: the first
-        m - 1 rows have an order of their own, the others share the last one."""
-        seen, own = visible[:, self.owner].to(inputs.dtype), visible.shape[-1] - 1
-        first = (self.first * seen[..., own].unsqueeze(1)) @ inputs[:, own:]
-        if own:
-            first = torch.cat([torch.bmm(self.first, seen[..., :own] * inputs[:, :own]), first], -1)
+        """Last hidden layers (variables, hidden, n) from inputs (inputs, n) under masks (variables, variables, m).
+
+        The first m - 1 rows have masks of their own, the others share the last one.
+        """
+        seen, shuffled = visible[:, self.owner].to(inputs.dtype), visible.shape[-1] - 1
+        first = (self.first * seen[..., shuffled].unsqueeze(1)) @ inputs[:, shuffled:]
+        if shuffled:
+            first = torch.cat([torch.bmm(self.first, seen[..., :shuffled] * inputs[:, :shuffled]), first], -1)
         return self._rest(first)
 
-    def hidden_of_one(self, unit: int, shown: Tensor) -> Tensor:
-        """Last hidden layer (1, hidden, n) of one unit's network, from inputs (inputs, n) that are zero where it may not look."""
-        return self._rest((self.first[unit] @ shown).unsqueeze(0), slice(unit, unit + 1))
+    def hidden_of_one(self, variable: int, inputs: Tensor) -> Tensor:
+        """Last hidden layer (1, hidden, n) of one variable's network, from masked inputs (inputs, n)."""
+        return self._rest((self.first[variable] @ inputs).unsqueeze(0), slice(variable, variable + 1))
 
-    def _rest(self, h: Tensor, units: slice = slice(None)) -> Tensor:
-        h = h + self.first_bias[units]
+    def _rest(self, h: Tensor, variables: slice = slice(None)) -> Tensor:
+        h = h + self.first_bias[variables]
         for i in range(0, len(self.inner), 2):
-            inside = torch.baddbmm(self.inner_bias[i][units], self.inner[i][units], F.relu(h))
+            inside = torch.baddbmm(self.inner_bias[i][variables], self.inner[i][variables], F.relu(h))
             inside = F.relu(inside)
-            if self.training and self.dropout:  # comparing takes half the time of drawing zeros and ones
+            if self.training and self.dropout:  # half the time of bernoulli_
                 keep = torch.rand(inside.shape, generator=self.generator, device=inside.device) >= self.dropout
                 inside = inside * (keep / (1 - self.dropout))
-            h = h + torch.baddbmm(self.inner_bias[i + 1][units], self.inner[i + 1][units], inside)
+            h = h + torch.baddbmm(self.inner_bias[i + 1][variables], self.inner[i + 1][variables], inside)
         return F.relu(h)
 
     def number_parameters(self, hidden: Tensor, of: slice | list[int] = slice(None)) -> Tensor:
         """Parameters (numbers, count + 1, n) of the head, and the logit of being missing."""
         return torch.baddbmm(self.number_bias[of], self.number[of], hidden)
 
-    def class_logits(self, hidden: Tensor, unit: int) -> Tensor:
-        """Log-probabilities of the outcomes (outcomes, n) of one unit, from its hidden layer (hidden, n)."""
-        for weight, bias, (_, own) in zip(self.class_weight, self.class_bias, self.buckets, strict=True):
-            if unit in own:
-                i = own.index(unit)
-                return (weight[i] @ hidden + bias[i])[: self.outcomes[unit]].log_softmax(0)
-        raise IndexError(unit)
+    def class_logits(self, hidden: Tensor, variable: int) -> Tensor:
+        """Log-probabilities of the outcomes (outcomes, n) of one variable, from its hidden layer (hidden, n)."""
+        for weight, bias, (_, group) in zip(self.class_weight, self.class_bias, self.buckets, strict=True):
+            if variable in group:
+                i = group.index(variable)
+                return (weight[i] @ hidden + bias[i])[: self.outcomes[variable]].log_softmax(0)
+        raise IndexError(variable)
 
     def _log_prob(self, cells: Tensor, visible: Tensor) -> Tensor:
         fields = self.fields(cells)
-        absent = fields[CODE] < -0.5  # cells that are not part of the question
+        absent = fields[CODE] < -0.5  # cells to be ignored
         if bool(absent.any()):
             shared = visible[..., -1:].expand(-1, -1, len(cells) + 1 - visible.shape[-1])
             visible = torch.cat([visible[..., :-1], shared], -1) & ~absent
@@ -190,27 +193,27 @@ class ConditionalNetworks(Random):
             params = self.number_parameters(hidden[self.numbers])
             of = fields[:, self.numbers]
             terms.append(self.number_log_prob(params, of))
-        for i, (weight, bias, (_, own)) in enumerate(
+        for i, (weight, bias, (_, group)) in enumerate(
             zip(self.class_weight, self.class_bias, self.buckets, strict=True)
         ):
-            log_p = (torch.baddbmm(bias, weight, hidden[own]) + self.get_buffer(f"padding{i}")).log_softmax(1)
-            code = fields[CODE, own].clamp(min=0).long()
-            terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, own])
-        place = [*self.numbers, *(j for _, own in self.buckets for j in own)]
+            log_p = (torch.baddbmm(bias, weight, hidden[group]) + self.get_buffer(f"padding{i}")).log_softmax(1)
+            code = fields[CODE, group].clamp(min=0).long()
+            terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, group])
+        place = [*self.numbers, *(j for _, group in self.buckets for j in group)]
         return torch.where(absent[place], 0, torch.cat(terms)).sum(0)
 
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:
-        """Log-probability of numbers, or of their being missing, (units, n), from fields (FIELDS, units, n) of those units."""
+        """Log-probability (variables, n) of numbers, or of missing cells, from fields (FIELDS, variables, n)."""
         cells = Cells(fields[LOW], fields[WIDTH], fields[Z_LOW], fields[Z_HIGH], fields[LOG_SLOPE])
-        params, logit = params.split([self.head.count, 1], 1)  # whose gradient is one copy, that of slices several
+        params, logit = params.split([self.head.count, 1], 1)  # one gradient copy; slices would make several
         value, logit, missing = self.head.log_prob(params, cells), logit.squeeze(1), fields[MISSING] > 0.5
-        # Whether later units of a column are missing, the first one has said.
+        # Only the first variable of a column has a factor for its being missing.
         asked = params.new_tensor([float(self.says_missing(j)) for j in self.numbers]).unsqueeze(-1)
         return torch.where(missing, asked * F.logsigmoid(logit), value + asked * F.logsigmoid(-logit))
 
-    def says_missing(self, unit: int) -> bool:
-        """Whether a unit decides whether its column is missing."""
-        return self.nullable[unit] and (unit == 0 or self.columns[unit - 1] != self.columns[unit])
+    def says_missing(self, variable: int) -> bool:
+        """Whether a variable decides whether its column is missing."""
+        return self.nullable[variable] and (variable == 0 or self.columns[variable - 1] != self.columns[variable])
 
 
 def bucket(outcomes: int) -> int:

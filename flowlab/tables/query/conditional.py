@@ -12,18 +12,18 @@ from flowlab.tables.mixed.mixed_flow import MixedFlow, choose
 from flowlab.tables.query.conditions import ConditionError, Conditions
 
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
-RARE = 1e-4  # share of draws that keep the conditions, below which no more are made
-ENOUGH = 50 * CHUNK  # draws that tell whether so few keep them
+RARE = 1e-4  # share of accepted draws below which sampling gives up
+ENOUGH = 50 * CHUNK  # draws after which it may give up
 
 
 @torch.no_grad()
 def draw(
     mixture: FlowMixture, conditions: Conditions, n: int, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
-    """Rows (n, units) under conditions, and the share of draws that was accepted.
+    """Rows (n, variables) under conditions, and the share of draws that was accepted.
 
-    Known values come first in the order, then the units that are held to intervals or sets, each drawn from where it may be; a draw is accepted
-    with the probability that the later of these conditions had given the earlier ones, which makes the rows exact draws.
+    Known values come first in the order, then the variables restricted to intervals or sets, each drawn within these. A
+    draw is accepted with the probability that the later conditions had given the earlier draws, so the rows are exact.
 
     Raises:
         ConditionError: A condition has (nearly) no probability; the message says which.
@@ -40,16 +40,16 @@ def draw(
         total = float(log_p.logsumexp(0))
         refuse_improbable(total - before, flows[0], j, x[0, j], conditions)
         before, log_shares = total, log_p - total
-    # The first restricted unit has one probability under each member: members count by it.
+    # The probability of the first restricted variable is one number per member and enters the members' weights.
     restricted = [j for j in flows[0].in_order() if j in conditions.allowed]
     if restricted:
         log_shares = log_shares + torch.stack([one_mass(flow, restricted[0], x, known, conditions) for flow in flows])
         if not float(log_shares.logsumexp(0)) > math.log(IMPOSSIBLE):
             raise ConditionError(
-                f"the condition {conditions.words[restricted[0]]} has a probability below {IMPOSSIBLE:g}"
+                f"the condition {conditions.text[restricted[0]]} has a probability below {IMPOSSIBLE:g}"
             )
     shares = log_shares.softmax(0)
-    found: list[Tensor] = []
+    kept: list[Tensor] = []
     accepted = tried = 0
     while True:
         want = min(max(math.ceil((n - accepted) / max(accepted / tried if tried else 1.0, 0.01)), 1), CHUNK)
@@ -58,18 +58,18 @@ def draw(
             count = int((which == k).sum())
             if count:
                 rows = _propose(flow, restricted, x.expand(count, -1), known.expand(count, -1), conditions, generator)
-                found.append(rows)
+                kept.append(rows)
                 accepted += len(rows)
         tried += want
         if accepted >= n:
-            rows = torch.cat(found)
-            # Members lie one after the other: mixed, so that the first n are of all of them.
+            rows = torch.cat(kept)
+            # Rows are grouped by member: they are shuffled, so that the first n come from all of them.
             return rows[torch.randperm(len(rows), generator=generator)[:n]], accepted / tried
         if tried >= ENOUGH and accepted < RARE * tried:
             break
-    wishes = " and ".join(dict.fromkeys(conditions.words[j] for j in restricted))
+    text = " and ".join(dict.fromkeys(conditions.text[j] for j in restricted))
     raise ConditionError(
-        f"the conditions {wishes} together have next to no probability: {accepted} of {tried} draws kept them"
+        f"the conditions {text} together have next to no probability: {accepted} of {tried} draws kept them"
     )
 
 
@@ -81,11 +81,11 @@ def _propose(
     conditions: Conditions,
     generator: torch.Generator | None,
 ) -> Tensor:
-    x, shown, known = x.clone(), flow.shown(x, known), known.clone()
+    x, inputs, known = x.clone(), flow.network_inputs(x, known), known.clone()
     log_accept = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for i, j in enumerate(restricted):
-        x[:, j], log_mass = flow.draw_within(j, shown, conditions.allowed[j], generator)
-        flow.show(shown, j, x[:, j])
+        x[:, j], log_mass = flow.draw_within(j, inputs, conditions.allowed[j], generator)
+        flow.set_inputs(inputs, j, x[:, j])
         known[:, j] = True
         if i:
             log_accept += log_mass
@@ -94,19 +94,20 @@ def _propose(
     return flow.fill(x[kept], known[kept], generator=generator)
 
 
-def one_mass(flow: MixedFlow, unit: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
-    """Log-probability that a unit is where it may be, given the known cells of one row."""
-    own = torch.Generator(x.device).manual_seed(0)  # the draw that comes with it is not used
-    return flow.draw_within(unit, flow.shown(x, known), conditions.allowed[unit], own)[1][0]
+def one_mass(flow: MixedFlow, variable: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
+    """Log-probability of a variable's condition, given the known cells of one row."""
+    unused = torch.Generator(x.device).manual_seed(0)  # for the draw that comes with the probability
+    return flow.draw_within(variable, flow.network_inputs(x, known), conditions.allowed[variable], unused)[1][0]
 
 
-def refuse_improbable(log_p: float, flow: MixedFlow, unit: int, value: Tensor, conditions: Conditions) -> None:
-    """Raises where a known value cannot be, or has next to no probability of its own, given those before it."""
-    ranks = flow._ranks().get(unit)
-    own_probability = ranks is None or bool(torch.isnan(value)) or float(ranks.cell(value[None]).width[0]) > 0
-    if log_p == -math.inf or (own_probability and log_p < math.log(IMPOSSIBLE)):
+def refuse_improbable(log_p: float, flow: MixedFlow, variable: int, value: Tensor, conditions: Conditions) -> None:
+    """Raise a ConditionError for a known value without density, or of next to no probability, given earlier ones."""
+    marginal = flow.marginals().get(variable)
+    has_probability = marginal is None or bool(torch.isnan(value)) or float(marginal.cell(value[None]).width[0]) > 0
+    if log_p == -math.inf or (has_probability and log_p < math.log(IMPOSSIBLE)):
         raise ConditionError(
-            f"the condition {conditions.words[unit]} has a probability of {math.exp(log_p):.1g}, given the conditions before it"
+            f"the condition {conditions.text[variable]} has a probability of {math.exp(log_p):.1g}, given the "
+            "conditions before it"
         )
 
 
@@ -117,12 +118,12 @@ def fill(
     known: Tensor,
     missing: bool = True,
     generator: torch.Generator | None = None,
-    units: Sequence[int] | None = None,
+    variables: Sequence[int] | None = None,
 ) -> Tensor:
-    """Draws the cells of rows (n, units) that are not known, or those of some units alone, given the known ones.
+    """Draw the unknown cells of rows (n, variables), or those of some variables only, given the known ones.
 
     Raises:
-        ConditionError: The known cells of a row cannot be together; the message names the row.
+        ConditionError: The known cells of a row cannot occur together; the message names the row.
     """
     uniform = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
     which = choose(member_shares(mixture, x, known), uniform)
@@ -130,31 +131,36 @@ def fill(
     for k, flow in enumerate(mixture):
         rows = which == k
         if bool(rows.any()):
-            out[rows] = flow.fill(x[rows], known[rows], missing, generator, units)
+            out[rows] = flow.fill(x[rows], known[rows], missing, generator, variables)
     return out
 
 
 @torch.no_grad()
-def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, strict: bool = True) -> Tensor:
-    """The probability of each class of a unit (n, classes), not missing, given the known cells of rows (n, units); see `member_shares`."""
+def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, strict: bool = True) -> Tensor:
+    """The probability of each class (n, classes) of a variable that is not missing, given known cells (n, variables).
+
+    For `strict` see `member_shares`.
+    """
     total = torch.zeros(())
+    flow: MixedFlow
     for flow, share in zip(mixture, member_shares(mixture, x, known, strict), strict=True):
-        found: MixedFlow = flow
-        probability = found.conditional(unit, found.shown(x, known)).exp()[: found.classes[unit]]
+        probability = flow.conditional(variable, flow.network_inputs(x, known)).exp()[: flow.classes[variable]]
         total = total + share.unsqueeze(-1) * (probability / probability.sum(0)).T
     return total
 
 
 def joint_log_prob(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
-    """Log of each member's weight times its density of the known cells of rows (n, units): (members, n), nats."""
+    """Log of each member's weight times its density of the known cells of rows (n, variables), nats: (members, n)."""
     return torch.stack([flow.log_prob(x, known=known) for flow in mixture]) + mixture.log_weights.unsqueeze(-1)
 
 
 def member_shares(mixture: FlowMixture, x: Tensor, known: Tensor, strict: bool = True) -> Tensor:
-    """The probability that each member gave each row (members, n), by its known cells.
+    """The posterior probability of each member for each row (members, n), given the row's known cells.
+
+    With `strict` False, rows whose known cells cannot occur together get the members' weights.
 
     Raises:
-        ConditionError: The known cells of a row cannot occur together; with `strict` False the members' weights are taken there.
+        ConditionError: The known cells of a row cannot occur together.
     """
     log_p = joint_log_prob(mixture, x, known)
     impossible = ~torch.isfinite(log_p.logsumexp(0))

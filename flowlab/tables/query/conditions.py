@@ -1,4 +1,4 @@
-"""Drawing under conditions: which rows a mixture of `MixedFlow`s gives when some cells are known, or known to lie somewhere."""
+"""Conditions on rows, as users give them and as models take them."""
 
 import math
 from collections.abc import Mapping
@@ -22,25 +22,27 @@ class ConditionError(ValueError):
 
 @dataclass
 class Conditions:
-    """What is asked of rows: values of some units, and where some others may lie.
+    """Conditions on the variables of a row.
 
     Attributes:
-        values: Known value of a unit; NaN for a missing cell.
-        allowed: Closed intervals of numbers or codes for a unit.
-        words: How the user said it, by unit.
+        values: Known values by variable; NaN for a missing cell.
+        allowed: Closed intervals of numbers or codes by variable.
+        text: The condition as text for messages, by variable.
     """
 
     values: dict[int, float] = field(default_factory=dict)
     allowed: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-    words: dict[int, str] = field(default_factory=dict)
+    text: dict[int, str] = field(default_factory=dict)
 
 
 def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
-    """What a user asks of rows: a table of conditions, one per row; or for each column a value, a pair (low, high) or a list of values.
+    """Normalise conditions: a table with one row of known values per row, or a dict of a condition per column.
+
+    A condition is a value, a pair (low, high) or a list of values.
 
     Raises:
-        TypeError: It is neither a table, nor a dict or Series of conditions.
-        ValueError: A column's condition is none.
+        TypeError: The argument is neither a table, nor a dict or Series of conditions.
+        ValueError: A column's condition has another form.
     """
     given = to_pandas(given)
     if given is None:
@@ -54,119 +56,135 @@ def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
         return pd.DataFrame([dict(row) for row in given])
     if not isinstance(given, Mapping | pd.Series):
         raise TypeError(
-            f"given must be a dict from column to condition, or a table with one row of conditions per row, not a {type(given).__name__}"
+            "given must be a dict from column to condition, or a table with one row of conditions per row, not a "
+            f"{type(given).__name__}"
         )
-    return {name: plain_wish(name, wish) for name, wish in given.items()}
+    return {name: plain_condition(name, condition) for name, condition in given.items()}
 
 
-def plain_wish(name: Any, wish: Any) -> Any:
-    """A condition as a value, a tuple (low, high) or a list of values, whatever held the values."""
-    if isinstance(wish, torch.Tensor) or (isinstance(wish, np.ndarray) and wish.ndim == 0):
-        wish = wish.tolist()
-    if isinstance(wish, pd.Interval):
-        wish = (wish.left, wish.right)
-    if isinstance(wish, np.bool_ | np.integer | np.floating):
-        return wish.item()
-    if pd.api.types.is_scalar(wish):
-        return wish
-    if isinstance(wish, Mapping) or not pd.api.types.is_list_like(wish) or getattr(wish, "ndim", 1) != 1:
+def read_values(given: Any) -> pd.DataFrame:
+    """Known cells of rows, from a table or a dict of one value per column.
+
+    Raises:
+        ValueError: A column has several values.
+    """
+    conditions = read_given(given)
+    if isinstance(conditions, pd.DataFrame):
+        return conditions
+    several = [name for name, condition in conditions.items() if not is_single(condition)]
+    if several:
+        raise ValueError(f"column {several[0]!r}: conditional wants one value of each given column, not several")
+    return pd.DataFrame({name: [value] for name, value in conditions.items()}, index=[0])
+
+
+def plain_condition(name: Any, condition: Any) -> Any:
+    """A condition as a value, a tuple (low, high) or a list, from any container of values."""
+    if isinstance(condition, torch.Tensor) or (isinstance(condition, np.ndarray) and condition.ndim == 0):
+        condition = condition.tolist()
+    if isinstance(condition, pd.Interval):
+        condition = (condition.left, condition.right)
+    if isinstance(condition, np.bool_ | np.integer | np.floating):
+        return condition.item()
+    if pd.api.types.is_scalar(condition):
+        return condition
+    if isinstance(condition, Mapping) or not pd.api.types.is_list_like(condition) or getattr(condition, "ndim", 1) != 1:
         raise ValueError(
-            f"column {name!r}: a condition is a value, a pair (low, high), or a list or set of values, not {short(wish)}"
+            f"column {name!r}: a condition is a value, a pair (low, high), or a list or set of values, not "
+            f"{short(condition)}"
         )
-    values = [plain_wish(name, value) for value in wish]
+    values = [plain_condition(name, value) for value in condition]
     if any(isinstance(value, tuple | list) for value in values):
-        raise ValueError(f"column {name!r}: a condition lists single values, not {short(wish)}")
-    return tuple(values) if isinstance(wish, tuple) else values
+        raise ValueError(f"column {name!r}: a condition lists single values, not {short(condition)}")
+    return tuple(values) if isinstance(condition, tuple) else values
 
 
-def short(wish: Any) -> str:
-    """A condition as text of no more than a line."""
-    text = repr(wish)
+def short(condition: Any) -> str:
+    """A condition as text of at most 80 characters."""
+    text = repr(condition)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_conditions(table: Table, given: Mapping[Any, Any]) -> Conditions:
-    """The conditions that a user's dict says: a value, a (low, high) pair, or a list or set of values for each column.
+    """The conditions of a dict from columns to a value, a (low, high) pair or a list of values.
 
     Raises:
         ValueError: A column cannot be given, or cannot have such a value; the message names it.
     """
-    found = Conditions()
-    units = [unit.column for unit in table.units]
-    for name, wish in given.items():
-        listed, low_high = read_wish(name, wish)
-        lone = is_lone(wish)
-        place = table.place(name)
-        own = range(len(units))[place]
+    conditions = Conditions()
+    for name, condition in given.items():
+        listed, low_high = listed_values(name, condition)
+        single = is_single(condition)
+        variables = range(len(table.variables))[table.place(name)]
         if low_high:
-            rows = interval_ends(table, name, wish)
+            rows = interval_ends(table, name, condition)
         else:
-            rows = table.codec.encode_cells(name, listed[0] if lone else listed)
-        for j in own:
-            found.words[j] = f"{name} = {wish!r}" if lone else f"{name} in {short(wish)}"
-        if lone:
-            found.values |= {j: float(x) for j, x in zip(own, rows[0], strict=True)}
+            rows = table.codec.encode_cells(name, listed[0] if single else listed)
+        for j in variables:
+            conditions.text[j] = f"{name} = {condition!r}" if single else f"{name} in {short(condition)}"
+        if single:
+            conditions.values |= {j: float(x) for j, x in zip(variables, rows[0], strict=True)}
         elif low_high:
             if not rows[0, 0] <= rows[1, 0]:
-                raise ValueError(f"column {name!r}: the interval {wish!r} is empty")
-            # Of a time's units, days and seconds, the day alone is held here; what lies at the ends is sorted out afterwards.
-            found.allowed[own[0]] = [(float(rows[0, 0]), float(rows[1, 0]))]
+                raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
+            # Of a time's variables, day and seconds, only the day is restricted; `sampling.within` checks the ends.
+            conditions.allowed[variables[0]] = [(float(rows[0, 0]), float(rows[1, 0]))]
         else:
             first = rows[:, 0]
             if np.isnan(first).any():
-                if not table.units[own[0]].classes:
+                if not table.variables[variables[0]].classes:
                     raise ValueError(f"column {name!r}: ask for missing cells alone, not among other values")
-                first = np.where(np.isnan(first), table.units[own[0]].classes, first)
-            found.allowed[own[0]] = [(float(x), float(x)) for x in np.unique(first)]
-    return found
+                first = np.where(np.isnan(first), table.variables[variables[0]].classes, first)
+            conditions.allowed[variables[0]] = [(float(x), float(x)) for x in np.unique(first)]
+    return conditions
 
 
-def is_lone(wish: Any) -> bool:
+def is_single(condition: Any) -> bool:
     """Whether a condition is one value."""
-    return not isinstance(wish, tuple | list)
+    return not isinstance(condition, tuple | list)
 
 
-def read_wish(name: Any, wish: Any) -> tuple[list[Any], bool]:
+def listed_values(name: Any, condition: Any) -> tuple[list[Any], bool]:
     """The values that a condition on a column lists, and whether they are the ends of an interval."""
-    low_high = isinstance(wish, tuple)
-    if low_high and len(wish) != 2:
-        raise ValueError(f"column {name!r}: an interval is a pair (low, high), not {wish!r}")
-    listed = [wish] if is_lone(wish) else list(wish)
+    low_high = isinstance(condition, tuple)
+    if low_high and len(condition) != 2:
+        raise ValueError(f"column {name!r}: an interval is a pair (low, high), not {condition!r}")
+    listed = [condition] if is_single(condition) else list(condition)
     if not listed:
         raise ValueError(f"column {name!r}: the set of allowed values is empty")
     return listed, low_high
 
 
 def read_ranges(table: Table, given: Mapping[Any, Any]) -> dict[int, list[tuple[float, float]]]:
-    """As `read_conditions`, for complete numbers: the closed intervals that each column may lie in, by its place.
+    """Conditions on a table of complete numbers, as closed intervals by the column's place; see `read_conditions`.
 
     Raises:
-        ValueError: There is no such column, or it cannot have such a value, or one value of it has no probability.
+        ValueError: There is no such column, it cannot have such a value, or the value has no probability.
     """
-    names, found = [str(column.name) for column in table.schema], {}
-    for name, wish in given.items():
+    names = [str(column.name) for column in table.schema]
+    ranges: dict[int, list[tuple[float, float]]] = {}
+    for name, condition in given.items():
         if str(name) not in names:
             raise ValueError(f"there is no column {name!r}; there are {', '.join(map(repr, names))}")
         j = names.index(str(name))
-        listed, low_high = read_wish(name, wish)
+        listed, low_high = listed_values(name, condition)
         try:
             values = [math.nan if value is None else float(value) for value in listed]
         except (TypeError, ValueError):
-            raise ValueError(f"column {name!r} holds numbers, not {wish!r}") from None
+            raise ValueError(f"column {name!r} holds numbers, not {condition!r}") from None
         column = table.schema.columns[j]
         if low_high:
             slack = 1e-6 * column.resolution
             low, high = (end if math.isnan(value) else value for value, end in zip(values, (-math.inf, math.inf)))
             if not low <= high:
-                raise ValueError(f"column {name!r}: the interval {wish!r} is empty")
-            found[j] = [(low - slack, high + slack)]
+                raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
+            ranges[j] = [(low - slack, high + slack)]
         else:
-            found[j] = [around(column, value) for value in values]
-    return found
+            ranges[j] = [around(column, value) for value in values]
+    return ranges
 
 
 def around(column: ColumnSchema, value: float) -> tuple[float, float]:
-    """The interval that stands for one value of a column of complete numbers, if that has a probability."""
+    """The interval around one value of a column of complete numbers that has a probability."""
     if math.isnan(value):
         raise ValueError(f"column {column.name!r} cannot be missing: every cell of it was there in training")
     if column.resolution and column.kind != "constant":
@@ -190,25 +208,25 @@ def around(column: ColumnSchema, value: float) -> tuple[float, float]:
 
 
 def inside(rows: NDArray[np.float64], ranges: Mapping[int, list[tuple[float, float]]]) -> NDArray[np.bool_]:
-    """Which rows (n, columns) lie where `read_ranges` says."""
+    """Which rows (n, columns) lie within the intervals of `read_ranges`."""
     kept = np.ones(len(rows), dtype=bool)
     for j, intervals in ranges.items():
         kept &= np.any([(rows[:, j] >= low) & (rows[:, j] <= high) for low, high in intervals], axis=0)
     return kept
 
 
-def interval_ends(table: Table, name: Any, wish: tuple[Any, Any]) -> np.ndarray:
-    """Both ends of an interval as numbers (2, 1) of the column's first unit; None, or infinity, is an open end."""
-    column, unit = table.codec.schema[name], table.units[table.place(name)][0]
-    if unit.classes and not column.ordered:
+def interval_ends(table: Table, name: Any, condition: tuple[Any, Any]) -> np.ndarray:
+    """Both ends of an interval as numbers (2, 1) of the column's first variable; None, or infinity, is an open end."""
+    column, variable = table.codec.schema[name], table.variables[table.place(name)][0]
+    if variable.classes and not column.ordered:
         raise ValueError(f"column {name!r} has levels without an order: give a list of them, not an interval")
-    open_ends = (0.0, unit.classes - 1.0) if unit.classes else (unit.lower, unit.upper)
+    open_ends = (0.0, variable.classes - 1.0) if variable.classes else (variable.lower, variable.upper)
     out = np.array(open_ends)[:, None]
-    for i, end in enumerate(wish):
+    for i, end in enumerate(condition):
         if not (end is None or (isinstance(end, float) and math.isinf(end))):
             out[i] = table.encode_end(name, end)
-    if unit.resolution:  # the multiples within
-        out[0], out[1] = np.ceil(out[0] / unit.resolution - 1e-6), np.floor(out[1] / unit.resolution + 1e-6)
-        out *= unit.resolution
+    if variable.resolution:  # the multiples within
+        out[0], out[1] = np.ceil(out[0] / variable.resolution - 1e-6), np.floor(out[1] / variable.resolution + 1e-6)
+        out *= variable.resolution
     out[0], out[1] = max(out[0, 0], open_ends[0]), min(out[1, 0], open_ends[1])
     return out

@@ -1,4 +1,4 @@
-"""Cells of a row from its other cells: drawn for imputation and for tables of conditions, or as distributions."""
+"""Cells of a row given its other cells: draws for imputation and tables of conditions, and distributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,12 @@ from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames import cells
+from flowlab.tables.frames.validation import check_count
 from flowlab.tables.query import conditional
-from flowlab.tables.query.conditions import ConditionError
+from flowlab.tables.query.conditions import ConditionError, read_values
 
-ROUNDS = 100  # of draws before a row of conditions counts as too improbable
-ROUNDS_WITHIN = 20  # of these, in which rows must also lie within what training spans
+ROUNDS = 100  # of draws, after which a row of conditions counts as too improbable
+ROUNDS_WITHIN = 20  # the first of them, in which rows must also lie within the range of training
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Array = NDArray[np.float64]
@@ -29,26 +30,27 @@ def fill(
     known: Known,
     missing: bool,
     generator: torch.Generator,
-    units: Sequence[int] | None = None,
+    variables: Sequence[int] | None = None,
 ) -> Array:
-    """Rows (n, variables) with the cells that are not known drawn given those that are; see `conditional.fill`."""
+    """Rows (n, variables) with their unknown cells drawn given the known ones; see `conditional.fill`."""
     mixture, device = fitted.density(), fitted.device
     with threads_for(min(len(x), CHUNK) * x.shape[1]):
         chunks = zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
         parts = [
-            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator, units)
+            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator, variables)
             for rows, which in chunks
         ]
     return torch.cat(parts).cpu().numpy()
 
 
 def fill_keeping(fitted: Fitted, x: Array, known: Known, missing: bool, generator: torch.Generator) -> Array:
-    """As `fill`, drawn anew where a row breaks a rule, or where a column made of others leaves its support.
+    """As `fill`, but redraw rows that break a rule, or in which a derived column leaves its support.
 
-    Rows that leave what training rows span are drawn anew, too, but not for ever: their known cells may lie beyond.
+    Rows outside the range of training are redrawn as well, for a limited number of rounds: their known cells may
+    themselves lie outside.
 
     Raises:
-        ConditionError: The known cells of a row leave (nearly) nothing else; the message names the row.
+        ConditionError: A row could not be completed; the message names it.
     """
     table = fitted.table
     out = x.copy()
@@ -73,7 +75,7 @@ def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator
     """A new row for each row of conditions."""
     fitted.conditionals("rows of conditions need")
     table = fitted.table
-    x = np.full((len(given), len(table.units)), np.nan)
+    x = np.full((len(given), len(table.variables)), np.nan)
     known = np.zeros_like(x, dtype=bool)
     for name in given.columns:
         place = table.place(name)
@@ -86,6 +88,7 @@ def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator
 def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> list[pd.DataFrame]:
     """n tables in which the missing cells of rows are drawn; see `FlowDensity.impute`."""
     fitted.conditionals("imputation needs")
+    check_count("n", n)
     table = fitted.table
     frame = table.frame(rows)
     full = rows if isinstance(rows, pd.DataFrame) else frame
@@ -106,23 +109,24 @@ def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> lis
     return done
 
 
-def distribution(fitted: Fitted, column: Any, rows: pd.DataFrame, n: int, generator: torch.Generator) -> pd.DataFrame:
-    """What other cells say of one column; see `FlowDensity.conditional`."""
+def distribution(fitted: Fitted, column: Any, given: Any, n: int, generator: torch.Generator) -> pd.DataFrame:
+    """The distribution of one column given other cells; see `FlowDensity.conditional`."""
     mixture, table = fitted.conditionals("conditional distributions need"), fitted.table
+    rows = read_values(given)
     rows = rows.drop(columns=column) if column in rows.columns else rows
-    x = np.full((len(rows), len(table.units)), np.nan)
+    x = np.full((len(rows), len(table.variables)), np.nan)
     for name in rows.columns:
-        there = rows[name].notna().to_numpy()
-        if there.any():
-            own = range(x.shape[1])[table.place(name)]
-            x[np.ix_(there, own)] = table.codec.encode_cells(name, rows[name][there])
+        observed = rows[name].notna().to_numpy()
+        if observed.any():
+            places = range(x.shape[1])[table.place(name)]
+            x[np.ix_(observed, places)] = table.codec.encode_cells(name, rows[name][observed])
     place = table.place(column)
-    units, known = list(range(x.shape[1])[place]), ~np.isnan(x)
-    if table.units[units[0]].classes:
-        given = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
-        shares = conditional.class_probabilities(mixture, *given, units[0])
+    variables, known = list(range(x.shape[1])[place]), ~np.isnan(x)
+    if table.variables[variables[0]].classes:
+        question = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
+        shares = conditional.class_probabilities(mixture, *question, variables[0])
         return pd.DataFrame(shares.cpu().numpy(), columns=table.schema[column].categories, index=rows.index)
-    drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, units)[:, place]
+    drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, variables)[:, place]
     grouped = table.decode_part(column, drawn).groupby(np.repeat(np.arange(len(rows)), n))
     out = {"mean": grouped.mean(), "sd": grouped.std()}
     out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}

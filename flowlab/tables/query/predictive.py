@@ -1,4 +1,4 @@
-"""`Predictive`: the distribution of one number given other cells, as its distribution function on a grid; and what follows from it."""
+"""`Predictive`: the distribution of one number given other cells, as a distribution function on a grid."""
 
 from dataclasses import dataclass
 
@@ -19,12 +19,12 @@ BLOCK = 256  # rows at once
 
 @dataclass
 class Predictive:
-    """Distribution functions of n numbers on one grid: exact there, straight lines in between.
+    """Distribution functions of n numbers on one grid: exact at its points, linear in between.
 
     Attributes:
-        grid: Increasing values (points,), the column's units.
+        grid: Increasing values (points,), in the column's units.
         below: F just below each of them, (n, points).
-        at: F at each of them: a step above `below` where a value has a probability of its own.
+        at: F at each of them, (n, points): above `below` where a value has a probability.
     """
 
     grid: Array
@@ -44,7 +44,7 @@ class Predictive:
         return np.sqrt(np.maximum(square - self.mean() ** 2, 0))
 
     def quantiles(self, levels: ArrayLike) -> Array:
-        """The least values that hold at least such probabilities, (n, levels)."""
+        """Quantiles (n, levels)."""
         wanted = np.atleast_1d(np.asarray(levels, dtype=float))
         out = np.empty((len(self.at), len(wanted)))
         for j, level in enumerate(wanted):
@@ -57,9 +57,10 @@ class Predictive:
         return out
 
     def crps(self, y: ArrayLike) -> Array:
-        """Continuous ranked probability scores (n,) of observed values y (n,), in the column's units: less is better.
+        """Continuous ranked probability scores (n,) of observed values y (n,), in the column's units: lower is better.
 
-        The integral of (F(t) − 1[t ≥ y])² (Gneiting & Raftery 2007, "Strictly proper scoring rules", equation 20), exact for these distributions.
+        The score is the integral of (F(t) − 1[t ≥ y])² (Gneiting & Raftery 2007, "Strictly proper scoring rules",
+        equation 20), computed exactly for these piecewise linear F.
         """
         seen = np.asarray(y, dtype=float)[:, None]
         a, b = self.grid[:-1], self.grid[1:]
@@ -73,38 +74,38 @@ class Predictive:
         return (left + right).sum(1) + outside
 
     def _masses(self) -> tuple[Array, Array]:
-        """Probabilities of the grid's values themselves, (n, points), and of the stretches between them, (n, points - 1)."""
+        """Probabilities of the grid's points (n, points), and of the intervals between them (n, points - 1)."""
         return self.at - self.below, self.below[:, 1:] - self.at[:, :-1]
 
 
 @torch.no_grad()
-def outcome_grid(mixture: FlowMixture, unit: int, points: int = POINTS) -> Array:
-    """Values of a unit from end to end of what its marginal distribution can be, closer where there are more of them."""
-    found = []
+def outcome_grid(mixture: FlowMixture, variable: int, points: int = POINTS) -> Array:
+    """Values that span a variable's marginal distribution, spaced by its quantiles."""
+    values = []
     for flow in mixture:
-        ranks = flow._ranks()[unit]
-        level = torch.special.ndtr(torch.linspace(-6, 6, points, dtype=torch.float64, device=ranks.values.device))
-        found.append(ranks.value(level))
-    grid = torch.cat(found).unique()  # sorted
+        marginal = flow.marginals()[variable]
+        level = torch.special.ndtr(torch.linspace(-6, 6, points, dtype=torch.float64, device=marginal.values.device))
+        values.append(marginal.value(level))
+    grid = torch.cat(values).unique()  # sorted
     if len(grid) > 2 * points:
         grid = grid[torch.linspace(0, len(grid) - 1, points, device=grid.device).round().long()]
     return grid.cpu().numpy()
 
 
 @torch.no_grad()
-def predict(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, points: int = POINTS) -> Predictive:
-    """The distribution of a unit that is a number, not missing, given the known cells of rows x (n, units).
+def predict(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, points: int = POINTS) -> Predictive:
+    """The distribution of a numeric variable that is not missing, given the known cells of rows x (n, variables).
 
-    Of a mixture it is the members' conditional distributions, weighted by the probability that each gave the row's known cells.
+    It is the mixture of the members' conditional distributions, weighted by their posterior probabilities.
     """
-    grid = outcome_grid(mixture, unit, points)
+    grid = outcome_grid(mixture, variable, points)
     on = torch.from_numpy(grid).to(x.device)
     below, at = (np.empty((len(x), len(grid))) for _ in range(2))
     with threads_for(min(len(x), BLOCK) * x.shape[1]):
         for start in range(0, len(x), BLOCK):
             rows = slice(start, start + BLOCK)
             shares = member_shares(mixture, x[rows], known[rows], strict=False)
-            parts = [_distribution(flow, unit, flow.shown(x[rows], known[rows]), on) for flow in mixture]
+            parts = [_distribution(flow, variable, flow.network_inputs(x[rows], known[rows]), on) for flow in mixture]
             low, high = (
                 sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy()
                 for i in range(2)
@@ -115,10 +116,10 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, unit: int, points: i
     return Predictive(grid, below, at)
 
 
-def _distribution(flow: MixedFlow, unit: int, shown: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _distribution(flow: MixedFlow, variable: int, inputs: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     """One member's F just below and at each value of the grid, (points, n)."""
-    params = flow.conditional(unit, shown)[:, :-1].expand(len(grid), -1, -1)
-    cell = flow._ranks()[unit].cell(grid)
+    params = flow.conditional(variable, inputs)[:, :-1].expand(len(grid), -1, -1)
+    cell = flow.marginals()[variable].cell(grid)
     ends = (cell.low, (cell.low + cell.width).clamp(max=1))
-    low, high = (flow.head.cdf(params, end.unsqueeze(-1).expand(-1, shown.shape[-1])) for end in ends)
+    low, high = (flow.head.cdf(params, end.unsqueeze(-1).expand(-1, inputs.shape[-1])) for end in ends)
     return low, torch.where(cell.width.unsqueeze(-1) > 0, high, low)

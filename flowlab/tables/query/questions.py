@@ -1,7 +1,4 @@
-"""What users ask of a fitted density: entropy, divergence, thresholds, how much columns tell about one another.
-
-Everything here is a few lines on exact log-densities. Information is in nats.
-"""
+"""Entropy and mutual information of a fitted density, in nats, as means of exact log-densities of draws."""
 
 import operator
 from collections.abc import Callable, Iterator
@@ -21,8 +18,8 @@ from flowlab.tables.query.scoring import scored_draws
 from flowlab.training.fitting import progress_bar
 
 Array = NDArray[np.float64]
-LogDensity = Callable[[list[int]], Array]  # of some variables, in rows that it knows
-BLOCK = 4096  # draws at a time: enough for speed, few enough for a bar to move
+LogDensity = Callable[[list[int]], Array]  # of some variables, at fixed rows
+BLOCK = 4096  # draws at a time: large for speed, small enough for a bar to move
 
 
 def mean_of(values: Array) -> Estimate[float]:
@@ -39,7 +36,7 @@ def entropy(fitted: Fitted, n_samples: int, seed: int, progress: bool) -> Estima
 
 
 def log_density_of_draws(fitted: Fitted, n_samples: int, seed: int, progress: bool) -> tuple[Array, Array]:
-    """Draws of the matrix, not yet rounded to what the table holds, and the mixture's log-densities of them."""
+    """Draws of the matrix, before quantisation, and the mixture's log-densities of them."""
     fitted.density()
     generator = torch.Generator(fitted.device).manual_seed(seed)
     with blocks(fitted, n_samples, progress) as sizes:
@@ -47,13 +44,13 @@ def log_density_of_draws(fitted: Fitted, n_samples: int, seed: int, progress: bo
 
 
 def information(fitted: Fitted, a: list[int], b: list[int], log_density: LogDensity, n_samples: int) -> Estimate[float]:
-    """Mutual information between two groups of variables, from a log-density of any group in rows that it knows."""
+    """Mutual information between two groups of variables, from the log-density of any group at fixed rows."""
     with threads_for(min(n_samples, BLOCK) * len(fitted.table.names)):
         return mean_of(log_density(a + b) - log_density(a) - log_density(b))
 
 
 def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: int, progress: bool) -> LogDensity:
-    """The log-densities of some variables in draws of these alone, by a mixture that has all conditional densities."""
+    """The log-density of any of the drawn variables at draws of them, from a mixture of mixed flows."""
     mixture, generator = fitted.density(), torch.Generator(fitted.device).manual_seed(seed)
 
     def known(of: list[int], chunk: torch.Tensor) -> torch.Tensor:
@@ -62,8 +59,10 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
     shape = (min(n_samples, BLOCK), mixture.features)
     empty = torch.full(shape, np.nan, dtype=torch.float64, device=fitted.device)
     with blocks(fitted, n_samples, progress) as sizes:
-        found = [fill(mixture, x, known([], x), generator=generator, units=drawn) for x in (empty[:n] for n in sizes)]
-    rows = torch.cat(found)
+        parts = [
+            fill(mixture, x, known([], x), generator=generator, variables=drawn) for x in (empty[:n] for n in sizes)
+        ]
+    rows = torch.cat(parts)
 
     @torch.no_grad()
     def log_density(of: list[int]) -> Array:
@@ -74,28 +73,40 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
 
 
 def fitted_log_density(fitted: Fitted, small: Any, n_samples: int, seed: int, progress: bool) -> LogDensity:
-    """The log-densities of some variables in draws, by densities fitted to other draws unless these are all.
+    """The log-density of any variables at draws; of fewer than all from densities fitted to other draws.
 
     Args:
         fitted: A density of complete numbers.
         small: An estimator for densities of fewer variables.
         n_samples: Draws to score, and as many to fit to.
-        seed: Of the draws.
+        seed: Seed of the draws.
         progress: Show a bar.
     """
-    shown = log_density_of_draws(fitted, n_samples, seed, progress)[0]
+    training = log_density_of_draws(fitted, n_samples, seed, progress)[0]
     rows, joint = log_density_of_draws(fitted, n_samples, seed + 1, progress)
 
     def log_density(of: list[int]) -> Array:
         if len(of) == rows.shape[1]:
             return joint
-        return np.asarray(small.fit(shown[:, of]).score_samples(rows[:, of], measure="density"))
+        return np.asarray(small.fit(training[:, of]).score_samples(rows[:, of], measure="density"))
 
     return log_density
 
 
+def two_groups(fitted: Fitted, columns_a: Any, columns_b: Any) -> tuple[list[int], list[int]]:
+    """The modelled variables of two groups of columns.
+
+    Raises:
+        ValueError: A column is not modelled, or the groups are empty or overlap.
+    """
+    a, b = variables(fitted, columns_a, "columns_a"), variables(fitted, columns_b, "columns_b")
+    if not a or not b or set(a) & set(b):
+        raise ValueError("columns_a and columns_b must be two groups with at least one column each and none in common")
+    return a, b
+
+
 def variables(fitted: Fitted, group: Any, argument: str) -> list[int]:
-    """The modelled variables that a column, or a list of columns, has.
+    """The variables of a modelled column, or of a list of them.
 
     Raises:
         ValueError: A column is not in the table, or not modelled.
@@ -105,29 +116,29 @@ def variables(fitted: Fitted, group: Any, argument: str) -> list[int]:
     places = {label: j for j, label in enumerate(labels)}
     places |= {j: j for j in range(len(labels))} if table.array else {}
     wanted = _as_columns(group, places)
-    found = list(dict.fromkeys(_place(label, places) for label in wanted))
-    if -1 in found:
+    positions = list(dict.fromkeys(_place(label, places) for label in wanted))
+    if -1 in positions:
         unknown = [label for label in wanted if _place(label, places) < 0]
         raise ValueError(
             f"{argument}: there is no column {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, labels))}"
             + (f", or their positions 0 to {len(labels) - 1}" if table.array else "")
         )
-    units = range(len(table.units))
-    seen = [j for j, label in enumerate(labels) if label in schema and schema[label].modelled]
-    modelled = {j: list(units[table.place(labels[j])]) for j in seen}
-    outside = [repr(labels[place]) for place in found if place not in modelled]
+    every = range(len(table.variables))
+    kept = [j for j, label in enumerate(labels) if label in schema and schema[label].modelled]
+    modelled = {j: list(every[table.place(labels[j])]) for j in kept}
+    outside = [repr(labels[place]) for place in positions if place not in modelled]
     if outside:
         raise ValueError(
             f"{argument}: column {', '.join(outside)} is not among the modelled ones, "
             f"{', '.join(repr(labels[j]) for j in modelled) or 'of which there are none'}: it is constant, or follows "
             "from others"
         )
-    return [variable for place in found for variable in modelled[place]]
+    return [variable for place in positions for variable in modelled[place]]
 
 
 @contextmanager
 def blocks(fitted: Fitted, n_samples: int, progress: bool) -> Iterator[Iterator[int]]:
-    """Sizes of blocks of draws, with a bar if one is wanted, on the threads that pay for them."""
+    """Sizes of blocks of draws, with a progress bar if wanted, under a suitable number of threads."""
     count = number_of_draws(n_samples)
     sizes = [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
     with threads_for(sizes[0] * len(fitted.table.names)), progress_bar(count, progress, "draws", "row") as bar:
@@ -141,7 +152,7 @@ def blocks(fitted: Fitted, n_samples: int, progress: bool) -> Iterator[Iterator[
 
 
 def number_of_draws(n_samples: Any) -> int:
-    """The number of draws as an int, of which there must be two."""
+    """The number of draws as an int of at least 2."""
     try:
         count = operator.index(n_samples)
     except TypeError:
@@ -152,14 +163,14 @@ def number_of_draws(n_samples: Any) -> int:
 
 
 def _as_columns(group: Any, places: dict[Any, int]) -> list[Any]:
-    """A group of columns as a list: a text, a number and any other label are one column, anything else several."""
+    """A group of columns as a list: a single label is one column, any other iterable is several."""
     alone = isinstance(group, str | bytes) or not np.iterable(group)
     return [group] if alone or _place(group, places) >= 0 else list(group)
 
 
 def _place(label: Any, places: dict[Any, int]) -> int:
-    """Where a column stands, -1 for nowhere. Labels that are no text, nor whole numbers, are known by their text."""
+    """A column's position, -1 if it is unknown; labels other than strings and integers also match by their text."""
     try:
         return places[label] if label in places else places.get(str(label), -1)
-    except TypeError:  # a list or the like, which is no label
+    except TypeError:  # unhashable, such as a list: no label
         return -1

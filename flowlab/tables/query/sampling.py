@@ -13,17 +13,27 @@ from numpy.typing import NDArray
 from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
 from flowlab.tables.fitted import Fitted
+from flowlab.tables.frames.validation import check_count
 from flowlab.tables.query import conditional
-from flowlab.tables.query.conditions import ConditionError, Conditions, inside, read_conditions, read_ranges
+from flowlab.tables.query.conditions import ConditionError, Conditions, inside, read_conditions, read_given, read_ranges
+from flowlab.tables.query.imputation import sample_given
 from flowlab.tables.query.scoring import LEAST, draw
 
-RARE_SHARE, RARE_ROWS = 0.02, 100  # of training rows, both below which a level is rare
+RARE_SHARE, RARE_ROWS = 0.02, 100  # share and number of training rows below both of which a level is rare
 
 Array = NDArray[np.float64]
 
 
-def sample(fitted: Fitted, count: int, given: Mapping[Any, Any], generator: torch.Generator) -> Any:
-    """New rows, as a DataFrame or as an array: what `FlowDensity.sample` returns, in pandas' or numpy's types."""
+def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generator) -> pd.DataFrame | NDArray[Any]:
+    """New rows, as a DataFrame or an array; see `FlowDensity.sample`."""
+    if n_samples is not None:
+        check_count("n_samples", n_samples)
+    given = read_given(given)
+    if isinstance(given, pd.DataFrame):
+        if n_samples not in (None, len(given)):
+            raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
+        return sample_given(fitted, given, generator)
+    count = int(n_samples or 1)
     if not given or fitted.numeric:
         return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n), given)
     conditions = read_conditions(fitted.table, given)
@@ -38,18 +48,18 @@ def sample(fitted: Fitted, count: int, given: Mapping[Any, Any], generator: torc
 
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
-    """Warn of conditions on levels that so few training rows had that the model takes such rows to be like all others."""
+    """Warn of conditions on rare levels, under which draws resemble the other rows too much."""
     mixture, table, rows = fitted.density(), fitted.table, fitted.rows
     nothing = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=fitted.device)
     for j, value in conditions.values.items():
-        if not table.units[j].classes or math.isnan(value) or rows is None:
+        if not table.variables[j].classes or math.isnan(value) or rows is None:
             continue
         shares = conditional.class_probabilities(mixture, nothing, ~torch.isnan(nothing), j)
         share = float(shares[0, int(value)])
         if share < RARE_SHARE and share * rows < RARE_ROWS:
             warnings.warn(
-                f"{conditions.words[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn all "
-                "that sets them apart: rows drawn under this condition lean towards the others",
+                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn "
+                "all that sets them apart: rows drawn under this condition lean towards the others",
                 stacklevel=4,
             )
 
@@ -57,31 +67,31 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
 def _kept(
     fitted: Fitted, n: int, propose: Callable[[int], tuple[Array, float]], given: Mapping[Any, Any]
 ) -> pd.DataFrame | NDArray[Any]:
-    """n rows that are allowed.
+    """Draw n rows by rejection: rows that can occur and keep rules and conditions.
 
     Args:
         fitted: The model.
-        n: Their number.
-        propose: Returns about so many rows of the matrix as it is asked for, and how many draws it took.
+        n: Number of rows.
+        propose: Returns about as many rows of the matrix as asked for, and the number of draws that it took.
         given: The conditions.
     """
     table = fitted.table
-    found, accepted, proposed, tried = [], 0, 0, 0.0
+    kept, accepted, proposed, tried = [], 0, 0, 0.0
     while True:
         share = max(accepted / proposed, LEAST) if proposed else 1.0
         wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
         if proposed or fitted.numeric or table.rejects:
-            wanted += 1 + wanted // 50  # a few will be rejected
+            wanted += 1 + wanted // 50  # some will be rejected
         with threads_for(wanted * len(table.names)):
             matrix, attempts = propose(wanted)
             rows = _allowed(fitted, matrix, given)
-        found.append(rows)
+        kept.append(rows)
         accepted, proposed, tried = accepted + len(rows), proposed + len(matrix), tried + attempts
         if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
             break
     if accepted < n:
         _refuse(fitted, f"{accepted} of {tried:.0f}", given)
-    rows = pd.concat(found, ignore_index=True).iloc[:n] if len(found) > 1 else found[0].iloc[:n].reset_index(drop=True)
+    rows = pd.concat(kept, ignore_index=True).iloc[:n] if len(kept) > 1 else kept[0].iloc[:n].reset_index(drop=True)
     if table.array:
         return rows.to_numpy()
     if given:
@@ -103,7 +113,7 @@ def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
 
 
 def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.DataFrame:
-    """The rows of a matrix that can occur, keep the rules and conditions, and lie within what training rows span."""
+    """The rows of a matrix that can occur, keep rules and conditions, and lie within the range of the training rows."""
     table = fitted.table
     if fitted.numeric:
         matrix = table.quantized(matrix)
@@ -112,14 +122,14 @@ def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.Data
         return table.decode(matrix[kept & (table.excess(numbers, asked) <= fitted.reach)])
     rows = table.decode(matrix[table.codec.fits(matrix)])
     kept = table.acceptable(rows) if table.rejects else np.ones(len(rows), dtype=bool)
-    for name, wish in given.items():
-        if isinstance(wish, tuple):  # times are drawn by the day: their ends are sorted out here
-            kept &= within(rows[name], wish)
+    for name, condition in given.items():
+        if isinstance(condition, tuple):  # times are drawn by the day: the ends are checked here
+            kept &= within(rows[name], condition)
     return rows if kept.all() else rows[kept]
 
 
 def within(values: pd.Series, ends: tuple[Any, Any]) -> NDArray[np.bool_]:
-    """Which cells lie in a closed interval, None being an open end; other columns than times are drawn there already."""
+    """Which times lie in a closed interval, with None for an open end; other columns are drawn within it already."""
     if not pd.api.types.is_datetime64_any_dtype(values.dtype):
         return np.ones(len(values), dtype=bool)
     kept = np.ones(len(values), dtype=bool)

@@ -17,16 +17,15 @@ from flowlab.tables.query.conditional import joint_log_prob
 
 Array = NDArray[np.float64]
 MEASURES = ("mass", "density")
-LEAST = 0.001  # share of draws within the supports, below which nothing more is tried
-DRAWS = 2_000  # at once, where some lie outside
+LEAST = 0.001  # share of draws within the supports below which sampling gives up
+DRAWS = 2_000  # least draws at once where some lie outside
 
 
 def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> tuple[Array, NDArray[np.bool_]]:
-    """The matrix (n, variables) of rows, spread over cells where a generator is given, and which of them can occur.
+    """The matrix (n, variables) of rows, dequantised if a generator is given, and which rows can occur.
 
     Raises:
-        ValueError: A cell is missing, and the density is one of complete numbers; or the rows are not like those
-            fitted to.
+        ValueError: A cell is missing and the flows are of complete numbers, or the columns are not those fitted to.
     """
     frame = fitted.table.frame(X)
     if fitted.mixture is not None and not fitted.conditional and bool(frame.isna().to_numpy().any()):
@@ -34,8 +33,8 @@ def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> t
         name = missing.columns[missing.any().to_numpy().argmax()]
         count, row = int(missing[name].sum()), int(missing[name].to_numpy().argmax())
         raise ValueError(
-            f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill those "
-            "rows: this model is one of complete numbers"
+            f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill "
+            "those rows: this model is one of complete numbers"
         )
     matrix, possible = fitted.table.encode_all(frame)
     if rng is not None and not fitted.conditional:
@@ -49,9 +48,8 @@ def score_matrix(fitted: Fitted, matrix: Array, missing: str = "outcome", measur
 
     Args:
         fitted: The model.
-        matrix: The rows (n, variables), with values on a grid where they are.
-        missing: As for `FlowDensity.score_samples`.
-        measure: Likewise.
+        matrix: The rows (n, variables), not dequantised.
+        missing, measure: As for `FlowDensity.score_samples`.
     """
     out = np.zeros(len(matrix))
     if fitted.mixture is not None:
@@ -59,10 +57,24 @@ def score_matrix(fitted: Fitted, matrix: Array, missing: str = "outcome", measur
         with threads_for(rows.numel()):
             chunks = [_log_prob(fitted, chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)]
         out = np.concatenate(chunks) - fitted.log_mass
-    # Mixed flows give probabilities of cells, flows of complete numbers densities.
+    # Mixed flows return probabilities of cells, flows of complete numbers densities.
     if (measure == "density") == (not fitted.conditional):
         return out
-    return out + (-1 if measure == "density" else 1) * fitted.table.log_width(matrix)
+    if not fitted.conditional:
+        return out + fitted.table.log_width(matrix)
+    return out - _log_width(fitted, matrix)
+
+
+def _log_width(fitted: Fitted, matrix: Array) -> Array:
+    """Logarithm (n,) of the volume of each row's cell, where mixed flows give cells a probability."""
+    marginals = next(iter(fitted.density())).marginals()
+    total = np.zeros(len(matrix))
+    for k, marginal in marginals.items():
+        known = ~np.isnan(matrix[:, k])
+        x = torch.from_numpy(np.where(known, matrix[:, k], 0.0)).to(fitted.device)
+        likely = known & (marginal.cell(x).width > 0).cpu().numpy()
+        total += np.where(likely, fitted.table.variables[k].log_width(matrix[:, k]), 0.0)
+    return total
 
 
 def _log_prob(fitted: Fitted, rows: Tensor, missing: str) -> Tensor:
@@ -102,36 +114,49 @@ def pit(noise: Array) -> Array:
     return np.asarray(stats.norm.cdf(noise))
 
 
+def p_values(fitted: Fitted, scores: Array) -> Array:
+    """The share of held-out rows whose log-likelihood is at most that of each row (n,), the row itself counted.
+
+    Raises:
+        ValueError: No rows were held out.
+    """
+    held_out = fitted.held_out
+    if not len(held_out):
+        raise ValueError("no rows were held out to calibrate p-values with: fit with validation above 0")
+    at_most = np.searchsorted(held_out, scores, side="right")
+    return np.asarray((at_most + 1) / (len(held_out) + 1))
+
+
 def draw(fitted: Fitted, count: int, generator: torch.Generator) -> Array:
-    """Draws (count, variables) of the matrix, wherever the density has mass."""
+    """Draws (count, variables) of the matrix, also outside the supports."""
     if fitted.mixture is None:
         return np.empty((count, 0))
     return fitted.mixture.sample((count,), generator=generator).cpu().double().numpy()
 
 
 def draw_supported(fitted: Fitted, count: int, generator: torch.Generator) -> Tensor:
-    """Draws (count, variables) from the density within the supports, also beyond what the training rows span."""
-    found: list[Tensor] = []
+    """Draws (count, variables) from the density within the supports, also beyond the range of the training rows."""
+    kept: list[Tensor] = []
     lacking, tried = count, 0
     while lacking > 0:
-        rows = fitted.density().sample((max(lacking, DRAWS) if found else count,), generator=generator)
+        rows = fitted.density().sample((max(lacking, DRAWS) if kept else count,), generator=generator)
         tried += len(rows)
         if not fitted.conditional and fitted.table.bounded:
             numbers = fitted.table.codec.numbers(fitted.table.quantized(rows.cpu().double().numpy()))
             rows = rows[torch.from_numpy(fitted.table.supported(numbers)).to(rows.device)]
-        found.append(rows)
+        kept.append(rows)
         lacking -= len(rows)
         if lacking > 0 and tried > CHUNK and count - lacking < LEAST * tried:
             raise RuntimeError(f"only {count - lacking} of {tried} draws lie within the supports of the columns")
-    return torch.cat(found)[:count]
+    return torch.cat(kept)[:count]
 
 
 @torch.no_grad()
 def scored_draws(fitted: Fitted, sizes: Iterator[int], generator: torch.Generator) -> tuple[Array, Array]:
-    """Draws of the matrix, not yet rounded to what the table holds, and the mixture's log-densities of them."""
-    found = []
+    """Draws of the matrix, before quantisation, and the mixture's log-densities of them."""
+    parts = []
     for size in sizes:
         rows = draw_supported(fitted, size, generator)
-        found.append((rows, fitted.density().log_prob(rows) - fitted.log_mass))
-    drawn, log_prob = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+        parts.append((rows, fitted.density().log_prob(rows) - fitted.log_mass))
+    drawn, log_prob = (torch.cat(blocks).cpu().numpy() for blocks in zip(*parts, strict=True))
     return drawn, log_prob

@@ -1,4 +1,8 @@
-"""What was fitted, as text."""
+"""What was fitted, as text and as tables."""
+
+import math
+
+import pandas as pd
 
 from flowlab.tables.fitted import Fitted
 
@@ -10,7 +14,7 @@ def summary(fitted: Fitted, features: int) -> str:
     table = fitted.table
     count = 0 if fitted.mixture is None else sum(p.numel() for p in fitted.mixture.parameters())
     lines = [
-        f"FlowDensity of {features} columns, {len(table.units)} variables modelled, {count:,} parameters",
+        f"FlowDensity of {features} columns, {len(table.variables)} variables modelled, {count:,} parameters",
         f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}",
     ]
     if fitted.race:
@@ -27,3 +31,25 @@ def summary(fitted: Fitted, features: int) -> str:
     if table.rules:
         lines += ["rules:", *(f"  {rule}" for rule in table.rules)]
     return "\n".join([*lines, "columns:", *("  " + line for line in repr(table.schema).splitlines())])
+
+
+def members_frame(fitted: Fitted) -> pd.DataFrame:
+    """One row per member: kind, preprocessing, held-out log-likelihood (nats per row), weight, seconds."""
+    names = ["kind", "preprocessing", "score", "weight", "seconds"]
+    rows = [(r.member.kind, r.member.preprocessing, r.score, r.weight, r.seconds) for r in fitted.reports]
+    return pd.DataFrame(rows, columns=names)
+
+
+def history_frame(fitted: Fitted) -> pd.DataFrame:
+    """The training curve of the network with the largest weight, in its first fold; empty if no network was trained."""
+    trained = [report for report in fitted.reports if report.history]
+    best = max(trained, key=lambda report: report.weight, default=None)
+    return pd.DataFrame.from_records([] if best is None else best.history).astype(float)
+
+
+def headline(fitted: Fitted, features: int) -> str:
+    """The fit in one line."""
+    members = sum(report.weight > 0 for report in fitted.reports)
+    score = fitted.validation_score
+    held_out = "" if math.isnan(score) else f", {score:.3f} nats per held-out row"
+    return f"fitted: {features} columns, {members} member{'s' * (members != 1)}{held_out}"

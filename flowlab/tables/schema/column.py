@@ -38,34 +38,36 @@ class ColumnSchema:
 
     Attributes:
         name: The column's label.
-        kind: "continuous", "integer", "categorical", "boolean", "datetime" or "timedelta": modelled. "constant", "derived" (an exact
-            linear combination of others) or "duplicate": kept exactly, beside the model. "id": to be decided by the user. "excluded": left out.
+        kind: "continuous", "integer", "categorical", "boolean", "datetime" or "timedelta": modelled. "constant",
+            "derived" (an exact linear combination of others) or "duplicate": reproduced exactly outside the model.
+            "id": the user must decide. "excluded": left out.
         dtype: The name of the pandas type that comes back.
         reason: Why this kind, in plain words.
         missing: Share of missing cells.
-        lower: Lower end of the support, None for none: a number, seconds, or for datetimes the first day as "2024-01-31".
+        lower: Lower end of the support, None for none: a number, seconds for time differences, or for datetimes the
+            first day as "2024-01-31".
         upper: Upper end of the support, likewise.
         resolution: Width of a grid cell in the column's units, seconds for times; 0 for continuous values.
         atoms: Repeated values off any grid.
-        spellings: The values that are multiples of the resolution but for a rounding error, as they are in the data.
+        spellings: Values that differ from multiples of the resolution by rounding errors, as they are in the data.
         categories: Levels that occur, in order.
-        ordered: Whether the order of the levels means something.
+        ordered: Whether the order of the levels is meaningful.
         cardinality: Number of distinct values.
         declared: All levels of a category dtype, whether they occur or not.
-        levels_dtype: The dtype of these.
-        null: What stands for a missing cell in a column of Python objects: "None", "nan" or "<NA>".
+        levels_dtype: The dtype of the declared levels.
+        null: What represents a missing cell in a column of Python objects: "None", "nan" or "<NA>".
         value: The constant; the intercept of a derived column; the time of day in seconds that all datetimes share.
         duplicate_of: The column that this one repeats.
-        recoding: The value for each of that column's levels, where the two differ.
+        recoding: The value for each level of that column, where the two columns differ.
         sources: The columns that a derived column is made of.
         weights: Their coefficients.
         tolerance: Largest deviation of a derived value that rounding explains.
         origin: The day that is day number 0 of datetimes.
         parts: Which of a datetime's parts vary: "day", "time".
-        offset: What is subtracted from large numbers on a grid, whose cells a float64 could not divide.
-        decimals: Step of the decimals that continuous numbers are written with, to which draws are rounded; 0 for none.
+        offset: Subtracted from large numbers on a grid, where a float64 could not resolve positions within a cell.
+        decimals: Step of the decimals of continuous numbers, to which draws are rounded; 0 for none.
         seen: Smallest and largest value of a column of numbers in training.
-        atom_width: Width of the cell that stands for each atom where a density is asked for; 0 in early files, which lack it.
+        atom_width: Width of the cell around each atom when a density is needed; 0 in early files, which lack it.
     """
 
     name: Any
@@ -125,9 +127,10 @@ def day_number(day: str) -> int:
 
 
 def check_resolution(column: ColumnSchema) -> None:
-    """Raises a ValueError for a resolution whose multiples decimals cannot write."""
+    """Raise a ValueError for a resolution that is not 0, at least 1, or 1 divided by an integer."""
     step = column.resolution
     if not (step == 0 or step >= 1 or (step > 0 and abs(1 / step - round(1 / step)) < 1e-6 / step)):
         raise ValueError(
-            f"schema of column {column.name!r}: resolution {step!r} is neither 0, nor at least 1, nor 1 divided by a whole number"
+            f"schema of column {column.name!r}: resolution {step!r} is neither 0, nor at least 1, nor 1 divided by a "
+            "whole number"
         )

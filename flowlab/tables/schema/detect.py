@@ -12,7 +12,16 @@ from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import DAY, Array
 from flowlab.tables.frames.validation import numpy_dtype, rounding
 from flowlab.tables.schema.column import NUMBERS, NUMERIC, SETTABLE, ColumnSchema, check_resolution, day_number
-from flowlab.tables.schema.grid import ATOM_WIDTH, check_size, decimal_grid, learn_column, offset_of, on_grid, spread
+from flowlab.tables.schema.grid import (
+    ATOM_WIDTH,
+    FINE,
+    check_size,
+    decimal_grid,
+    learn_column,
+    offset_of,
+    on_grid,
+    spread,
+)
 
 ID_SHARE, ID_ROWS = (
     0.5,
@@ -126,11 +135,12 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
     if column.kind == "integer" and not whole.all():
         row = cells.label(present.index, int((~whole).argmax()))
         raise ValueError(
-            f"column {column.name!r}: expected whole numbers, got {x[~whole][0]:g} in row {row!r}: round it, or make it 'continuous'"
+            f"column {column.name!r}: expected whole numbers, got {x[~whole][0]:g} in row {row!r}: round it, or "
+            "make it 'continuous'"
         )
     check_size(x, column.name)
     # Whole numbers carry no rounding errors.
-    learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)))
+    learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)), FINE)
     if column.kind == "integer":
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
         column.atom_width = 0.0
@@ -140,10 +150,10 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
     column.seen = [float(x.min()), float(x.max())]
 
 
-def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
-    """Resolution and repeated values, such that every value is a multiple of the resolution."""
+def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float = 0.0) -> None:
+    """Resolution and repeated values, such that every value is a multiple of the resolution; see `learn_column`."""
     column.cardinality = len(np.unique(x))
-    found = learn_column(x, str(column.name), precision)
+    found = learn_column(x, str(column.name), precision, finest)
     if found.kind == "constant":
         column.cardinality, column.tolerance = 1, found.tolerance
         return
@@ -167,7 +177,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float) -> None:
 
 
 def common_step(x: Array, step: float, precision: float) -> float:
-    """A step, or a finer power of ten, of which every value is a multiple but for rounding errors of `precision`; 0 if there is none."""
+    """The step, or a finer power of ten, of which all values are multiples up to rounding errors; 0 for none."""
     # Differences of ordinary numbers leave errors near zero that are small beside these, not beside zero.
     allowed = np.maximum(8 * precision * np.abs(x), 8 * min(precision, 1e-15) * np.median(np.abs(x)))
     while step:
@@ -182,7 +192,7 @@ def common_step(x: Array, step: float, precision: float) -> float:
 
 
 def spellings(x: Array, nearest: Array) -> list[float]:
-    """Values that differ from the multiples of the resolution that they stand for, where one value only stands for each."""
+    """Values that differ from their multiples of the resolution, where each multiple has one value only."""
     values, where = np.unique(x, return_index=True)
     multiples = nearest[where]
     _, inverse, counts = np.unique(multiples, return_inverse=True, return_counts=True)
@@ -215,9 +225,9 @@ def learn_support(column: ColumnSchema, x: Array) -> None:
 
 
 def ends_at_zero(x: Array, resolution: float) -> bool:
-    """Whether values, none of them negative, look as if none could be: rows beyond a support have no probability at all.
+    """Whether non-negative values suggest a support that ends at zero.
 
-    Either they come as near to zero as the next value might, or their lower tail is far shorter than the upper one.
+    They do if they come as near to zero as the next value might, or if the lower tail is far shorter than the upper.
     """
     low, middle, high = np.quantile(x, [0, 0.5, 1])
     return bool(low <= max(3 * (high - low) / len(x), resolution) or middle - low <= (high - middle) / 2)
@@ -256,12 +266,12 @@ def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
 
 
 def check_range(column: ColumnSchema, seconds: Array) -> None:
-    """Raises a ValueError for times within two days of the ends of what their type can hold: new ones might lie beyond."""
+    """Raise a ValueError for times within two days of the limits of their dtype, which draws might exceed."""
     furthest = 2**63 / cells.TICKS[cells.unit_of(cells.dtype_of(column.dtype))] - 2 * DAY
     if np.abs(seconds).max() > furthest:
         raise ValueError(
-            f"column {column.name!r} holds times at the very end of what {column.dtype} can hold: if they stand for missing ones, make the "
-            "cells missing; else convert the column to a coarser unit, .dt.as_unit('s')"
+            f"column {column.name!r} holds times at the very end of what {column.dtype} can hold: if they stand for "
+            "missing ones, make the cells missing; else convert the column to a coarser unit, .dt.as_unit('s')"
         )
 
 
@@ -310,7 +320,8 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
         strange = [v for v in column.categories if v not in levels]
         if strange:
             raise ValueError(
-                f"column {column.name!r}: level {strange[0]!r} is not among the schema's categories {levels[:20]}: add it, or set "
+                f"column {column.name!r}: level {strange[0]!r} is not among the schema's categories {levels[:20]}: "
+                "add it, or set "
                 "categories to None to learn them"
             )
         column.categories = [v for v in levels if v in column.categories]
@@ -324,7 +335,7 @@ def numbers_of(column: ColumnSchema, present: pd.Series) -> Array:
 
 
 def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
-    """Raises a ValueError that names the first cell that bounds or resolution exclude."""
+    """Raise a ValueError that names the first cell outside the bounds, or off the grid."""
     x, ends = numbers_of(column, present), [column.lower, column.upper]
     if column.kind == "datetime":
         ends = [None if end is None else day_number(end) for end in ends]
@@ -341,7 +352,8 @@ def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
         if rows.any():
             row = int(rows.argmax())
             raise ValueError(
-                f"column {column.name!r}: {present.iloc[row]} in row {cells.label(present.index, row)!r} {what}: correct the schema, or the data"
+                f"column {column.name!r}: {present.iloc[row]} in row {cells.label(present.index, row)!r} {what}: "
+                "correct the schema, or the data"
             )
 
 

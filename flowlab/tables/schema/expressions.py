@@ -214,7 +214,7 @@ def unescape(text: str) -> str:
 
 
 def _check_size(tree: ast.AST) -> None:
-    """Raises a ValueError for a tree that is too large or deep, before anything goes down it."""
+    """Raise a ValueError for a tree that is too large or deep, before anything goes down it."""
     level: list[ast.AST] = [tree]
     count = 0
     for _ in range(MOST_DEPTH):

@@ -1,6 +1,7 @@
-"""Columns of a numeric table <-> the numbers that a flow models, and what is exact beside it.
+"""How the values of a column of numbers lie: constant, on a decimal grid, repeated off any grid, or continuous.
 
-Constants and exactly collinear columns are taken out and put back. Columns whose values repeat are dequantised at their resolution.
+`learn_column` decides this while a schema is inferred. The rest is arithmetic of grids, and checks of numbers that
+double precision cannot resolve.
 """
 
 from dataclasses import dataclass, field
@@ -10,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+FINE = 1e-6  # width of a grid cell, in standard deviations, from which its probability has digits enough
 REPEATS = 0.05  # share of rows repeating another's value from which a column counts as tied
 ON_GRID = 0.95  # share of rows on a decimal grid that makes the grid the column's resolution
 ATOM = 0.01  # share of rows with one value that makes it an atom, off any grid
 ATOM_WIDTH = 1e-4  # width of an atom's cell in standard deviations
-FAR_FROM_ZERO = (
-    1e11  # size, in grid cells, from which a float64 has too few digits left to tell where in a cell it lies
-)
+FAR_FROM_ZERO = 1e11  # size, in grid cells, from which a float64 cannot resolve positions within a cell
 SCALES = (1e-100, 1e100)  # spreads of columns whose squares a float64 holds with all digits
 DIGITS = (1e-304, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
 RESCALE = "multiply the column by a power of ten that brings it near 1"
@@ -25,7 +25,7 @@ OUTLIER = 1e16  # distance from the median, in spreads, at which a float64 keeps
 
 @dataclass
 class Column:
-    """How one column is treated.
+    """How one column of complete numbers is treated: a step of inference, and the view in `FlowDensity.columns_`.
 
     Attributes:
         name: The column's name.
@@ -43,7 +43,7 @@ class Column:
         least: Smallest value in training, None where it is not known (a model file of an early version).
         most: Largest value in training.
         offset: What is subtracted from large values on a grid, in whole cells.
-        decimals: Step of the decimals that the values of a continuous column are written with, to which draws are rounded; 0 for none.
+        decimals: Step of the decimals of a continuous column's values, to which draws are rounded; 0 for none.
     """
 
     name: str
@@ -72,8 +72,15 @@ class Column:
         return (values >= lower - slack) & (values <= upper + slack)
 
 
-def learn_column(x: Array, name: str, precision: float) -> Column:
-    """Kind and resolution of one column, by itself."""
+def learn_column(x: Array, name: str, precision: float, finest: float = 0.0) -> Column:
+    """Kind and resolution of one column, by its own values.
+
+    Args:
+        x: The values (n,).
+        name: The column's name.
+        precision: Relative rounding error of the values.
+        finest: Width of a cell, in standard deviations, below which a grid is only the decimals that values have.
+    """
     if (x == np.round(x)).all() and np.abs(x).max() < 2**53:
         precision = 0.0  # whole numbers carry no rounding errors
     rounding = 8 * precision * np.abs(x)
@@ -84,7 +91,7 @@ def learn_column(x: Array, name: str, precision: float) -> Column:
     if len(values) > (1 - REPEATS) * len(x):
         return Column(name, decimals=common_decimals(x, rounding))
     resolution = decimal_grid(x, rounding)
-    if resolution:
+    if resolution and resolution >= finest * spread(x):
         reason = f"{len(values)} distinct values, multiples of {resolution:g}"
         return Column(name, "grid", reason, resolution, offset=offset_of(x, resolution))
     frequent = counts >= max(ATOM * len(x), 2)
@@ -92,14 +99,16 @@ def learn_column(x: Array, name: str, precision: float) -> Column:
     if 0 < len(atoms) <= 50:
         width = ATOM_WIDTH * spread(x)
         share = float(counts[frequent].sum() / len(x))
-        return Column(name, "atoms", f"{share:.0%} of rows are on {len(atoms)} repeated values", width, atoms.tolist())
+        reason = f"{share:.0%} of rows are on {len(atoms)} repeated values"
+        decimals = common_decimals(x, rounding) if resolution else 0.0
+        return Column(name, "atoms", reason, width, atoms.tolist(), decimals=decimals)
     # Ties off any decimal grid, none of them frequent: cells as wide as the smallest gap keep every value apart.
     gap = float(np.diff(values).min())
     return Column(name, "atoms", "values repeat off any decimal grid", gap, values[counts > 1][:1000].tolist())
 
 
 def spread(x: Array) -> float:
-    """A standard deviation that outliers do not touch: from the narrowest pair of quantiles that differ."""
+    """A robust standard deviation, from the narrowest pair of quantiles that differ."""
     for share, sigmas in ((0.25, 1.35), (0.1, 2.56), (0.02, 4.11)):
         low, high = np.quantile(x, [share, 1 - share])
         if high > low:
@@ -121,13 +130,13 @@ def decimal_grid(x: Array, rounding: Array) -> float:
 
 
 def common_decimals(x: Array, rounding: Array) -> float:
-    """The power of ten of which all values are multiples, 0 if there is none: the cents of prices that hardly repeat."""
+    """The power of ten of which all values are multiples, such as the cents of prices; 0 if there is none."""
     step = decimal_grid(x, rounding)
     return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * min(step, 1.0))).all() else 0.0
 
 
 def offset_of(x: Array, resolution: float) -> float:
-    """What to subtract from values on a grid so that a float64 can tell where in a cell they lie; 0 where that gains nothing."""
+    """What to subtract from values on a grid so that a float64 resolves positions within a cell; 0 if not needed."""
     largest = np.abs(x).max()
     if largest <= FAR_FROM_ZERO * resolution:
         return 0.0
@@ -136,14 +145,14 @@ def offset_of(x: Array, resolution: float) -> float:
 
 
 def check_size(x: Array, name: Any) -> None:
-    """Raises a ValueError for a column of numbers so large or small that double precision loses their digits."""
+    """Raise a ValueError for numbers so large or small that double precision loses digits."""
     size = np.abs(x).max()
     if x.min() < x.max() and not DIGITS[0] <= size <= DIGITS[1]:
         raise ValueError(f"column {name!r} holds values of size {size:g}, where double precision fails: {RESCALE}")
 
 
 def check_scale(x: Array, name: Any, labels: Any = None) -> None:
-    """Raises a ValueError for a column that no density can be fitted to in double precision; rows are named by `labels`."""
+    """Raise a ValueError for a column that no double-precision density can model; `labels` name the rows."""
     middle, width = float(np.median(x)), spread(x)
     far = np.abs(x - middle)
     row = int(far.argmax())
@@ -152,14 +161,15 @@ def check_scale(x: Array, name: Any, labels: Any = None) -> None:
     if far[row] > OUTLIER * width:
         label = row if labels is None else labels[row : row + 1].tolist()[0]
         raise ValueError(
-            f"column {name!r} holds {x[row]:g} in row {label!r}, {far[row] / width:.0e} times further out than the bulk of its values is wide: "
-            "no double-precision density tells both apart. If it stands for a missing value, make the cell missing; if it is an "
-            "error, drop the row; if it is real, model the logarithm of the column"
+            f"column {name!r} holds {x[row]:g} in row {label!r}, {far[row] / width:.0e} times further out than the "
+            "bulk of its values is wide: no double-precision density tells both apart. If it stands for a missing "
+            "value, make the cell missing; if it is an error, drop the row; if it is real, model the logarithm of the "
+            "column"
         )
     if not SCALES[0] < width < SCALES[1] or not np.abs(x).max() < SCALES[1]:
         raise ValueError(
-            f"column {name!r} holds values of size {np.abs(x).max():g} that spread by {width:g}, where double precision "
-            f"fails: {RESCALE}"
+            f"column {name!r} holds values of size {np.abs(x).max():g} that spread by {width:g}, where double "
+            f"precision fails: {RESCALE}"
         )
 
 

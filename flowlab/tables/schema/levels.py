@@ -14,7 +14,7 @@ UNKNOWN = -1.0  # code of a level that training did not see
 
 
 def take_levels(column: ColumnSchema, values: list[Any], codes: NDArray[np.int64]) -> pd.Series:
-    """Levels in a column's type."""
+    """Levels in a column's dtype."""
     if column.dtype != "category":
         return cells.take(values, codes, column.dtype, NULLS[column.null])
     index = pd.Index(cells.take(column.declared, np.arange(len(column.declared)), column.levels_dtype))
@@ -23,12 +23,12 @@ def take_levels(column: ColumnSchema, values: list[Any], codes: NDArray[np.int64
 
 
 def level_codes(column: ColumnSchema, values: pd.Series) -> Array:
-    """The codes of a column's levels as floats: NaN where missing, -1 for a level that training did not see."""
+    """The codes of a column's levels as floats: NaN for missing cells, -1 for levels that training did not have."""
     return codes_among(column.categories, values, column)
 
 
 def codes_among(known: list[Any], values: pd.Series, column: ColumnSchema) -> Array:
-    """The place of each cell in a list of levels."""
+    """The position of each cell in a list of levels."""
     codes, found = cells.levels(values, column.name)
     texts = {isinstance(v, str) for v in known}, {isinstance(v, str) for v in found}
     if len(texts[0]) == len(texts[1]) == 1 and texts[0] != texts[1]:

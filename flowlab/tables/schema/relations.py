@@ -13,11 +13,11 @@ EXACT = 1e-9  # relative residual below which a column is a linear combination o
 
 
 class Columns:
-    """How the columns of a table of complete numbers are treated, in the order of the table.
+    """A view of the schema of a table of complete numbers: `FlowDensity.columns_`.
 
     Attributes:
         columns: One `Column` each.
-        modelled: The places of those that the flow models.
+        modelled: The positions of the modelled ones.
     """
 
     def __init__(self, columns: Sequence[Column]) -> None:
@@ -26,13 +26,13 @@ class Columns:
 
     @classmethod
     def of(cls, schema: Sequence[ColumnSchema]) -> "Columns":
-        """The same columns as a schema's."""
+        """The view of a schema's columns."""
         names = [column.name for column in schema]
         return cls([as_column(column, names) for column in schema])
 
 
 def as_column(own: ColumnSchema, names: Sequence[Any]) -> Column:
-    """A column of a schema as a column of numbers, whose coefficients go by the places of `names`."""
+    """The view of one column of a schema; coefficients are in the order of `names`."""
     kind = own.kind if own.kind in ("constant", "derived") else "continuous"
     weights = dict(zip(own.sources, own.weights, strict=True))
     if own.kind == "duplicate":

@@ -1,6 +1,6 @@
-"""What each column of a table is: learnt from the data, printed with reasons, edited by the user, kept as JSON.
+"""`Schema`: what each column of a table is; inferred from the data, printed with reasons, edited, kept as JSON.
 
-schema = Schema.infer(df, {"zip": "categorical", "row": "excluded", "age": {"kind": "integer", "lower": 0, "upper": 120}})
+schema = Schema.infer(df, {"zip": "categorical", "row": "excluded", "age": {"lower": 0, "upper": 120}})
 print(schema)
 schema["rooms"].kind = "integer"            # an edit; Schema.infer(df, schema) learns what follows from it
 """
@@ -63,11 +63,12 @@ class Schema:
 
         Args:
             df: The table.
-            overrides: What to take as given: for each column's name a kind, or a dict of fields of `ColumnSchema` ({"kind": "integer",
-                "lower": 0}); "excluded" leaves a column out. Or a whole `Schema`, whose kinds, bounds, resolutions and levels are taken.
+            overrides: What not to infer: a dict from columns to a kind, or to a dict of fields of `ColumnSchema`
+                ({"kind": "integer", "lower": 0}); "excluded" leaves a column out. Or a `Schema`, whose kinds, bounds,
+                resolutions and levels are taken.
 
         Raises:
-            ValueError: Something in the table, or in the overrides, cannot be. The message names the column and what to do.
+            ValueError: A column cannot be modelled, or contradicts the overrides; the message names it, and a remedy.
         """
         cells.check_frame(df)
         if not df.shape[1]:
@@ -90,12 +91,13 @@ class Schema:
         return cls(columns, (cells.spell(df.columns.dtype), label if isinstance(label, str | int) else None))
 
     def check(self) -> None:
-        """Raises a ValueError that names each column that looks like an identifier, what it would cost and the ways out."""
+        """Raise a ValueError that names columns that look like identifiers, with their costs and remedies."""
         lines = []
         for column in self:
             if column.kind not in KINDS:
                 raise ValueError(
-                    f"column {column.name!r}: unknown kind {column.kind!r}; choose one of {', '.join(MODELLED)}, excluded"
+                    f"column {column.name!r}: unknown kind {column.kind!r}; choose one of {', '.join(MODELLED)}, "
+                    "excluded"
                 )
             if column.kind == "id":
                 whole = cells.dtype_of(column.dtype).kind in "iuf"
@@ -103,11 +105,12 @@ class Schema:
                 price = (
                     "As an integer it would cost little and say nothing"
                     if whole
-                    else f"As a categorical it would cost about {cost:,} parameters, {cost * BYTES_PER_PARAMETER / 1e6:,.0f} MB "
-                    "in each network while training"
+                    else f"As a categorical it would cost about {cost:,} parameters, "
+                    f"{cost * BYTES_PER_PARAMETER / 1e6:,.0f} MB in each network while training"
                 )
                 lines.append(
-                    f"column {column.name!r} looks like an identifier: {column.cardinality:,} distinct levels, {column.reason}. {price}. "
+                    f"column {column.name!r} looks like an identifier: {column.cardinality:,} distinct levels, "
+                    f"{column.reason}. {price}. "
                     f"Leave it out with schema={{{column.name!r}: 'excluded'}}, or keep it with "
                     f"schema={{{column.name!r}: '{'integer' if whole else 'categorical'}'}}"
                 )
@@ -202,7 +205,7 @@ class Schema:
 
 
 def _values(column: ColumnSchema) -> str:
-    """What the printed schema says of a column's values."""
+    """The description of a column's values in a printed schema."""
     if column.kind in LEVELLED:
         return f"{len(column.categories)} levels" + (", ordered" if column.ordered else "")
     if column.kind == "constant":
@@ -233,7 +236,8 @@ def read_overrides(overrides: Any, names: list[Any]) -> dict[Any, dict[str, Any]
             given[name] = values = _kept(values)
         if not isinstance(values, Mapping) or not set(values) <= fields_:
             raise ValueError(
-                f"schema of column {name!r}: expected a kind or a dict with fields among {', '.join(sorted(fields_))}, got {values!r}"
+                f"schema of column {name!r}: expected a kind or a dict with fields among {', '.join(sorted(fields_))}, "
+                f"got {values!r}"
             )
         given[name] = values = {
             key: value for key, value in values.items() if value is not None or key in ("lower", "upper")
@@ -247,7 +251,7 @@ def read_overrides(overrides: Any, names: list[Any]) -> dict[Any, dict[str, Any]
 
 
 def _kept(column: ColumnSchema) -> dict[str, Any]:
-    """What a schema says of a column that is not learnt anew. What is a fact about the data, such as constancy, is."""
+    """The fields of a column that overrides keep; facts about the data, such as constancy, are inferred anew."""
     if column.kind in FOUND or (column.kind == "categorical" and column.cardinality == 1):
         return {}
     kept = {

@@ -1,4 +1,4 @@
-"""What files say of tables, checked before it is used: of a hostile file nothing may fail later than at loading."""
+"""Descriptions of tables in files, validated on loading, so that nothing in a hostile file can fail later."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ COLUMN_KINDS = ("continuous", "grid", "atoms", "constant", "derived")
 
 
 def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The same fields with NaN where a file, which has no such number, has None."""
+    """The same fields with NaN for None, by which files represent it."""
     names = set(names)
     return {name: math.nan if value is None and name in names else value for name, value in values.items()}
 
@@ -39,7 +39,7 @@ def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def column_from(values: Any) -> ColumnSchema:
-    """A column of a schema, with a dtype that a table can have."""
+    """A column of a schema from a file, with a valid dtype."""
     column: ColumnSchema = made(ColumnSchema, values, LISTS)
     if column.kind not in (*KINDS, ""):
         raise ValueError(f"column {shown(column.name)}: unknown kind {shown(column.kind)}")
@@ -55,7 +55,7 @@ def column_from(values: Any) -> ColumnSchema:
 
 
 def check_dtype(name: str) -> None:
-    """Raises a ValueError unless cells of a dtype can be modelled."""
+    """Raise a ValueError unless a dtype can be modelled."""
     try:
         found = cells.family(pd.Series([], dtype=cells.dtype_of(name)), "")
     except (TypeError, ValueError, NotImplementedError, KeyError, OSError) as error:
@@ -68,7 +68,7 @@ def check_dtype(name: str) -> None:
 
 
 def _columns_from(data: Any) -> list[Column]:
-    """The columns of a table of numbers, in a file of an early version."""
+    """The columns of a table of numbers from an early file."""
     if not isinstance(data, list):
         raise ValueError(f"columns are {shown(data)}")
     columns = [made(Column, values) for values in data]
@@ -90,7 +90,7 @@ def _columns_from(data: Any) -> list[Column]:
 
 
 def _check_numbers(own: Any, width: int) -> None:
-    """Raises a ValueError unless the types and names of a table of numbers are those of `width` columns."""
+    """Raise a ValueError unless the types and names of a table of numbers are those of `width` columns."""
     if not isinstance(own, dict) or not fits(own.get("index_names"), list[LABEL] | None):
         raise ValueError("the names of the columns are none")
     names, dtypes = own["index_names"], own["dtypes"]
@@ -106,7 +106,7 @@ def _check_numbers(own: Any, width: int) -> None:
 
 
 def early_numbers(own: Any, width: int) -> dict[str, Any]:
-    """A table of complete numbers as early files describe it, as `Table.to_json` does today."""
+    """Convert an early file's description of a table of complete numbers to that of `Table.to_json`."""
     _check_numbers(own, width)
     columns = _columns_from(own["columns"])
     if len(columns) != width:
@@ -121,7 +121,7 @@ def early_numbers(own: Any, width: int) -> dict[str, Any]:
 
 
 def _early_column(column: Column, name: Any, dtype: str, names: list[Any]) -> dict[str, Any]:
-    """A column of an early file as the record of today."""
+    """Convert a column of an early file to a record of `ColumnSchema`."""
     kind = "continuous" if column.modelled else column.kind
     own = {"name": name, "kind": kind, "dtype": dtype, "reason": column.reason, "atoms": column.atoms}
     own |= {key: getattr(column, key) for key in ("lower", "upper", "offset", "decimals", "tolerance")}
@@ -143,7 +143,7 @@ def _early_column(column: Column, name: Any, dtype: str, names: list[Any]) -> di
 
 
 def calibration_from(data: Any) -> pd.DataFrame:
-    """The tests of fit, a row each."""
+    """The goodness-of-fit tests, one row each."""
     if not fits(data, dict[str, list[Any]]) or not fits(data.get("test"), list[str]):
         raise ValueError("the tests of fit are no table")
     numbers = {name: column for name, column in data.items() if name != "test"}
@@ -153,14 +153,14 @@ def calibration_from(data: Any) -> pd.DataFrame:
 
 
 def held_out_from(data: Any) -> np.ndarray:
-    """Log-densities of held-out rows: None stands for that of a row that cannot be, which JSON does not have."""
+    """Log-likelihoods of held-out rows, with -inf for None, by which files represent it."""
     if not fits(data, list[float | None]):
         raise ValueError("the log-densities of held-out rows are none")
     return np.sort(np.array([-math.inf if value is None else value for value in data], dtype=np.float64))
 
 
 def read_names(model: Any, count: Any, names: Any) -> None:
-    """Gives an estimator the number of its columns, and their names, where not None.
+    """Set an estimator's number of columns, and their names where not None.
 
     Raises:
         ValueError: They are no names of so many columns.

@@ -106,7 +106,7 @@ def of_column(values: pd.Series, name: Any) -> Values:
 
 
 def _numbers(values: pd.Series, known: Rows) -> Data:
-    """Whole numbers, or float64."""
+    """Integers or float64 numbers."""
     if cells.is_object(values.dtype):
         present = values[known].tolist()
         whole = all(isinstance(v, int | np.integer) for v in present)
@@ -152,7 +152,7 @@ def _fit(data: Data) -> Data:
 
 
 def exactly(op: Callable[[Any, Any], Any], x: Data, y: Data) -> Data:
-    """An operation on whole numbers: on int64 where what comes out surely fits, else on Python's integers."""
+    """An exact operation on integers: in int64 where the result surely fits, else in Python's integers."""
     estimate = np.abs(op(x.astype(np.float64), y.astype(np.float64)))
     if not (estimate < MOST).all():
         raise ValueError("whole numbers become too large: divide a column, or write 1.0 * it")
@@ -162,7 +162,7 @@ def exactly(op: Callable[[Any, Any], Any], x: Data, y: Data) -> Data:
 
 
 def as_times(values: Values, like: Values) -> Values:
-    """A string in an expression as the time that it says, where times are on the other side."""
+    """A string in an expression as a time, where the other operand holds times."""
     if not (values.constant and values.kind == "text" and like.kind in ("datetime", "timedelta")):
         return values
     text = values.data[0]

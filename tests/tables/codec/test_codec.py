@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flowlab import datasets
 from flowlab.tables.codec.codec import Codec
-from flowlab.tables.codec.columns import Unit
+from flowlab.tables.codec.columns import Variable
 from flowlab.tables.schema import Schema
 
 
@@ -20,11 +20,11 @@ def round_trip(frame: pd.DataFrame, overrides=None, rest=None) -> Codec:
     """Fail unless a table and another of its kind come back bit for bit, also from a codec that went through JSON."""
     codec = Codec(Schema.infer(frame, overrides))
     again = Codec.from_json(json.loads(json.dumps(codec.to_json(), allow_nan=False)))
-    assert again.units == codec.units
+    assert again.variables == codec.variables
     for table in (frame, frame if rest is None else rest):
         matrix = codec.encode(table)
         assert matrix.dtype == np.float64
-        assert matrix.shape == (len(table), len(codec.units))
+        assert matrix.shape == (len(table), len(codec.variables))
         assert np.array_equal(again.encode(table), matrix, equal_nan=True)
         assert codec.possible(table).all()
         for back in (codec.decode(matrix), again.decode(matrix)):
@@ -44,7 +44,7 @@ def test_weather_comes_back_but_for_the_hour_that_the_clocks_repeat():
     summer = frame["time_hour"].dt.strftime("%m-%d %H") != "11-03 01"
     assert repeated.any()
     codec = round_trip(frame[summer].reset_index(drop=True))
-    assert [unit.name for unit in codec.units][-2:] == ["time_hour (day)", "time_hour (time)"]
+    assert [variable.name for variable in codec.variables][-2:] == ["time_hour (day)", "time_hour (time)"]
     back = codec.decode(codec.encode(frame))
     assert (frame["time_hour"] - back["time_hour"]).isin(pd.to_timedelta([0, 1], unit="h")).all()
 
@@ -142,9 +142,9 @@ def test_every_dtype_comes_back(name):
     values = COLUMNS[name]
     codec = round_trip(pd.DataFrame({"x": values, "other": np.arange(len(values)) * 1.5}))
     assert all(
-        unit.nullable == values.isna().any()
-        for unit in codec.units
-        if unit.column == 0 and len(codec.units) > 1 and unit.name != "other"
+        variable.nullable == values.isna().any()
+        for variable in codec.variables
+        if variable.column == 0 and len(codec.variables) > 1 and variable.name != "other"
     )
     # The same rows in another order, without the missing ones.
     some = pd.DataFrame({"x": values, "other": np.arange(len(values)) * 1.5}).iloc[::-1]
@@ -169,15 +169,15 @@ def test_units():
             "n": pd.Series([1, 250, 7], dtype="uint8"),
         }
     )
-    units = Codec(Schema.infer(frame)).units
-    assert units == [
-        Unit("city", 0, classes=2, nullable=True),
-        Unit("when (day)", 1, nullable=True, resolution=1.0),
-        Unit("when (time)", 1, nullable=True, resolution=0.0, lower=0.0, upper=86400.0),
-        Unit("flag", 2, classes=2),
-        Unit("n", 3, resolution=1.0, lower=0.0, upper=255.0),
+    variables = Codec(Schema.infer(frame)).variables
+    assert variables == [
+        Variable("city", 0, classes=2, nullable=True),
+        Variable("when (day)", 1, nullable=True, resolution=1.0),
+        Variable("when (time)", 1, nullable=True, resolution=0.0, lower=0.0, upper=86400.0),
+        Variable("flag", 2, classes=2),
+        Variable("n", 3, resolution=1.0, lower=0.0, upper=255.0),
     ]
-    bounded = Codec(Schema.infer(frame, {"when": {"lower": "2024-01-01", "upper": "2024-12-31"}})).units[1]
+    bounded = Codec(Schema.infer(frame, {"when": {"lower": "2024-01-01", "upper": "2024-12-31"}})).variables[1]
     assert (bounded.lower, bounded.upper) == (-30, 335)
 
 
@@ -200,7 +200,7 @@ def test_constants_copies_and_sums_are_put_back():
     frame["when again"] = frame["when"]
     frame["gone"] = np.nan
     codec = round_trip(frame)
-    assert [unit.name for unit in codec.units] == ["city", "a", "b", "when"]
+    assert [variable.name for variable in codec.variables] == ["city", "a", "b", "when"]
     new = codec.decode([[0, 7, 0.1 + 0.2, 5], [np.nan, 1, -0.05, 6]])
     assert new["code"].tolist() == [5, pd.NA]
     assert new["again"].tolist() == [7, 1]
@@ -233,7 +233,7 @@ def test_identifiers_are_refused():
 def test_decimals_are_those_of_the_data_rounding_errors_and_all():
     x = np.tile([0.1 + 0.2, 0.1, 0.7, 12.3], 20)
     codec = round_trip(pd.DataFrame({"x": x}))
-    assert codec.units[0].resolution == 0.1
+    assert codec.variables[0].resolution == 0.1
     assert codec.decode([[0.30000000001], [0.4 + 1e-12], [0.7]])["x"].tolist() == [0.30000000000000004, 0.4, 0.7]
 
 

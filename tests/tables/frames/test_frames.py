@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import flowlab
-from flowlab.tables.frames.arrow import Kind, kind_of, like, to_pandas
+from flowlab.tables.frames.arrow import TableFormat, format_of, like, to_pandas
 
 SMALL = flowlab.Member("mixed", "none", steps=40, hidden=(16,))
 DAYS = [dt.date(2024, 1, 31), None, dt.date(1924, 1, 5)]
@@ -67,9 +67,9 @@ ARROW = {
 
 
 def there_and_back(table):
-    """A table by way of pandas, with its kind by way of JSON."""
-    kind = Kind.from_json(json.loads(json.dumps(kind_of(table).to_json())))
-    return like(kind, to_pandas(table))
+    """A table by way of pandas, with its format by way of JSON."""
+    table_format = TableFormat.from_json(json.loads(json.dumps(format_of(table).to_json())))
+    return like(table_format, to_pandas(table))
 
 
 @pytest.mark.parametrize("name", POLARS)
@@ -175,7 +175,7 @@ def test_other_objects_are_refused(X, message):
 
 def test_cells_that_a_type_cannot_hold_name_the_column():
     with pytest.raises(ValueError, match="column 'n' cannot be of type int8"):
-        like(kind_of(pa.table({"n": pa.array([1], pa.int8())})), pd.DataFrame({"n": [300]}))
+        like(format_of(pa.table({"n": pa.array([1], pa.int8())})), pd.DataFrame({"n": [300]}))
 
 
 def rows_of(n: int) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import flowlab
 from flowlab import FlowDensity, Member
 from flowlab.mixture import FlowMixture
 from flowlab.tables.mixed.heads import Cells, Histogram, HistogramAndLogistics, Logistics, quantile
-from flowlab.tables.mixed.marginal_cdf import learn_ranks
+from flowlab.tables.mixed.marginal_cdf import learn_marginal_cdf
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.query.conditional import draw
 from flowlab.tables.query.conditions import ConditionError, Conditions
@@ -38,8 +38,8 @@ def random_flow(head=None, seed: int = 0, nullable: bool = True) -> MixedFlow:
     """Two classes, a count and a zero-inflated number, with weights that make everything depend on everything."""
     flow = MixedFlow(
         [
-            learn_ranks(counts(), resolution=1.0, lower=0.0, upper=5.0),
-            learn_ranks(zero_inflated(), atoms=[0.0], lower=0.0, upper=3.5),
+            learn_marginal_cdf(counts(), resolution=1.0, lower=0.0, upper=5.0),
+            learn_marginal_cdf(zero_inflated(), atoms=[0.0], lower=0.0, upper=3.5),
         ],
         columns=[0, 1, 2, 3],
         classes=[3, 0, 0, 2],
@@ -57,7 +57,7 @@ def random_flow(head=None, seed: int = 0, nullable: bool = True) -> MixedFlow:
 @pytest.mark.parametrize("resolution", [0.1, 1.0, 10.0])
 def test_cells_of_a_grid_fill_the_unit_interval(resolution):
     x = torch.randint(0, 30, (300,), generator=seeded(), dtype=torch.float64) * resolution
-    ranks = learn_ranks(x, resolution=resolution, lower=0.0, upper=40 * resolution)
+    ranks = learn_marginal_cdf(x, resolution=resolution, lower=0.0, upper=40 * resolution)
     values = torch.arange(41, dtype=torch.float64) * resolution
     cells = ranks.cell(values)
     assert float(cells.width.sum()) == pytest.approx(1, abs=1e-9)
@@ -69,7 +69,7 @@ def test_cells_of_a_grid_fill_the_unit_interval(resolution):
 
 def test_ranks_of_a_zero_inflated_column_have_a_jump_and_a_density():
     x = zero_inflated()
-    ranks = learn_ranks(x, atoms=[0.0], lower=0.0)
+    ranks = learn_marginal_cdf(x, atoms=[0.0], lower=0.0)
     assert float(ranks.cell(torch.zeros(1, dtype=torch.float64)).width) == pytest.approx(
         float((x == 0).double().mean())
     )
@@ -86,7 +86,7 @@ def test_ranks_of_a_zero_inflated_column_have_a_jump_and_a_density():
     ids=["counts", "zero-inflated", "continuous", "decimals"],
 )
 def test_what_networks_see_of_a_drawn_value_is_what_they_see_of_the_value(x, resolution, atoms):
-    ranks = learn_ranks(x, resolution=resolution, atoms=atoms, lower=0.0, upper=7.0)
+    ranks = learn_marginal_cdf(x, resolution=resolution, atoms=atoms, lower=0.0, upper=7.0)
     rank = torch.rand(2000, generator=seeded(2), dtype=torch.float64)
     value, middle = ranks.value_and_middle(rank)
     assert torch.equal(value, ranks.value(rank))
@@ -97,7 +97,7 @@ def test_what_networks_see_of_a_drawn_value_is_what_they_see_of_the_value(x, res
 @pytest.mark.parametrize("resolution", [0.0, 0.1])
 def test_ranks_of_odd_columns(x, resolution):
     values = torch.tensor(x, dtype=torch.float64)
-    ranks = learn_ranks(values, resolution=resolution)
+    ranks = learn_marginal_cdf(values, resolution=resolution)
     drawn = ranks.value(torch.rand(100, generator=seeded(), dtype=torch.float64))
     assert torch.isfinite(drawn).all()
     if len(values):
@@ -190,7 +190,7 @@ def test_conditions_on_values_sets_and_intervals_draw_what_filtering_would():
     flow = random_flow(nullable=False)
     mixture = FlowMixture([flow])
     plain = flow.sample((60_000,), generator=seeded()).numpy()
-    conditions = Conditions(allowed={0: [(0.0, 0.0), (2.0, 2.0)], 1: [(1.0, 3.0)]}, words={0: "a", 1: "b"})
+    conditions = Conditions(allowed={0: [(0.0, 0.0), (2.0, 2.0)], 1: [(1.0, 3.0)]}, text={0: "a", 1: "b"})
     rows, acceptance = draw(mixture, conditions, 6000, seeded(1))
     rows = rows.numpy()
     kept = plain[np.isin(plain[:, 0], [0, 2]) & (plain[:, 1] >= 1) & (plain[:, 1] <= 3)]
@@ -209,7 +209,7 @@ def test_conditions_on_values_weigh_the_members_of_a_mixture():
     flows = [random_flow(seed=seed, nullable=False) for seed in (0, 10)]
     mixture = FlowMixture(flows, [0.7, 0.3])
     plain = mixture.sample((60_000,), generator=seeded()).numpy()
-    rows, _ = draw(mixture, Conditions(values={0: 1.0}, words={0: "a"}), 6000, seeded(1))
+    rows, _ = draw(mixture, Conditions(values={0: 1.0}, text={0: "a"}), 6000, seeded(1))
     kept = plain[plain[:, 0] == 1]
     assert stats.ks_2samp(rows[:, 2].numpy(), kept[:, 2]).pvalue > 0.001
     assert (
@@ -221,7 +221,7 @@ def test_conditions_on_values_weigh_the_members_of_a_mixture():
 def test_improbable_conditions_are_refused_by_name():
     flow = random_flow(nullable=False)
     with pytest.raises(ConditionError, match="price = 9"):
-        draw(FlowMixture([flow]), Conditions(values={1: 9.0}, words={1: "price = 9"}), 5, seeded())
+        draw(FlowMixture([flow]), Conditions(values={1: 9.0}, text={1: "price = 9"}), 5, seeded())
 
 
 def test_files_and_copies_score_alike_in_another_process_too(tmp_path):
@@ -255,7 +255,7 @@ def test_gradients_stay_finite_at_the_ends():
 
 def test_counts_far_beyond_the_data_are_improbable_not_impossible():
     x = torch.from_numpy(np.random.default_rng(0).poisson(4, 1000)).double()
-    ranks = learn_ranks(x, resolution=1.0, lower=0.0)
+    ranks = learn_marginal_cdf(x, resolution=1.0, lower=0.0)
     far = ranks.cell(torch.tensor([14.0, 20.0, 60.0, 1e4, 1e6], dtype=torch.float64))
     log_p = far.width.log() + far.log_slope
     assert torch.isfinite(log_p).all()

@@ -245,7 +245,7 @@ def test_draws_in_blocks_differ_from_block_to_block(model, monkeypatch):
 
 def test_small_densities_train_where_the_model_does(model, monkeypatch):
     class Flat:
-        def score_samples(self, rows, measure):
+        def score_samples(self, rows, measure="mass"):
             return np.zeros(len(rows))
 
     seen: list[str] = []

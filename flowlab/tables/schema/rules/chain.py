@@ -1,4 +1,4 @@
-"""Rules of one table together: in an order in which each finds its columns, and checked against what they lead to."""
+"""The rules of one table: ordered so that each finds its columns, and checked against each other."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from flowlab.tables.schema.schema import Schema
 
 
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
-    """A rule of the table's own, from an object or its text.
+    """A rule for a table, from an object (copied) or text.
 
     "low <= high" is a condition where differences would lose values.
     """
@@ -27,7 +27,7 @@ def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
 
 
 def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Raises a ValueError for a rule about a column that the user leaves out: no sample would have it."""
+    """Raise a ValueError for a rule on an excluded column, which no sample would have."""
     for rule in rules:
         for name in rule.columns():
             if said.get(name, {}).get("kind") == "excluded":
@@ -35,7 +35,7 @@ def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]])
 
 
 def check_chain(rules: Sequence[Rule], names: Sequence[Any], schema: Schema) -> None:
-    """Raises a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
+    """Raise a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
     there = {str(name) for name in names}
     for rule in rules:
         lacking = [name for name in rule.columns() if str(name) not in there]
@@ -52,7 +52,7 @@ def check_chain(rules: Sequence[Rule], names: Sequence[Any], schema: Schema) -> 
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
-    """Rules so that each still finds its columns: what one replaces, none after it speaks of.
+    """Order rules so that each finds its columns: later ones do not refer to columns that earlier ones replace.
 
     One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a
     "<=" is a condition.

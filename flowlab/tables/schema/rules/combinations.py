@@ -1,4 +1,4 @@
-"""The rule that only combinations of levels that were seen can be."""
+"""`FixedCombinations`: only combinations of levels that training has are possible."""
 
 import json
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ TITLE = "fixed combinations of"
 
 @dataclass
 class FixedCombinations(Rule):
-    """Only combinations of levels that were seen: one column of combinations is modelled in place of several.
+    """Only combinations of levels that training has: one column of combinations is modelled in place of several.
 
     A missing cell is a level here.
 

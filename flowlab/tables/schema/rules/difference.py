@@ -1,4 +1,4 @@
-"""The rule that one column is never above another."""
+"""`LessThan`: one column is never above another."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +87,7 @@ class LessThan(Computed):
 
     @property
     def place(self) -> str:
-        """The name of the column that says at which value the higher one is held."""
+        """The name of the column of the values at which the higher one is held."""
         return f"{self.high} at"
 
     def check_learnt(self) -> None:
@@ -127,7 +127,7 @@ class LessThan(Computed):
         return self
 
     def lost(self, df: pd.DataFrame) -> int:
-        """The number of rows whose higher value no difference can hold, since the lower one is missing."""
+        """The number of rows with a higher value but no lower one, which no difference can represent."""
         return int((df[self.low].isna() & df[self.high].notna()).sum())
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
@@ -281,7 +281,7 @@ class LessThan(Computed):
         return (total < lowest) | (total > highest)
 
     def _stand_in(self, low: Array) -> Array:
-        """What comes back where the type cannot hold a value: one that breaks the rule, or is outside of the data."""
+        """The replacement for values that the dtype cannot hold: one that breaks the rule, or lies outside the data."""
         lowest, highest = storable(self.dtype)
         below = low - max(self.step, 1.0)
         outside = lowest if self.lower is not None and lowest < self.lower else highest

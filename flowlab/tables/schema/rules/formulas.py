@@ -1,4 +1,4 @@
-"""Rules that are expressions: a column that is computed from others, and a condition on rows."""
+"""Rules that are expressions: columns computed from others, and conditions on rows."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from flowlab.tables.schema.rules.rule import Computed, Label, Overrides, Rows, R
 
 @dataclass
 class Derived(Computed):
-    """A column that is computed from others: it is not modelled, and computed anew.
+    """A column computed from others: it is not modelled, but recomputed in draws.
 
     Its bounds are kept: rows whose computed value lies outside of what the schema gives, or the data suggest ("none
     negative", "within [0, 1]", the range of a small integer type), are impossible, and drawn again.
@@ -107,7 +107,7 @@ class Derived(Computed):
 
 @dataclass
 class Predicate(Rule):
-    """A condition on rows: the model knows nothing of it, samples that break it are drawn again.
+    """A condition on rows: the model ignores it, and draws that break it are redrawn.
 
     Args:
         expression: As in `Derived`: "x > 0 or y > 0".

@@ -1,4 +1,4 @@
-"""What all rules between columns share."""
+"""The base classes of rules between columns."""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Overrides = Mapping[Any, Mapping[str, Any]]
 
 @dataclass
 class Rule:
-    """What all rules share. A rule's fields are its arguments and what it has learnt, in JSON's types.
+    """A rule between columns. Its fields are its arguments and what it has learnt, in JSON's types.
 
     Attributes:
         order: The columns of the table that was learnt from; empty before.
@@ -58,19 +58,19 @@ class Rule:
         return repr(shorten(str(self)))
 
     def columns(self) -> list[Any]:
-        """The columns that the rule speaks of."""
+        """The columns that the rule refers to."""
         raise NotImplementedError
 
     def replaced(self) -> list[Any]:
-        """The columns that `forward` takes out of the table."""
+        """The columns that `forward` removes."""
         return []
 
     def made(self) -> list[Any]:
-        """The columns that `forward` puts in their place."""
+        """The columns that `forward` adds in their place."""
         return []
 
     def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "Rule":
-        """Looks at a table's types and grids, which `backward` restores. Rows that break the rule are passed over.
+        """Learn a table's dtypes and grids, which `backward` restores, from the rows that keep the rule.
 
         Args:
             df: The table.
@@ -104,11 +104,11 @@ class Rule:
         return self.rewrite(df)
 
     def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
-        """`forward` for rows of which it is known that they keep the rule."""
+        """`forward` for rows that are known to keep the rule."""
         return df
 
     def backward(self, df: pd.DataFrame) -> pd.DataFrame:
-        """The user's table of a modelled one: the columns and types that were learnt, in their order.
+        """The user's table from a modelled one, with the learnt columns and dtypes in their order.
 
         Rows that cannot be are among those that come back, and break the rule.
         """
@@ -122,15 +122,15 @@ class Rule:
         return frame
 
     def broken(self, df: pd.DataFrame) -> Rows:
-        """Which rows break the rule for certain."""
+        """Which rows certainly break the rule; those with missing cells may be undecided."""
         raise NotImplementedError
 
     def outside(self, df: pd.DataFrame) -> Rows:
-        """Which rows have a cell, computed by the rule, outside of what the data span: they are not drawn."""
+        """Which rows have a cell, computed by the rule, outside the range of training: they are redrawn."""
         return np.zeros(len(df), dtype=bool)
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
-        """What the rule knows of the columns that `forward` makes, as `Schema.infer` takes it."""
+        """Overrides for `Schema.infer`, for the columns that `forward` adds."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Rule:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Rule":
-        """The rule that `to_json` wrote down, checked as if its arguments came from a user.
+        """The rule that `to_json` wrote, validated as if its arguments came from a user.
 
         Raises:
             ValueError: It is no rule, has other fields, or values of the wrong kind.
@@ -168,10 +168,10 @@ class Rule:
         return rule
 
     def check_learnt(self) -> None:
-        """Raises a ValueError where what was learnt, as a file says it, is not what `learn` could have learnt."""
+        """Raise a ValueError if the learnt fields, from a file, are not what `learn` can learn."""
 
     def check_modelled(self, schema: Schema) -> None:
-        """Raises a ValueError where a file says of the columns that the rule makes what `backward` cannot read."""
+        """Raise a ValueError if `backward` cannot read the added columns as a file describes them."""
 
     def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
         return df
@@ -187,7 +187,7 @@ class Rule:
 
 @dataclass
 class Computed(Rule):
-    """A rule that computes one column's cells: what is known of that column.
+    """A rule that computes one column's cells, with what is known of that column.
 
     Attributes:
         dtype: Its type.
@@ -221,20 +221,20 @@ class Computed(Rule):
             raise ValueError(f"the rule {self.shown}: nothing of type {self.dtype!r:.80} is computed")
 
     def within(self, values: Array, slack: float = 0.0) -> Rows:
-        """Which values lie within the bounds; NaN does."""
+        """Which values are NaN or lie within the bounds."""
         low = -np.inf if self.lower is None else self.lower
         high = np.inf if self.upper is None else self.upper
         return ~((values < low - slack) | (values > high + slack))
 
 
 def can_miss(dtype: str) -> bool:
-    """Whether a column of a type can have missing cells."""
+    """Whether a dtype has missing cells."""
     kind = cells.dtype_of(dtype)
     return not isinstance(kind, np.dtype) or kind.kind in "fOmM"
 
 
 def storable(dtype: str) -> tuple[float, float]:
-    """The lowest and the highest number, or second, that a column of a type can have and float64 tells apart."""
+    """The least and largest number, or second, of a dtype that float64 resolves."""
     kind = cells.dtype_of(dtype)
     if kind.kind in "Mm":
         most = 2.0**63 / cells.TICKS[cells.unit_of(kind)] - cells.DAY
@@ -250,7 +250,7 @@ def storable(dtype: str) -> tuple[float, float]:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Whether a value is of an annotated type, of JSON's.
+    """Whether a value from JSON is of an annotated type.
 
     Example:
         >>> fits(["a", 1], list[str | int]), fits(True, float), fits(float("nan"), float)
@@ -273,7 +273,7 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def check_levels(schema: Schema, name: Any, known: list[str]) -> None:
-    """Raises a ValueError where a modelled column has other levels than those that a rule knows."""
+    """Raise a ValueError if a modelled column has other levels than a rule knows."""
     column = schema[name]
     found = [*column.categories, *column.recoding, column.value]
     if column.kind not in ("categorical", "constant", "duplicate") or not set(map(str, found)) <= {*known, "None"}:

@@ -1,4 +1,4 @@
-"""Rules as users write them."""
+"""Rules as text."""
 
 import keyword
 import re
