@@ -30,7 +30,7 @@ def __dir__() -> list[str]:
 class Base(nn.Module):
     """A distribution over noise z (*batch, features).
 
-    Subclasses write `log_prob` and `rsample`; `sample` is `rsample` without a gradient.
+    Subclasses write `log_prob`, `rsample` and, to be fitted by `FlowDensity`, `to_normal`; `sample` is `rsample` without a gradient.
 
     Attributes:
         features: Width of the noise.
@@ -60,7 +60,7 @@ class Base(nn.Module):
 
     def to_normal(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Noise z (*batch, features) as standard normal noise, drawn where several values would do."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be turned into standard normal noise")
+        raise NotImplementedError(f"{type(self).__name__} cannot be turned into standard normal noise: write to_normal")
 
     def extra_repr(self) -> str:
         return str(self.features)

@@ -23,4 +23,8 @@ def listed() -> list[str]:
 
 def test_the_map_is_the_tree():
     files = [p for p in (ROOT / "flowlab").rglob("*.py") if p.name != "__init__.py" and "_datasets" not in p.parts]
-    assert sorted(listed()) == sorted(p.relative_to(ROOT).as_posix() for p in files)
+    tree, lines = {p.relative_to(ROOT).as_posix() for p in files}, listed()
+    assert len(set(lines)) == len(lines), "a file has two lines"
+    assert set(lines) == tree, (
+        f"not in CONTRIBUTING.md's map: {tree - set(lines)}; not in the tree: {set(lines) - tree}"
+    )

@@ -64,9 +64,10 @@ def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Varia
         column = variable.column
         ends = {"lower": variable.lower, "upper": variable.upper}
         nullable = variable.nullable and first
-        found.append(
-            Variable(x[:, j], y[:, j], variable.classes > 0, nullable, variable.resolution, variable.atoms, **ends)
-        )
+        # Densities of numbers are spread over the cells of the grid on which nearly all values are.
+        step = variable.step if model.columns_ is not None else variable.resolution
+        atoms = () if step else variable.atoms
+        found.append(Variable(x[:, j], y[:, j], variable.classes > 0, nullable, step, atoms, **ends))
     return found
 
 

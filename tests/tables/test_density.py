@@ -24,6 +24,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import flowlab
 from flowlab import FlowDensity, Member, datasets
 from flowlab.files import FileError
+from flowlab.tables.ensemble.families import FAMILIES
+from flowlab.tables.ensemble.member import KINDS, TRAINED
 
 SIZES = {"steps": 200, "layers": 1, "hidden": (32,), "preprocessing": "marginal", "learning_rate": 2e-3}
 
@@ -470,3 +472,13 @@ def test_counts_alone():
     model = FlowDensity(effort="fast", random_state=0).fit(counts)
     values = np.arange(12)[:, None]
     assert np.abs(np.exp(model.score_samples(values)) - stats.poisson(4.0).pmf(values.ravel())).max() < 0.05
+
+
+def test_every_kind_of_member_has_a_family_that_survives_a_file(tmp_path):
+    assert set(KINDS) == set(FAMILIES)
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    for kind in KINDS:
+        small = {"steps": 5, "hidden": (8,), "components": 2} if kind in TRAINED else {}
+        model = FlowDensity(members=[Member(kind, "none", **small)], random_state=0).fit(x)
+        model.save(tmp_path / "m.flow")
+        assert np.array_equal(FlowDensity.load(tmp_path / "m.flow").score_samples(x), model.score_samples(x)), kind

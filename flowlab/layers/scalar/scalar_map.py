@@ -74,7 +74,9 @@ class Explicit(ScalarMap):
         return scalar_map(x, params, self.kernel(inverse=True))
 
     def kernel(self, inverse: bool) -> Kernel:
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} derives from Explicit and has no kernel: write one, or derive from ScalarMap"
+        )
 
 
 def kernel_of(scalar: ScalarMap, inverse: bool) -> Kernel | None:

@@ -79,18 +79,18 @@ class Codec:
             matrix[:, place] = encode_column(self.schema[name], df[name])
         return matrix
 
-    def possible(self, df: pd.DataFrame) -> NDArray[np.bool_]:
+    def possible(self, df: pd.DataFrame, off_grid: bool = False) -> NDArray[np.bool_]:
         """Which rows `decode` can return: those that agree with constants, copies, derived columns and levels.
 
-        Values must be on their grids and within their supports. A missing cell of a column that was complete in
-        training agrees with everything.
+        Values must be within their supports, and on their grids unless `off_grid` says otherwise. A missing cell of a
+        column that was complete in training agrees with everything.
         """
         matrix = self.encode(df)
         ok = np.ones(len(df), dtype=bool)
         for column in self.schema:
             if column.modelled:
                 place = self._places[column.name]
-                ok &= possible_cells(column, self.variables[place], matrix[:, place], df[column.name])
+                ok &= possible_cells(column, self.variables[place], matrix[:, place], df[column.name], off_grid)
             elif column.kind != "excluded":
                 ok &= self._agrees(column, df)
         return ok

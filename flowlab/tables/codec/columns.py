@@ -30,6 +30,7 @@ class Variable:
         lower: Lower end of the support, -inf if it has none.
         upper: Upper end, inf if it has none.
         atom_width: Width of the cell around each atom when a density is needed; 0 if it is not known.
+        coarse: Width of the cells of a coarser grid on which nearly all values are, 0 for none.
     """
 
     name: str
@@ -41,6 +42,19 @@ class Variable:
     lower: float = -np.inf
     upper: float = np.inf
     atom_width: float = 0.0
+    coarse: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Width of the cells over which densities of numbers are spread, 0 for continuous values."""
+        return self.coarse or self.resolution
+
+    def log_step(self, x: Array) -> Array:
+        """As `log_width`, of the cells over which densities of numbers are spread."""
+        if not self.coarse:
+            return self.log_width(x)
+        tied = np.abs(x - on_grid(x, self.coarse)) <= 1e-6 * self.coarse
+        return np.where(tied, np.log(self.coarse), self.log_width(x))
 
     def log_width(self, x: Array) -> Array:
         """Log-widths (n,) of the cells of values x that have a probability; 0 for all others.
@@ -96,7 +110,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     atoms = () if resolution else tuple(column.atoms)
-    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, column.atom_width)]
+    cells_ = column.atom_width, column.coarse
+    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, *cells_)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:
@@ -210,9 +225,12 @@ def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
 
 
 def possible_cells(
-    column: ColumnSchema, variables: list[Variable], matrix: Array, values: pd.Series
+    column: ColumnSchema, variables: list[Variable], matrix: Array, values: pd.Series, off_grid: bool = False
 ) -> NDArray[np.bool_]:
-    """Which cells of a modelled column are missing or possible values, from the matrix of its variables."""
+    """Which cells of a modelled column are missing or possible values, from the matrix of its variables.
+
+    With `off_grid`, values between those of a grid are possible.
+    """
     ok = fixed_parts_agree(column, values) if column.kind == "datetime" else np.ones(len(values), dtype=bool)
     precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
     for variable, x in zip(variables, matrix.T):
@@ -221,9 +239,9 @@ def possible_cells(
         else:
             slack = 1e-6 * variable.resolution
             fine = (x >= variable.lower - slack) & (x <= variable.upper + slack)
-            if variable.resolution:
+            if variable.resolution and not off_grid:
                 off = np.abs(x - on_grid(x, variable.resolution))
-                fine &= off <= slack + precision * np.abs(x) + column.tolerance
+                fine &= off <= slack + precision * np.abs(x)
         ok &= fine | np.isnan(x)
     return ok
 

@@ -122,10 +122,10 @@ class Table:
         """The matrix with values on a grid and repeated values spread uniformly over their cells."""
         out = matrix.copy()
         for k, variable in enumerate(self.variables):
-            width = variable.resolution or variable.atom_width
+            width = variable.step or variable.atom_width
             if width:
                 noise = (rng.random(len(matrix)) - 0.5) * width
-                tied = True if variable.resolution else np.isin(matrix[:, k], variable.atoms)
+                tied = True if variable.step else np.isin(matrix[:, k], variable.atoms)
                 out[:, k] += np.where(tied, noise, 0.0)
         return out
 
@@ -133,8 +133,8 @@ class Table:
         """The matrix with each number in a cell, of a grid or of a repeated value, replaced by the cell's value."""
         out = matrix.copy()
         for k, variable in enumerate(self.variables):
-            if variable.resolution:
-                out[:, k] = on_grid(out[:, k], variable.resolution)
+            if variable.step:
+                out[:, k] = on_grid(out[:, k], variable.step)
             elif variable.atoms:
                 atoms = np.array(variable.atoms)
                 nearest = atoms[np.abs(out[:, k, None] - atoms).argmin(1)]
@@ -147,7 +147,7 @@ class Table:
         Levels, missing cells and values that do not repeat have width 1.
         """
         return sum(
-            (variable.log_width(matrix[:, k]) for k, variable in enumerate(self.variables)), np.zeros(len(matrix))
+            (variable.log_step(matrix[:, k]) for k, variable in enumerate(self.variables)), np.zeros(len(matrix))
         )
 
     @property
@@ -266,15 +266,18 @@ class Table:
         """The matrix (n, variables) of rows that break no rule."""
         return self.codec.encode(self.rewritten(frame))
 
-    def encode_all(self, frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The matrix (n, variables) of any rows, NaN for those that break a rule, and a mask (n,) of possible rows."""
+    def encode_all(self, frame: pd.DataFrame, off_grid: bool = False) -> tuple[Array, NDArray[np.bool_]]:
+        """The matrix (n, variables) of any rows, NaN for those that break a rule, and a mask (n,) of possible rows.
+
+        With `off_grid`, values between those of a grid are possible.
+        """
         good = self.unbroken(frame)
         matrix = np.full((len(self.variables), len(frame)), np.nan).T
         possible = good.copy()
         if good.any():
             rewritten = self.rewritten(frame[good])
             matrix[good] = self.codec.encode(rewritten)
-            possible[good] = self.codec.possible(rewritten)
+            possible[good] = self.codec.possible(rewritten, off_grid)
         return matrix, possible
 
     def unbroken(self, frame: pd.DataFrame) -> NDArray[np.bool_]:

@@ -173,7 +173,7 @@ def read_ranges(table: Table, given: Mapping[Any, Any]) -> dict[int, list[tuple[
             raise ValueError(f"column {name!r} holds numbers, not {condition!r}") from None
         column = table.schema.columns[j]
         if low_high:
-            slack = 1e-6 * column.resolution
+            slack = 1e-6 * (column.coarse or column.resolution)
             low, high = (end if math.isnan(value) else value for value, end in zip(values, (-math.inf, math.inf)))
             if not low <= high:
                 raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
@@ -187,8 +187,9 @@ def around(column: ColumnSchema, value: float) -> tuple[float, float]:
     """The interval around one value of a column of complete numbers that has a probability."""
     if math.isnan(value):
         raise ValueError(f"column {column.name!r} cannot be missing: every cell of it was there in training")
-    if column.resolution and column.kind != "constant":
-        near, half, holds = on_grid(np.array(value), column.resolution), column.resolution / 4, "multiples of its step"
+    step = column.coarse or column.resolution
+    if step and column.kind != "constant":
+        near, half, holds = on_grid(np.array(value), step), step / 4, "multiples of its step"
         known = abs(float(near) - value) < half
     elif column.kind == "constant":
         half, holds, known = column.tolerance, "one value", abs(value - column.value) <= column.tolerance
@@ -201,9 +202,7 @@ def around(column: ColumnSchema, value: float) -> tuple[float, float]:
                 'FlowDensity(members=["mixed"]), which can tell what a value says of the others'
             )
     if not known:
-        raise ValueError(
-            f"column {column.name!r} cannot be {value:g}: it holds {holds} {column.resolution or column.value:g}"
-        )
+        raise ValueError(f"column {column.name!r} cannot be {value:g}: it holds {holds} {step or column.value:g}")
     return value - half, value + half
 
 

@@ -36,7 +36,7 @@ def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> t
             f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill "
             "those rows: this model is one of complete numbers"
         )
-    matrix, possible = fitted.table.encode_all(frame)
+    matrix, possible = fitted.table.encode_all(frame, off_grid=fitted.numeric)
     if rng is not None and not fitted.conditional:
         matrix = fitted.table.dequantized(matrix, rng)
     return matrix, possible

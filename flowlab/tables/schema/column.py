@@ -29,6 +29,7 @@ INTERNAL = (
     "recoding",
     "seen",
     "atom_width",
+    "coarse",
 )  # not for a short look
 
 
@@ -68,6 +69,8 @@ class ColumnSchema:
         decimals: Step of the decimals of continuous numbers, to which draws are rounded; 0 for none.
         seen: Smallest and largest value of a column of numbers in training.
         atom_width: Width of the cell around each atom when a density is needed; 0 in early files, which lack it.
+        coarse: Step of which nearly all values are multiples, where it is coarser than the grid of all: the cells over
+            which densities of complete numbers are spread.
     """
 
     name: Any
@@ -98,6 +101,7 @@ class ColumnSchema:
     decimals: float = 0.0
     seen: list[float] = field(default_factory=list)
     atom_width: float = 0.0
+    coarse: float = 0.0
 
     @property
     def modelled(self) -> bool:

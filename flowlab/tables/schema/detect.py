@@ -145,7 +145,7 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
         column.atom_width = 0.0
     if column.resolution:
-        column.offset = offset_of(x, column.resolution)
+        column.offset = offset_of(x, column.coarse or column.resolution)
     learn_support(column, x)
     column.seen = [float(x.min()), float(x.max())]
 
@@ -161,7 +161,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float =
     column.decimals, column.atom_width = found.decimals, found.resolution if found.atoms else 0.0
     reason = found.reason if found.kind != "continuous" else ""
     if column.resolution:
-        # `learn_column` lets a few values be off the grid: they would be rounded.
+        coarse = column.resolution  # `learn_column` lets a few values be off this grid: they would be rounded
         column.resolution = common_step(x, column.resolution, precision)
         if column.resolution:
             reason = f"multiples of {column.resolution:g}"
@@ -172,6 +172,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float =
             column.atoms = np.sort(values[np.argsort(-counts, kind="stable")][:MANY_VALUES]).tolist()
             column.atom_width = ATOM_WIDTH * spread(x)
             reason = f"{len(column.atoms)} values repeat, off any grid"
+        column.coarse = coarse if column.resolution < coarse else 0.0
     if reason and column.kind == "continuous":
         column.reason += f"; {reason}"
 
@@ -300,7 +301,7 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
             f"schema of column {column.name!r}: {key!r} does not apply to a column of kind {column.kind!r}"
         )
     if given.get("resolution", column.resolution) != column.resolution:
-        column.atoms, column.spellings = [], []
+        column.atoms, column.spellings, column.coarse = [], [], 0.0
     for key in given.keys() & set(NUMBERS):
         setattr(
             column,

@@ -126,7 +126,7 @@ def _early_column(column: Column, name: Any, dtype: str, names: list[Any]) -> di
     own = {"name": name, "kind": kind, "dtype": dtype, "reason": column.reason, "atoms": column.atoms}
     own |= {key: getattr(column, key) for key in ("lower", "upper", "offset", "decimals", "tolerance")}
     if kind == "continuous":
-        own["tolerance"] = column.resolution if column.kind == "grid" else 0.0  # values off the grid had a density
+        own["tolerance"] = 0.0
         own["resolution"] = column.resolution if column.kind == "grid" else 0.0
         own["atom_width"] = column.resolution if column.kind == "atoms" else 0.0
         own["cardinality"] = 2
