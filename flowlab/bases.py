@@ -30,8 +30,8 @@ def __dir__() -> list[str]:
 class Base(nn.Module):
     """A distribution over noise z (*batch, features).
 
-    Subclasses write `log_prob`, `rsample` and, to be fitted by `FlowDensity`, `to_normal`; `sample` is `rsample` without
-    a gradient.
+    Subclasses write `log_prob`, `rsample` and, to be fitted by `FlowDensity`, `to_normal`; `sample` is `rsample`
+    without a gradient.
 
     Attributes:
         features: Width of the noise.
