@@ -52,8 +52,8 @@ def export(model: "Flow | FlowMixture | FlowDensity", path: str | os.PathLike[st
     The batch may have any size. Inputs and outputs are:
 
     - `what="log_prob"`: `x` (batch, features) to `log_prob` (batch,), nats. Of a `FlowDensity`, `x` are complete rows
-      of all columns in the order of training, in double precision, and `log_prob` is what `score_samples` gives: in the
-      units of the data, -inf for rows that cannot occur.
+      of all columns in the order of training, in double precision, and `log_prob` is what
+      `score_samples(measure="density")` gives: in the units of the data, -inf for rows that cannot occur.
     - `what="sample"`: `noise` (batch, features) to `x` (batch, features). The noise is drawn by whoever runs the file,
       from the flow's base: standard normal for most presets, uniform on [-π, π) for circular ones. The file's
       description says which.
