@@ -180,7 +180,7 @@ def model(frame: pd.DataFrame) -> flowlab.FlowDensity:
 
 
 def test_flow_density(model: flowlab.FlowDensity, frame: pd.DataFrame, tmp_path: Path) -> None:
-    """The file takes rows of the table, and says of them what score_samples(measure="density") says: constants and sums are part of it."""
+    """The file takes rows of the table: constants and sums are part of the density that it gives."""
     path = tmp_path / "model.onnx"
     export(model, path)
     rows = frame.iloc[:50].copy()
