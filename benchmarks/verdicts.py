@@ -394,14 +394,17 @@ def main() -> None:
 
 def write(records: list[dict[str, Any]]) -> None:
     """The page, of the seeds so far."""
-    good, wrong = (sum(test) for test in zip(*((r["verdict"] == "good", r["wrong"]) for r in records), strict=True))
+    good = sum(r["verdict"] == "good" for r in records)
+    wrong = sum(r["wrong"] for r in records)
+    wrong_good = sum(r["wrong"] and r["verdict"] == "good" for r in records)
     text = [
         "# Verdicts against known moments\n",
         '`python benchmarks/verdicts.py`. Wrong: the verdict is "good", and of plain draws a mean is off by more than '
         "0.1 sd, a log sd by more than 0.1, or, for targets without moments, the posterior's share below a quantile by "
         'more than 0.03; for improper ones, whatever is not "do not trust". The number at a name\'s end is that of '
         "parameters.\n",
-        f"{len(CASES)} targets, {len(records)} fits: {good} good, {wrong} wrongly so.\n",
+        f"{len(CASES)} targets, {len(records)} fits: {good} good, {wrong_good} of them wrongly so; "
+        f"{wrong - wrong_good} improper ones not seen to be.\n",
         f"Run: {circumstances()}, one thread, {load()}.\n",
         table_of_records(sorted(records, key=lambda r: list(CASES).index(r["target"]))) + "\n",
     ]
