@@ -210,7 +210,7 @@ def _module(model: Any, what: What) -> tuple[_Exported, str]:
                 "a FlowMixture has no sampler from noise, since it first draws a member: export each of "
                 'mixture.flows with what="sample", and draw member k with probability mixture.weights[k]'
             )
-    elif hasattr(model, "score_samples") and hasattr(model, "flow_"):
+    elif _is_fitted_density(model):
         flow = _table(model, what)
     else:
         raise TypeError(f"model must be a Flow, a FlowMixture or a fitted FlowDensity, not a {type(model).__name__}")
@@ -225,6 +225,12 @@ def _module(model: Any, what: What) -> tuple[_Exported, str]:
         box = f"uniform on [{base.low:g}, {base.high:g}]" if isinstance(base, Uniform) else f"drawn from {base}"
         about = f"data x from noise (batch, features), {box}"
     return _Exported(flow, what), about
+
+
+def _is_fitted_density(model: Any) -> bool:
+    from flowlab.tables.density import FlowDensity  # which needs pandas and scikit-learn
+
+    return isinstance(model, FlowDensity) and model.__sklearn_is_fitted__()
 
 
 def _table(model: Any, what: What) -> _Rows:

@@ -75,7 +75,7 @@ def compare(
     """
     test, train = split(frame)
     x, y = train.to_numpy(dtype=float), test.to_numpy(dtype=float)
-    width = np.array([column.coarse or column.resolution for column in Table.learn(train, None, None)[0].schema])
+    width = np.array([column.step for column in Table.learn(train, None, None)[0].schema])
     model = FlowDensity(effort=effort, random_state=seed, progress=progress)
     methods: list[tuple[str, Callable[[], Array]]] = [
         (name, partial(over_cells, baseline, x, y, width, np.random.default_rng(seed)))

@@ -58,14 +58,15 @@ def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Varia
     """List the variables that the model gives the density of, with their values in both tables."""
     table = model.table_
     x, y = table.encode(train[table.unbroken(train)]), table.encode_all(test)[0]
+    # Densities of numbers are spread over the cells of the grid on which nearly all values are.
+    numeric = model.columns_ is not None
     found, column = [], -1
     for j, variable in enumerate(table.variables):
         first = variable.column != column  # variables of a column are missing together: that counts once
         column = variable.column
         ends = {"lower": variable.lower, "upper": variable.upper}
         nullable = variable.nullable and first
-        # Densities of numbers are spread over the cells of the grid on which nearly all values are.
-        step = variable.step if model.columns_ is not None else variable.resolution
+        step = variable.step if numeric else variable.resolution
         atoms = () if step else variable.atoms
         found.append(Variable(x[:, j], y[:, j], variable.classes > 0, nullable, step, atoms, **ends))
     return found

@@ -166,8 +166,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
             measure: "mass" is the above. "density" divides the probabilities of values on a grid, and of repeated
                 ones, by the widths of their cells, to compare with scikit-learn's mixtures, which know densities only.
         """
-        self._model  # noqa: B018  # raises for an unfitted model before reading rows
-        return scoring.score(self._model, self._read(X), missing, measure)
+        model = self._model  # raises for an unfitted model before reading rows
+        return scoring.score(model, self._read(X), missing, measure)
 
     def _read(self, X: Any) -> Any:
         """Rows as a DataFrame or an array; for flows of complete numbers, names are checked by scikit-learn's rules."""
@@ -479,8 +479,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         return text if self._fitted is None else f"{text}\n{headline(self._fitted, self.n_features_in_)}"
 
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
-        names = self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
-        state = {"n_features_in_": self.n_features_in_, "feature_names_in_": names, **fitted.to_json(self._model)}
+        names = {"n_features_in_": self.n_features_in_, "feature_names_in_": stored.names_of(self)}
+        state = {**names, **fitted.to_json(self._model)}
         header = {"parameters": parameters.to_json(self.get_params(deep=False)), "state": state}
         return {"kind": "FlowDensity", **header}, self._model.mixture
 

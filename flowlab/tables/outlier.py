@@ -62,9 +62,7 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         if not len(held_out):
             raise ValueError("no rows are held out to set the threshold by: density needs validation above 0, and rows")
         self.offset_ = float(np.quantile(held_out, self.contamination))
-        self.n_features_in_ = self.density_.n_features_in_
-        if hasattr(self.density_, "feature_names_in_"):
-            self.feature_names_in_ = self.density_.feature_names_in_
+        stored.read_names(self, self.density_.n_features_in_, stored.names_of(self.density_))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to one file for `flowlab.load`; `density` is then an unfitted copy of `density_`."""
@@ -85,8 +83,7 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         )
         model = cls(clone(density), extra["contamination"])
         model.density_, model.offset_ = density, float(extra["offset"])
-        names = density.feature_names_in_.tolist() if hasattr(density, "feature_names_in_") else None
-        stored.read_names(model, density.n_features_in_, names)
+        stored.read_names(model, density.n_features_in_, stored.names_of(density))
         return model
 
     def score_samples(self, X: ArrayLike) -> Array:

@@ -122,8 +122,7 @@ class _Supervised(BaseEstimator):
     def _to_file(self) -> tuple[dict[str, Any], FlowMixture | None]:
         check_is_fitted(self)
         header, flow = self.density_._to_file()
-        names = self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
-        extra = {"n_features_in_": self.n_features_in_, "feature_names_in_": names}
+        extra = {"n_features_in_": self.n_features_in_, "feature_names_in_": stored.names_of(self)}
         return {**header, "kind": type(self).__name__, "estimator": extra}, flow
 
     @classmethod

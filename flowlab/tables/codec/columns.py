@@ -110,8 +110,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     atoms = () if resolution else tuple(column.atoms)
-    cells_ = column.atom_width, column.coarse
-    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, *cells_)]
+    widths = {"atom_width": column.atom_width, "coarse": column.coarse}
+    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, **widths)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:

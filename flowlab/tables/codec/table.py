@@ -253,7 +253,7 @@ class Table:
                     warnings.warn(
                         f"column {column.name!r}: {int(new.sum())} rows have levels that training did not have "
                         f"({shown}), and score -inf",
-                        stacklevel=3,
+                        stacklevel=5,
                     )
 
     def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:

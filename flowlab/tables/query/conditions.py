@@ -173,7 +173,7 @@ def read_ranges(table: Table, given: Mapping[Any, Any]) -> dict[int, list[tuple[
             raise ValueError(f"column {name!r} holds numbers, not {condition!r}") from None
         column = table.schema.columns[j]
         if low_high:
-            slack = 1e-6 * (column.coarse or column.resolution)
+            slack = 1e-6 * column.step
             low, high = (end if math.isnan(value) else value for value, end in zip(values, (-math.inf, math.inf)))
             if not low <= high:
                 raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
@@ -187,7 +187,7 @@ def around(column: ColumnSchema, value: float) -> tuple[float, float]:
     """The interval around one value of a column of complete numbers that has a probability."""
     if math.isnan(value):
         raise ValueError(f"column {column.name!r} cannot be missing: every cell of it was there in training")
-    step = column.coarse or column.resolution
+    step = column.step
     if step and column.kind != "constant":
         near, half, holds = on_grid(np.array(value), step), step / 4, "multiples of its step"
         known = abs(float(near) - value) < half

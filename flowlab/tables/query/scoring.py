@@ -21,8 +21,8 @@ LEAST = 0.001  # share of draws within the supports below which sampling gives u
 DRAWS = 2_000  # least draws at once where some lie outside
 
 
-def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> tuple[Array, NDArray[np.bool_]]:
-    """The matrix (n, variables) of rows, dequantised if a generator is given, and which rows can occur.
+def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_]]:
+    """The matrix (n, variables) of rows, and which rows can occur; warns of levels that training did not have.
 
     Raises:
         ValueError: A cell is missing and the flows are of complete numbers, or the columns are not those fitted to.
@@ -37,8 +37,8 @@ def encoded(fitted: Fitted, X: Any, rng: np.random.Generator | None = None) -> t
             "those rows: this model is one of complete numbers"
         )
     matrix, possible = fitted.table.encode_all(frame, off_grid=fitted.numeric)
-    if rng is not None and not fitted.conditional:
-        matrix = fitted.table.dequantized(matrix, rng)
+    if isinstance(X, pd.DataFrame):
+        fitted.table.warn_of_new_levels(X, matrix)
     return matrix, possible
 
 
@@ -90,20 +90,19 @@ def score(fitted: Fitted, X: Any, missing: str, measure: str) -> Array:
         if value not in choices:
             raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}".replace("'", '"'))
     matrix, possible = encoded(fitted, X)
-    if isinstance(X, pd.DataFrame):
-        fitted.table.warn_of_new_levels(X, matrix)
     return np.where(possible, score_matrix(fitted, matrix, missing, measure), -np.inf)
 
 
 def to_noise(fitted: Fitted, X: Any, rng: np.random.Generator) -> Array:
     """Standard normal noise (n, variables) behind rows, NaN for rows that cannot occur. See `FlowDensity.to_noise`."""
-    rows = encoded(fitted, X, rng)[0]
+    matrix, possible = encoded(fitted, X)
     if fitted.mixture is None:
-        return rows
+        return matrix
+    rows = matrix if fitted.conditional else fitted.table.dequantized(matrix, rng)
     generator = torch.Generator(fitted.device).manual_seed(int(rng.integers(2**62)))
     noise = np.full_like(rows, np.nan)
     with threads_for(min(len(rows), CHUNK) * rows.shape[1]):
-        possible = np.isfinite(score(fitted, X, "outcome", "mass"))
+        possible &= np.isfinite(score_matrix(fitted, matrix))
         chunks = torch.from_numpy(rows[possible]).to(fitted.device).split(CHUNK)
         noise[possible] = torch.cat([fitted.mixture.to_noise(c, generator=generator) for c in chunks]).cpu().numpy()
     return noise

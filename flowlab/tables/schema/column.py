@@ -116,6 +116,11 @@ class ColumnSchema:
         """Whether cells of this column are missing in the data."""
         return self.missing > 0
 
+    @property
+    def step(self) -> float:
+        """Width of the cells over which densities of complete numbers are spread, 0 for continuous values."""
+        return self.coarse or self.resolution
+
     def to_json(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
         return {
@@ -131,10 +136,10 @@ def day_number(day: str) -> int:
 
 
 def check_resolution(column: ColumnSchema) -> None:
-    """Raise a ValueError for a resolution that is not 0, at least 1, or 1 divided by an integer."""
-    step = column.resolution
-    if not (step == 0 or step >= 1 or (step > 0 and abs(1 / step - round(1 / step)) < 1e-6 / step)):
-        raise ValueError(
-            f"schema of column {column.name!r}: resolution {step!r} is neither 0, nor at least 1, nor 1 divided by a "
-            "whole number"
-        )
+    """Raise a ValueError for a resolution, or a coarser step, that is not 0, at least 1, or 1 divided by an integer."""
+    for name, step in (("resolution", column.resolution), ("coarse", column.coarse)):
+        if not (step == 0 or step >= 1 or (step > 0 and abs(1 / step - round(1 / step)) < 1e-6 / step)):
+            raise ValueError(
+                f"schema of column {column.name!r}: {name} {step!r} is neither 0, nor at least 1, nor 1 divided by a "
+                "whole number"
+            )

@@ -145,7 +145,7 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
         column.atom_width = 0.0
     if column.resolution:
-        column.offset = offset_of(x, column.coarse or column.resolution)
+        column.offset = offset_of(x, column.step)
     learn_support(column, x)
     column.seen = [float(x.min()), float(x.max())]
 

@@ -37,15 +37,15 @@ def as_column(own: ColumnSchema, names: Sequence[Any]) -> Column:
     weights = dict(zip(own.sources, own.weights, strict=True))
     if own.kind == "duplicate":
         kind, weights = "derived", {own.duplicate_of: 1.0}
-    elif own.kind in NUMERIC and (own.coarse or own.resolution or own.atoms):
-        kind = "grid" if own.coarse or own.resolution else "atoms"
+    elif own.kind in NUMERIC and (own.step or own.atoms):
+        kind = "grid" if own.step else "atoms"
     lower, upper = (None if kind == "constant" or end is None else float(end) for end in (own.lower, own.upper))
     least, most = own.seen or (None, None)
     return Column(
         str(own.name),
         kind,
         own.reason,
-        resolution=own.atom_width if kind == "atoms" else own.coarse or own.resolution,
+        resolution=own.atom_width if kind == "atoms" else own.step,
         atoms=list(own.atoms),
         value=float(own.value or 0.0) if kind in ("constant", "derived") else 0.0,
         weights=[weights.get(name, 0.0) for name in names] if weights else [],

@@ -45,8 +45,8 @@ def column_from(values: Any) -> ColumnSchema:
         raise ValueError(f"column {shown(column.name)}: unknown kind {shown(column.kind)}")
     if column.null not in NULLS or not 0 <= column.missing <= 1 or not column.resolution >= 0:
         raise ValueError(f"column {shown(column.name)}: null, missing or resolution is none")
-    if len(column.seen) not in (0, 2) or column.decimals < 0:
-        raise ValueError(f"column {shown(column.name)}: the range in training, or decimals, are none")
+    if len(column.seen) not in (0, 2) or min(column.decimals, column.atom_width) < 0:
+        raise ValueError(f"column {shown(column.name)}: the range in training, decimals or widths are none")
     if column.kind != "excluded":
         check_dtype(column.dtype)
     if column.dtype == "category" and column.kind != "excluded":
@@ -124,15 +124,18 @@ def _early_column(column: Column, name: Any, dtype: str, names: list[Any]) -> di
     """Convert a column of an early file to a record of `ColumnSchema`."""
     kind = "continuous" if column.modelled else column.kind
     own = {"name": name, "kind": kind, "dtype": dtype, "reason": column.reason, "atoms": column.atoms}
-    own |= {key: getattr(column, key) for key in ("lower", "upper", "offset", "decimals", "tolerance")}
+    own |= {key: getattr(column, key) for key in ("lower", "upper", "offset", "decimals")}
     if kind == "continuous":
-        own["tolerance"] = 0.0
         own["resolution"] = column.resolution if column.kind == "grid" else 0.0
         own["atom_width"] = column.resolution if column.kind == "atoms" else 0.0
-        own["cardinality"] = 2
     else:
         weights = {names[j]: weight for j, weight in enumerate(column.weights) if weight}
-        own |= {"value": column.value, "sources": list(weights), "weights": list(weights.values())}
+        own |= {
+            "tolerance": column.tolerance,
+            "value": column.value,
+            "sources": list(weights),
+            "weights": list(weights.values()),
+        }
         own |= {"atoms": [], "resolution": column.resolution if kind == "derived" else 0.0, "offset": 0.0}
     if column.least is not None and column.most is not None:
         own["seen"] = [column.least, column.most]
@@ -157,6 +160,11 @@ def held_out_from(data: Any) -> np.ndarray:
     if not fits(data, list[float | None]):
         raise ValueError("the log-densities of held-out rows are none")
     return np.sort(np.array([-math.inf if value is None else value for value in data], dtype=np.float64))
+
+
+def names_of(model: Any) -> list[str] | None:
+    """The names of an estimator's columns; None where it was fitted to rows without names."""
+    return model.feature_names_in_.tolist() if hasattr(model, "feature_names_in_") else None
 
 
 def read_names(model: Any, count: Any, names: Any) -> None:
