@@ -15,7 +15,7 @@ import sys
 import torch
 from torch.distributions import Normal
 
-from flowlab.training.gradients import gradient_report, plot_report
+from flowlab.gradients import gradient_report, plot_report
 
 # f, mean, scale, and the gradient of E f(z) in both.
 CASES = {

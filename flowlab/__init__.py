@@ -28,7 +28,7 @@ from flowlab.training.objectives import (
 from flowlab.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from flowlab import datasets
+    from flowlab import datasets, gradients
     from flowlab.bayesian import BayesianModule
     from flowlab.posteriors import AmortizedPosterior, Diagnostics, FlowPosterior, PosteriorError, fit_posterior
     from flowlab.tables.density import FlowDensity
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from flowlab.tables.schema import Schema
     from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan, Predicate
     from flowlab.tables.supervised import FlowClassifier, FlowRegressor
-    from flowlab.training import gradients
     from flowlab.vae import VAE
 
 __all__ = [
@@ -103,7 +102,7 @@ _LAZY = {
     "flowlab.vae": ("VAE",),
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
-_MODULES = {"datasets": "flowlab.datasets", "gradients": "flowlab.training.gradients"}
+_MODULES = ("datasets", "gradients")
 
 
 def __getattr__(name: str) -> Any:
@@ -113,7 +112,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name]), name)
     if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
+        return importlib.import_module(f"flowlab.{name}")
     raise AttributeError(f"module 'flowlab' has no attribute {name!r}")
 
 

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -78,6 +80,13 @@ def test_what_tab_completion_shows():
     assert set(dir(layers)) == set(layers.__all__)
     assert {"Gaussian", "StudentT"} < set(dir(bases)) == set(bases.__all__)
     assert all(inspect.isclass(getattr(module, name)) for module in (layers, bases) for name in dir(module))
+
+
+@pytest.mark.parametrize("name", ["bases", "datasets", "gradients", "layers", "presets"])
+def test_public_modules_are_imported_by_their_names(name):
+    """In a program that has imported nothing else of flowlab."""
+    code = f"import flowlab; assert flowlab.{name}.__name__ == 'flowlab.{name}'; from flowlab.{name} import __doc__"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

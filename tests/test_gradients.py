@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli, Beta, Gamma, Normal
 
 from flowlab import bases
-from flowlab.training.gradients import (
+from flowlab.gradients import (
     ESTIMATORS,
     gradient_report,
     implicit,
