@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from flowlab.flow import Flow
-from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer
-from flowlab.layers.coupling import alternating_mask
+from flowlab.layers import Affine, ElementwiseAffine, Layer
+from flowlab.layers.coupling import alternating_couplings
 from flowlab.layers.layer import zero_log_det
 from flowlab.layers.linear import solve_rows
-from flowlab.training.objectives import path_log_prob
+from flowlab.training.path_gradients import path_log_prob
 
 Posterior = Literal["flow", "full", "mean-field"] | Callable[[int], Flow]
 
 WIDEST = 4096  # weights that a full map mixes: its matrices have this many rows and columns
 COUPLINGS, HIDDEN = 4, (64, 64)
+WIDEST_SCALE = 30.0  # largest |log-sd| of a weight
 
 
 class Subspace(Layer):
@@ -105,18 +106,13 @@ def layers_of(posterior: Posterior, features: int, rank: int | None, generator: 
         inner = [Triangular(width)]
         if posterior == "flow":
             options: dict[str, Any] = {"hidden": HIDDEN, "activation": "silu", "generator": generator}
-            masks = [alternating_mask(width, flip=i % 2 == 1) for i in range(COUPLINGS)]
-            inner = [*(Coupling(width, Affine(2.0), mask, **options) for mask in masks), *inner]
+            inner = [*alternating_couplings(width, Affine(2.0), COUPLINGS, **options), *inner]
     return inner if rank is None else [Subspace(features, inner, generator=generator)]
 
 
 def shift_and_scale(mean: Tensor, sd: Tensor) -> ElementwiseAffine:
     """The layer that gives every weight its first mean and standard deviation, both learnt on."""
-    layer = ElementwiseAffine(len(mean)).to(mean)
-    log_scale = (sd.log() / layer.bound).clamp(-0.999, 0.999).atanh() * layer.bound
-    with torch.no_grad():
-        layer.parameters_.value.copy_(torch.cat([mean, log_scale]))
-    return layer
+    return ElementwiseAffine.from_moments(mean, sd.log(), bound=WIDEST_SCALE)
 
 
 def draw(flow: Flow, shape: Sequence[int], generator: torch.Generator | None, path: bool) -> tuple[Tensor, Tensor]:

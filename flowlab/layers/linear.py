@@ -207,10 +207,10 @@ class ElementwiseAffine(Layer):
         """
         bound = max(30.0, 2 * float(log_scale.abs().max())) if bound is None else bound
         layer = cls(len(mean), bound=bound).to(mean)
-        layer.parameters_.value.copy_(torch.cat([mean, layer._raw(log_scale)]))
+        layer.parameters_.value.copy_(torch.cat([mean, layer.raw(log_scale)]))
         return layer
 
-    def _raw(self, log_scale: Tensor) -> Tensor:
+    def raw(self, log_scale: Tensor) -> Tensor:
         """The soft clamp's inverse: parameters whose log-scale is the given one."""
         return (log_scale / self.bound).clamp(-0.999, 0.999).atanh() * self.bound
 
@@ -252,7 +252,7 @@ class ActNorm(ElementwiseAffine):
 
     def initialise(self, x: Tensor) -> None:
         mean, scale = mean_and_scale(x)
-        log_scale = self._raw(scale.log())
+        log_scale = self.raw(scale.log())
         with torch.no_grad():
             self.parameters_.value.copy_(torch.cat([mean, log_scale]))
             self.initialised.fill_(True)

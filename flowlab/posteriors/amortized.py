@@ -13,7 +13,7 @@ from flowlab.bases import Base, Gaussian
 from flowlab.distribution import Estimate
 from flowlab.flow import Flow
 from flowlab.layers import Affine, Coupling, ElementwiseAffine, Layer, LULinear, RationalQuadraticSpline, Whitening
-from flowlab.layers.coupling import alternating_mask
+from flowlab.layers.coupling import alternating_couplings
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
 from flowlab.posteriors.diagnostics import Diagnostics
@@ -21,7 +21,6 @@ from flowlab.posteriors.gaussians import CHECK_DRAWS
 from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.space import Space, Supports, Value
 from flowlab.posteriors.stages import FlowTraining
-from flowlab.posteriors.survey import whitening_from
 from flowlab.posteriors.target import PosteriorError, check_finite
 from flowlab.training import History, fit
 from flowlab.training.objectives import StickingTheLanding
@@ -366,7 +365,7 @@ def _pooled_whitening(target: ContextTarget, contexts: Tensor, generator: torch.
     means = torch.stack([g.mean for g in found])
     within = torch.stack([g.scale_tril @ g.scale_tril.T for g in found]).mean(0)
     between = (means - means.mean(0)).T @ (means - means.mean(0)) / len(found)
-    whitening = whitening_from(means.mean(0), torch.linalg.cholesky(within + between))
+    whitening = Whitening.from_moments(means.mean(0), torch.linalg.cholesky(within + between))
     half = torch.linalg.solve_triangular(whitening.scale_tril, torch.linalg.cholesky(within), upper=False)
     return whitening, half.square().sum(-1).sqrt()
 
@@ -382,13 +381,11 @@ def _layers(features: int, context_features: int, scale: Tensor, generator: torc
     if features == 1:  # an affine map of one number would still be Gaussian
         layers = [Coupling(1, RationalQuadraticSpline(8, 8.0), activation="silu", **options)]
     else:
-        masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(4)]
-        layers = [Coupling(features, Affine(2.0), mask, activation="silu", **options) for mask in masks]
+        layers = alternating_couplings(features, Affine(2.0), 4, activation="silu", **options)
         layers.append(LULinear(features))
     shift = ElementwiseAffine(features, **options)
-    log_scale = (scale.log() / shift.bound).clamp(-0.999, 0.999).atanh() * shift.bound
     with torch.no_grad():
-        shift.parameters_.value[features:].copy_(log_scale)
+        shift.parameters_.value[features:].copy_(shift.raw(scale.log()))
     return [*layers, shift, ElementwiseAffine(features, **options | {"hidden": ()})]
 
 

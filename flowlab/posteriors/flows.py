@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from flowlab.flow import Flow
 from flowlab.layers import Affine, Coupling, Layer, LULinear, RationalQuadraticSpline, SinhArcsinh
-from flowlab.layers.coupling import alternating_mask
+from flowlab.layers.coupling import alternating_couplings
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors.gaussians import mean_sd_correlation, pool_gaussians, whitening_of
 from flowlab.posteriors.target import Target
@@ -47,9 +47,8 @@ def flow_around(member: Flow, flow: Flow | None, generator: torch.Generator) -> 
     if features == 1:  # an affine map of one number would still be Gaussian
         layers: list[Layer] = [Coupling(1, RationalQuadraticSpline(16, 8.0), generator=generator) for _ in range(2)]
     else:
-        masks = [alternating_mask(features, flip=i % 2 == 1) for i in range(4)]
         options: dict[str, Any] = {"hidden": (64, 64), "activation": "silu", "generator": generator}
-        layers = [Coupling(features, Affine(2.0), mask, **options) for mask in masks]
+        layers = alternating_couplings(features, Affine(2.0), 4, **options)
         layers.insert(2, LULinear(features))
     tails = Coupling(features, SinhArcsinh(), [True] * features, hidden=())  # transforms each feature on its own
     return Flow(member.base, [*(layer.double() for layer in [*layers, LULinear(features), tails]), whitening])

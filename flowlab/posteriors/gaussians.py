@@ -13,7 +13,7 @@ from flowlab.layers import Layer, Whitening
 from flowlab.mixture import FlowMixture
 from flowlab.posteriors import pathfinder
 from flowlab.posteriors.psis import smooth
-from flowlab.posteriors.survey import UNCOVERED_NATS, Survey, draw_survey, weigh, whitening_from
+from flowlab.posteriors.survey import UNCOVERED_NATS, Survey, draw_survey, weigh
 from flowlab.posteriors.target import Target
 
 CHECK_DRAWS = 3_000  # draws from which a fit decides whether it is done
@@ -25,7 +25,7 @@ DRAWS_PER_PARAMETER = 20
 
 def gaussian_flow(mean: Tensor, scale_tril: Tensor, layers: Sequence[Layer] = ()) -> Flow:
     """N(mean, scale_tril scale_trilᵀ) as a flow; `layers`, if any, act in the coordinates in which it is standard."""
-    return Flow(Gaussian(len(mean)).double(), [*layers, whitening_from(mean, scale_tril)])
+    return Flow(Gaussian(len(mean)).double(), [*layers, Whitening.from_moments(mean, scale_tril)])
 
 
 def whitening_of(member: Flow) -> Whitening:
@@ -127,7 +127,7 @@ def _weighted_draws(
 def covering_gaussian(survey: Survey) -> Flow:
     """A Gaussian for the mass that a fit does not cover, with the moments of the survey's draws there."""
     weights = torch.where(survey.excess > UNCOVERED_NATS, survey.shares[0], 0)
-    return match_moments(survey.z, weights, whitening_from(*survey.fit_moments))
+    return match_moments(survey.z, weights, Whitening.from_moments(*survey.fit_moments))
 
 
 def match_moments(z: Tensor, weights: Tensor, whitening: Whitening) -> Flow:

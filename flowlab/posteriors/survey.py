@@ -96,15 +96,6 @@ def moments(draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(0), draws.std(0).diag() if int(info) else scale_tril
 
 
-def whitening_from(mean: Tensor, scale_tril: Tensor) -> Whitening:
-    """The whitening x = mean + scale_tril z, of the type and on the device of the mean (features,)."""
-    whitening = Whitening(len(mean)).to(mean)
-    whitening.mean.copy_(mean)
-    whitening.scale_tril.copy_(scale_tril)
-    whitening.initialised.fill_(True)
-    return whitening
-
-
 def defensive_proposal(flow: Flow | FlowMixture, generator: torch.Generator) -> Flow | FlowMixture:
     """The same flow, sharing its layers, with the defensive base in place of a standard normal one.
 
@@ -117,7 +108,7 @@ def defensive_proposal(flow: Flow | FlowMixture, generator: torch.Generator) -> 
     base = Defensive(flow.features)
     if isinstance(flow.base, Gaussian) and not flow.base.learnable:
         return Flow(base.to(flow.base.loc), flow.layers)  # type: ignore[arg-type]
-    whitening = whitening_from(*moments(flow.sample((1000,), generator=generator).double()))
+    whitening = Whitening.from_moments(*moments(flow.sample((1000,), generator=generator).double()))
     return FlowMixture([flow, Flow(base, [whitening])])
 
 

@@ -15,8 +15,7 @@ from flowlab.report.inputs import as_table, check_rows
 from flowlab.report.page import format_cell, is_numeric
 from flowlab.report.sections import OVERVIEW, SECTIONS, Section
 from flowlab.report.verdict import verdict
-from flowlab.runtime import threads_for
-from flowlab.training.fitting import progress_bar
+from flowlab.runtime import progress_bar, threads_for
 from flowlab.writing import written_whole
 
 MOST_SYNTHETIC = 10_000  # rows drawn, unless told

@@ -23,7 +23,7 @@ from flowlab.training.optimizer import Optimizer
 from flowlab.training.rows import Precomputed, checked_rows, precompute, representative, split
 from flowlab.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["History", "TrainingError", "fit", "progress_bar", "representative"]
+__all__ = ["History", "TrainingError", "fit"]
 
 
 def fit(

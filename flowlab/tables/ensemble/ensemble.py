@@ -15,14 +15,14 @@ from torch import Tensor
 from flowlab.flow import CHUNK, Flow
 from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
-from flowlab.runtime import threads
+from flowlab.runtime import progress_bar, threads
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.ensemble.preprocessing import Marginals, Prepared, Preprocessing
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.schema.stored import with_nan
-from flowlab.training.fitting import History, progress_bar
+from flowlab.training import History
 
 RACE = ("marginal", "marginal-whitening", "whitening-marginal")
 RACE_STEPS = (50, 150)  # at least and at most; else a fifth of a member's own

@@ -23,7 +23,7 @@ from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.training import History, fit
-from flowlab.training.fitting import representative
+from flowlab.training.rows import representative
 
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the first is used to choose the components
@@ -264,12 +264,9 @@ def choose_mixture(
 @torch.no_grad()
 def rescaled(base: bases.GaussianMixture, mean: Tensor, scale: Tensor) -> bases.GaussianMixture:
     """The mixture of mean + scale · z for z from `base`."""
-    scale_tril = scale[:, None] * base.scale_tril()
-    diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
-    base.means.copy_(mean + scale * base.means)
-    base.lower.copy_(scale_tril)
-    base.diagonal.copy_(diagonal + torch.log(-torch.expm1(-diagonal)))  # softplus's inverse
-    return base
+    return bases.GaussianMixture.from_moments(
+        base.logits, mean + scale * base.means, scale[:, None] * base.scale_tril()
+    )
 
 
 def choose_bandwidth(train: np.ndarray, held_out: np.ndarray, weight: np.ndarray) -> bases.Kernels:
@@ -282,7 +279,4 @@ def choose_bandwidth(train: np.ndarray, held_out: np.ndarray, weight: np.ndarray
         else -h
         for h in BANDWIDTHS
     ]
-    base = bases.Kernels(train.shape[1], len(train)).double()
-    base.centres.copy_(torch.from_numpy(train))
-    base.log_bandwidth.fill_(math.log(BANDWIDTHS[int(np.argmax(scores))]))
-    return base
+    return bases.Kernels.from_rows(torch.from_numpy(train), BANDWIDTHS[int(np.argmax(scores))])

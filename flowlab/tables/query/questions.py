@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from flowlab.distribution import Estimate
 from flowlab.flow import CHUNK
-from flowlab.runtime import threads_for
+from flowlab.runtime import progress_bar, threads_for
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.query.conditional import fill, joint_log_prob
 from flowlab.tables.query.scoring import scored_draws
-from flowlab.training.fitting import progress_bar
 
 Array = NDArray[np.float64]
 LogDensity = Callable[[list[int]], Array]  # of some variables, at fixed rows
