@@ -11,13 +11,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx
 import torch
 from numpy.polynomial import chebyshev
+from onnxscript import opset20
 from torch import Tensor
 
 aten = torch.ops.aten
+op: Any = opset20
 
-# Numbers --------------------------------------------------------------------------------------------------------------
+# Numbers in torch -----------------------------------------------------------------------------------------------------
 
 
 def constant(value: float, like: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def remainder(x: Tensor, divisor: Any) -> Any:
     return x - torch.floor(x / float(divisor)) * float(divisor)
 
 
-# Functions ------------------------------------------------------------------------------------------------------------
+# Functions in torch ---------------------------------------------------------------------------------------------------
 
 
 def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
@@ -88,7 +91,7 @@ def lgamma(x: Tensor) -> Tensor:
     return found - torch.where(x < SHIFT, between, 1.0).log()
 
 
-# Linear algebra -------------------------------------------------------------------------------------------------------
+# Linear algebra in torch ----------------------------------------------------------------------------------------------
 
 
 def solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
@@ -108,8 +111,68 @@ def solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, un
     return found
 
 
-# Polynomials of a mapped argument, fitted when first needed. Their powers are well-conditioned: coefficients fall
-# faster than powers of Chebyshev's grow.
+# Constants in ONNX ----------------------------------------------------------------------------------------------------
+
+
+def number(value: float, dtype: int) -> Any:
+    """A scalar of an ONNX type; -1, the default of the operators below, is single precision."""
+    kind = onnx.TensorProto.FLOAT if dtype == -1 else dtype
+    return op.Constant(value=onnx.helper.make_tensor("", kind, [], [value]))
+
+
+def full(
+    size: Any, fill_value: float, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False
+) -> Any:
+    value = number(fill_value, dtype)
+    if isinstance(size, list | tuple) and not size:
+        return value
+    return op.Expand(value, op.Cast(size, to=onnx.TensorProto.INT64))
+
+
+def scalar_tensor(s: float, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    return number(s, dtype)
+
+
+# Exponentials and logarithms in ONNX ----------------------------------------------------------------------------------
+
+
+def log1p(self):  # type: ignore[no-untyped-def]
+    """log(1 + x): a factor restores the digits of a small x that rounding 1 + x loses."""
+    return log_of_one_and(self, self.dtype)
+
+
+def log_of_one_and(x: Any, dtype: int) -> Any:
+    """log(1 + x) for x of a given type."""
+    one = number(1.0, dtype)
+    total = op.Add(one, x)
+    kept = op.Sub(total, one)
+    lost = op.Equal(kept, number(0.0, dtype))
+    small = op.Where(lost, x, op.Mul(op.Log(total), op.Div(x, op.Where(lost, one, kept))))
+    return op.Where(op.Less(op.Abs(x), number(0.5, dtype)), small, op.Log(total))
+
+
+def expm1(self):  # type: ignore[no-untyped-def]
+    """exp(x) - 1, with the digits of a small x restored likewise."""
+    grown, one = op.Exp(self), number(1.0, self.dtype)
+    logarithm = op.Log(grown)
+    lost = op.Equal(logarithm, number(0.0, self.dtype))
+    less = op.Sub(grown, one)
+    small = op.Where(lost, self, op.Mul(less, op.Div(self, op.Where(lost, one, logarithm))))
+    return op.Where(op.Less(op.Abs(self), number(0.5, self.dtype)), small, less)
+
+
+def softplus(self, beta: float = 1.0, threshold: float = 20.0):  # type: ignore[no-untyped-def]
+    """Double precision, too, which ONNX Runtime's own operator does not support."""
+    factor = number(beta, self.dtype)
+    scaled = op.Mul(self, factor)
+    tail = log_of_one_and(op.Exp(op.Neg(op.Abs(scaled))), self.dtype)
+    return op.Div(op.Add(op.Max(scaled, number(0.0, self.dtype)), tail), factor)
+
+
+# The normal distribution in ONNX --------------------------------------------------------------------------------------
+
+# Polynomials in a mapped argument, fitted when first needed. The monomial basis is well-conditioned here: the
+# coefficients decay faster than those of the Chebyshev polynomials grow.
 
 MIDDLE = 3.75  # of the map x -> (x - MIDDLE) / (x + MIDDLE) from [0, ∞) to [-1, 1)
 
@@ -142,6 +205,50 @@ def ndtri_series() -> list[float]:
         return -ndtri_exp(-(root**2) / 2) / root
 
     return chebyshev.cheb2poly(chebyshev.chebinterpolate(function, 32)).tolist()
+
+
+def polynomial(x: Any, dtype: int, coefficients: Sequence[float]) -> Any:
+    """A polynomial at x (*s): one product of powers and coefficients, in place of two operations per coefficient."""
+    count = len(coefficients)
+    powers, weights = (
+        op.Constant(value=onnx.helper.make_tensor("", dtype, [count], list(values)))
+        for values in (range(count), coefficients)
+    )
+    return op.MatMul(op.Pow(op.Unsqueeze(x, op.Constant(value_ints=[-1])), powers), weights)
+
+
+def erfcx(self):  # type: ignore[no-untyped-def]
+    """exp(x²) erfc(x)."""
+    zero, two = number(0.0, self.dtype), number(2.0, self.dtype)
+    found = erfcx_of(op.Abs(self), self.dtype)
+    return op.Where(op.Less(self, zero), op.Sub(op.Mul(two, op.Exp(op.Mul(self, self))), found), found)
+
+
+def erfcx_of(x: Any, dtype: int) -> Any:
+    """`erfcx` for x >= 0."""
+    one, two, middle = (number(value, dtype) for value in (1.0, 2.0, MIDDLE))
+    mapped = op.Sub(one, op.Div(op.Mul(two, middle), op.Add(x, middle)))
+    return op.Div(polynomial(mapped, dtype, erfcx_series()), op.Add(one, op.Mul(two, x)))
+
+
+def ndtr(self):  # type: ignore[no-untyped-def]
+    """The normal distribution function, with its digits in the lower tail."""
+    half, root = number(0.5, self.dtype), number(math.sqrt(0.5), self.dtype)
+    bell = op.Exp(op.Neg(op.Mul(half, op.Mul(self, self))))
+    tail = op.Mul(half, op.Mul(bell, erfcx_of(op.Mul(op.Abs(self), root), self.dtype)))
+    return op.Where(op.Less(self, number(0.0, self.dtype)), tail, op.Sub(number(1.0, self.dtype), tail))
+
+
+def ndtri(self):  # type: ignore[no-untyped-def]
+    """The normal quantile function."""
+    one, half = number(1.0, self.dtype), number(0.5, self.dtype)
+    root = op.Sqrt(op.Mul(number(-2.0, self.dtype), op.Log(op.Min(self, op.Sub(one, self)))))
+    low, high = FLIPPED
+    flipped = op.Neg(op.Div(one, op.Add(root, one)))
+    mapped = op.Sub(op.Mul(op.Sub(flipped, number(low, self.dtype)), number(2 / (high - low), self.dtype)), one)
+    capped = op.Where(op.Greater(mapped, one), one, mapped)
+    size = op.Mul(root, polynomial(capped, self.dtype, ndtri_series()))
+    return op.Where(op.Less(self, half), op.Neg(size), size)
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
@@ -184,93 +291,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """What `torch.onnx.export` wants as its `custom_translation_table`."""
-    import onnx
-    from onnxscript import opset20
-
-    op: Any = opset20
-
-    def number(value: float, dtype: int) -> Any:
-        kind = onnx.TensorProto.FLOAT if dtype == -1 else dtype
-        return op.Constant(value=onnx.helper.make_tensor("", kind, [], [value]))
-
-    def full(
-        size: Any, fill_value: float, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False
-    ) -> Any:
-        value = number(fill_value, dtype)
-        if isinstance(size, list | tuple) and not size:
-            return value
-        return op.Expand(value, op.Cast(size, to=onnx.TensorProto.INT64))
-
-    def scalar_tensor(s: float, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
-        return number(s, dtype)
-
-    def polynomial(x: Any, dtype: int, coefficients: Sequence[float]) -> Any:
-        """At x (*s) of a type: one product of powers with coefficients, in place of two operations for each of them."""
-        count = len(coefficients)
-        powers, weights = (
-            op.Constant(value=onnx.helper.make_tensor("", dtype, [count], list(values)))
-            for values in (range(count), coefficients)
-        )
-        return op.MatMul(op.Pow(op.Unsqueeze(x, op.Constant(value_ints=[-1])), powers), weights)
-
-    def log1p(self):  # type: ignore[no-untyped-def]
-        """log(1 + x): what rounding 1 + x takes from a small x is put back by a factor."""
-        return log_of_one_and(self, self.dtype)
-
-    def log_of_one_and(x: Any, dtype: int) -> Any:
-        one = number(1.0, dtype)
-        total = op.Add(one, x)
-        kept = op.Sub(total, one)
-        lost = op.Equal(kept, number(0.0, dtype))
-        small = op.Where(lost, x, op.Mul(op.Log(total), op.Div(x, op.Where(lost, one, kept))))
-        return op.Where(op.Less(op.Abs(x), number(0.5, dtype)), small, op.Log(total))
-
-    def expm1(self):  # type: ignore[no-untyped-def]
-        """exp(x) - 1, likewise."""
-        grown, one = op.Exp(self), number(1.0, self.dtype)
-        logarithm = op.Log(grown)
-        lost = op.Equal(logarithm, number(0.0, self.dtype))
-        less = op.Sub(grown, one)
-        small = op.Where(lost, self, op.Mul(less, op.Div(self, op.Where(lost, one, logarithm))))
-        return op.Where(op.Less(op.Abs(self), number(0.5, self.dtype)), small, less)
-
-    def softplus(self, beta: float = 1.0, threshold: float = 20.0):  # type: ignore[no-untyped-def]
-        """In double precision, too, which ONNX Runtime's own operator has not."""
-        factor = number(beta, self.dtype)
-        scaled = op.Mul(self, factor)
-        tail = log_of_one_and(op.Exp(op.Neg(op.Abs(scaled))), self.dtype)
-        return op.Div(op.Add(op.Max(scaled, number(0.0, self.dtype)), tail), factor)
-
-    def erfcx(self):  # type: ignore[no-untyped-def]
-        """exp(x²) erfc(x)."""
-        zero, two = number(0.0, self.dtype), number(2.0, self.dtype)
-        found = erfcx_of(op.Abs(self), self.dtype)
-        return op.Where(op.Less(self, zero), op.Sub(op.Mul(two, op.Exp(op.Mul(self, self))), found), found)
-
-    def erfcx_of(x: Any, dtype: int) -> Any:
-        """Of x >= 0."""
-        one, two, middle = (number(value, dtype) for value in (1.0, 2.0, MIDDLE))
-        mapped = op.Sub(one, op.Div(op.Mul(two, middle), op.Add(x, middle)))
-        return op.Div(polynomial(mapped, dtype, erfcx_series()), op.Add(one, op.Mul(two, x)))
-
-    def ndtr(self):  # type: ignore[no-untyped-def]
-        """The normal distribution function, with its digits in the lower tail."""
-        half, root = number(0.5, self.dtype), number(math.sqrt(0.5), self.dtype)
-        bell = op.Exp(op.Neg(op.Mul(half, op.Mul(self, self))))
-        tail = op.Mul(half, op.Mul(bell, erfcx_of(op.Mul(op.Abs(self), root), self.dtype)))
-        return op.Where(op.Less(self, number(0.0, self.dtype)), tail, op.Sub(number(1.0, self.dtype), tail))
-
-    def ndtri(self):  # type: ignore[no-untyped-def]
-        """The normal quantile function."""
-        one, half = number(1.0, self.dtype), number(0.5, self.dtype)
-        root = op.Sqrt(op.Mul(number(-2.0, self.dtype), op.Log(op.Min(self, op.Sub(one, self)))))
-        low, high = FLIPPED
-        flipped = op.Neg(op.Div(one, op.Add(root, one)))
-        mapped = op.Sub(op.Mul(op.Sub(flipped, number(low, self.dtype)), number(2 / (high - low), self.dtype)), one)
-        capped = op.Where(op.Greater(mapped, one), one, mapped)
-        size = op.Mul(root, polynomial(capped, self.dtype, ndtri_series()))
-        return op.Where(op.Less(self, half), op.Neg(size), size)
-
     functions = (log1p, expm1, softplus, erfcx, ndtr, ndtri)
     return {
         aten.full.default: full,
