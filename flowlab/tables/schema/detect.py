@@ -1,4 +1,4 @@
-"""One column of a table: what it is, and how that is learnt from its cells."""
+"""Infer the schema of one column from its cells."""
 
 import datetime
 import re
@@ -23,11 +23,8 @@ from flowlab.tables.schema.grid import (
     spread,
 )
 
-ID_SHARE, ID_ROWS = (
-    0.5,
-    50,
-)  # strings with more distinct levels than this share, in at least so many rows, are names of rows
-MANY_VALUES = 1000  # atoms or spellings that are kept
+ID_SHARE, ID_ROWS = 0.5, 50  # strings identify rows if a larger share of at least so many rows is distinct
+MANY_VALUES = 1000  # maximum number of atoms, and of spellings
 DATE = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}([ T]\d.*)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}( \d.*)?|\d{4}/\d{1,2}/\d{1,2}( \d.*)?"
 )
@@ -35,7 +32,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchema:
-    """The schema of one column by itself, with what the user has given."""
+    """Infer the schema of one column, regardless of the others, and apply the user's settings."""
     column = ColumnSchema(name, given.get("kind", ""), cells.spell(values.dtype))
     missing = values.isna().to_numpy(dtype=bool)
     column.missing = float(missing.mean())
@@ -43,7 +40,7 @@ def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchem
         column.reason = "left out as asked: neither modelled nor sampled"
         return column
     present = values[~missing]
-    found = cells.family(present, name)
+    family = cells.family(present, name)
     if isinstance(values.dtype, pd.CategoricalDtype):
         column.levels_dtype = cells.spell(values.cat.categories.dtype)
         column.declared = [cells.plain(v, name) for v in values.cat.categories]
@@ -54,7 +51,7 @@ def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchem
     if not len(present):
         column.kind, column.reason = "constant", "every cell is missing"
         return column
-    kind, reason = guess(present, found, name)
+    kind, reason = guess(present, family, name)
     column.reason = reason if column.kind in ("", kind) else "as asked"
     column.kind = column.kind or kind
     fill = {
@@ -68,7 +65,7 @@ def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchem
         codes, unique = cells.levels(present, name)
         column.value = unique[codes[0]]
         column.kind, column.reason = "constant", "all values are equal"
-        if column.nullable:  # whether it is missing is all that varies
+        if column.nullable:  # only whether it is missing varies
             learn_levels(column, present)
             column.kind, column.reason = "categorical", f"always {column.value}, or missing"
             column.lower, column.upper, column.resolution, column.parts = None, None, 0.0, []
@@ -77,13 +74,13 @@ def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchem
     return column
 
 
-def guess(present: pd.Series, found: str, name: Any) -> tuple[str, str]:
-    """Kind of a column with its reason, from the cells that are there."""
-    if found in ("datetime", "timedelta"):
-        return found, "times" if found == "datetime" else "time differences, in seconds"
-    if found == "number":
+def guess(present: pd.Series, family: str, name: Any) -> tuple[str, str]:
+    """A column's kind and the reason for it, from the cells that are not missing."""
+    if family in ("datetime", "timedelta"):
+        return family, "times" if family == "datetime" else "time differences, in seconds"
+    if family == "number":
         return guess_number(cells.numbers(present, name), present.dtype)
-    if found == "boolean":
+    if family == "boolean":
         return "boolean", "true or false"
     codes, unique = cells.levels(present, name)
     count = len(np.unique(codes))
@@ -91,9 +88,9 @@ def guess(present: pd.Series, found: str, name: Any) -> tuple[str, str]:
     reason = f"{count} levels"
     if len(kinds) > 1:
         reason = f"cells of several types ({', '.join(sorted(kinds))}), each value a level"
-    elif found == "text" and all(DATE.fullmatch(v) for v in unique[:1000]):
+    elif family == "text" and all(DATE.fullmatch(v) for v in unique[:1000]):
         reason = "strings that look like dates: convert with pd.to_datetime to model them as times"
-    elif found == "text" and all(NUMBER.fullmatch(v) for v in unique[:1000]):
+    elif family == "text" and all(NUMBER.fullmatch(v) for v in unique[:1000]):
         reason = "strings of digits, kept as strings: convert with pd.to_numeric to model them as numbers"
     if kinds == {"str"} and len(present) >= ID_ROWS and count > ID_SHARE * len(present):
         return "id", f"nearly all of {len(present):,} differ" + ("" if reason == f"{count} levels" else f"; {reason}")
@@ -101,7 +98,7 @@ def guess(present: pd.Series, found: str, name: Any) -> tuple[str, str]:
 
 
 def guess_number(x: Array, dtype: Any) -> tuple[str, str]:
-    """Kind of a column of numbers with its reason."""
+    """The kind of a numeric column and the reason for it."""
     if (x != np.round(x)).any() or np.abs(x).max() > cells.EXACT:
         return "continuous", "numbers"
     values = np.unique(x)
@@ -113,7 +110,7 @@ def guess_number(x: Array, dtype: Any) -> tuple[str, str]:
 
 
 def learn_levels(column: ColumnSchema, present: pd.Series) -> None:
-    """Levels that occur, in the order of their dtype or sorted."""
+    """Learn the levels that occur, in the order of the dtype or sorted."""
     codes, unique = cells.levels(present, column.name)
     seen = np.unique(codes)
     column.cardinality = len(seen)
@@ -129,7 +126,7 @@ def learn_levels(column: ColumnSchema, present: pd.Series) -> None:
 
 
 def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
-    """Grid, repeated values and support of numbers."""
+    """Learn the grid, atoms and support of a numeric column."""
     x = cells.numbers(present, column.name)
     whole = (x == np.round(x)) & (np.abs(x) <= cells.EXACT)
     if column.kind == "integer" and not whole.all():
@@ -139,7 +136,7 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
             "make it 'continuous'"
         )
     check_size(x, column.name)
-    # Whole numbers carry no rounding errors.
+    # Integers carry no rounding errors.
     learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)), FINE)
     if column.kind == "integer":
         column.resolution, column.atoms, column.decimals = max(column.resolution, 1.0), [], 0.0
@@ -151,17 +148,17 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
 
 
 def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float = 0.0) -> None:
-    """Resolution and repeated values, such that every value is a multiple of the resolution; see `learn_column`."""
+    """Learn a resolution that divides every value, or else atoms; see `learn_column`."""
     column.cardinality = len(np.unique(x))
-    found = learn_column(x, str(column.name), precision, finest)
-    if found.kind == "constant":
-        column.cardinality, column.tolerance = 1, found.tolerance
+    detected = learn_column(x, str(column.name), precision, finest)
+    if detected.kind == "constant":
+        column.cardinality, column.tolerance = 1, detected.tolerance
         return
-    column.resolution, column.atoms = (found.resolution, []) if found.kind == "grid" else (0.0, found.atoms)
-    column.decimals, column.atom_width = found.decimals, found.resolution if found.atoms else 0.0
-    reason = found.reason if found.kind != "continuous" else ""
+    column.resolution, column.atoms = (detected.resolution, []) if detected.kind == "grid" else (0.0, detected.atoms)
+    column.decimals, column.atom_width = detected.decimals, detected.resolution if detected.atoms else 0.0
+    reason = detected.reason if detected.kind != "continuous" else ""
     if column.resolution:
-        coarse = column.resolution  # `learn_column` lets a few values be off this grid: they would be rounded
+        coarse = column.resolution  # `learn_column` tolerates a few values off this grid, which would be rounded
         column.resolution = common_step(x, column.resolution, precision)
         if column.resolution:
             reason = f"multiples of {column.resolution:g}"
@@ -178,34 +175,34 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float =
 
 
 def common_step(x: Array, step: float, precision: float) -> float:
-    """The step, or a finer power of ten, of which all values are multiples up to rounding errors; 0 for none."""
-    # Differences of ordinary numbers leave errors near zero that are small beside these, not beside zero.
+    """The step, or a finer power of ten, that divides all values up to rounding errors; 0 if none does."""
+    # Subtraction leaves errors near zero that are small relative to its operands, not to its result.
     allowed = np.maximum(8 * precision * np.abs(x), 8 * min(precision, 1e-15) * np.median(np.abs(x)))
     while step:
         nearest = on_grid(x, step)
         off = np.abs(x - nearest) > allowed
         if not off.any():
             break
-        # Values on a grid are on any finer one, too; they are there since a single value has no grid.
+        # Grid points lie on every finer grid, too; they are included because a single value determines no grid.
         finer = decimal_grid(np.concatenate([x[off], nearest[off]]), np.tile(allowed[off], 2))
         step = finer if finer < step else 0.0
     return step
 
 
 def spellings(x: Array, nearest: Array) -> list[float]:
-    """Values that differ from their multiples of the resolution, where each multiple has one value only."""
+    """Values that differ from their multiple of the resolution and share it with no other value."""
     values, where = np.unique(x, return_index=True)
     multiples = nearest[where]
     _, inverse, counts = np.unique(multiples, return_inverse=True, return_counts=True)
-    found = values[(values != multiples) & (counts[inverse] == 1)]
-    return found.tolist() if len(found) <= MANY_VALUES else []
+    result = values[(values != multiples) & (counts[inverse] == 1)]
+    return result.tolist() if len(result) <= MANY_VALUES else []
 
 
 def learn_support(column: ColumnSchema, x: Array) -> None:
-    """Bounds that the values, or their dtype, suggest."""
+    """Learn the bounds that the values or their dtype suggest."""
     low, high = float(x.min()), float(x.max())
     why = []
-    # Shares come near both their ends; other small numbers just happen to be below 1.
+    # Proportions approach both ends; other small numbers merely happen to be below 1.
     if (
         column.kind in NUMERIC
         and 0 <= low <= high <= 1
@@ -228,14 +225,15 @@ def learn_support(column: ColumnSchema, x: Array) -> None:
 def ends_at_zero(x: Array, resolution: float) -> bool:
     """Whether non-negative values suggest a support that ends at zero.
 
-    They do if they come as near to zero as the next value might, or if the lower tail is far shorter than the upper.
+    They do if the minimum is within three mean spacings or one grid step of zero, or if the distance from the minimum
+    to the median is at most half that from the median to the maximum.
     """
     low, middle, high = np.quantile(x, [0, 0.5, 1])
     return bool(low <= max(3 * (high - low) / len(x), resolution) or middle - low <= (high - middle) / 2)
 
 
 def limits(name: str) -> tuple[float | None, float | None]:
-    """The range of a small integer dtype, None for others: what samples must not leave."""
+    """The range of a small integer dtype, which samples must not leave; None where there is no bound."""
     dtype = numpy_dtype(name)
     if dtype.kind not in "iu" or dtype.itemsize > 4:
         return (0.0 if dtype.kind == "u" else None), None
@@ -244,7 +242,7 @@ def limits(name: str) -> tuple[float | None, float | None]:
 
 
 def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
-    """Days since the first one, and the time of day where it varies."""
+    """Learn the first day, and which of day and time of day vary."""
     days, clock = cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)
     check_range(column, days * DAY)
     column.origin = str(np.datetime64(int(days.min()), "D"))
@@ -267,7 +265,7 @@ def learn_datetimes(column: ColumnSchema, present: pd.Series) -> None:
 
 
 def check_range(column: ColumnSchema, seconds: Array) -> None:
-    """Raise a ValueError for times within two days of the limits of their dtype, which draws might exceed."""
+    """Raise a ValueError for times within two days of the limits of their dtype, which samples might exceed."""
     furthest = 2**63 / cells.TICKS[cells.unit_of(cells.dtype_of(column.dtype))] - 2 * DAY
     if np.abs(seconds).max() > furthest:
         raise ValueError(
@@ -277,7 +275,7 @@ def check_range(column: ColumnSchema, seconds: Array) -> None:
 
 
 def learn_timedeltas(column: ColumnSchema, present: pd.Series) -> None:
-    """Grid, repeated values and support of time differences."""
+    """Learn the grid, atoms and support of time differences."""
     x = cells.seconds(present, column.name)
     check_range(column, x)
     learn_time_grid(column, x)
@@ -286,7 +284,7 @@ def learn_timedeltas(column: ColumnSchema, present: pd.Series) -> None:
 
 
 def learn_time_grid(column: ColumnSchema, x: Array) -> None:
-    """As `learn_grid`, for seconds: days, hours and minutes before powers of ten."""
+    """`learn_grid` for seconds, preferring days, hours and minutes to powers of ten."""
     learn_grid(column, x, 1e-15)
     if column.resolution >= 1:
         column.resolution = next(
@@ -295,7 +293,7 @@ def learn_time_grid(column: ColumnSchema, x: Array) -> None:
 
 
 def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
-    """What the user has given in place of what was learnt, if the data agree."""
+    """Replace what was learnt with the user's settings, after checking them against the data."""
     for key in given.keys() - {"kind", *SETTABLE.get(column.kind, ())}:
         raise ValueError(
             f"schema of column {column.name!r}: {key!r} does not apply to a column of kind {column.kind!r}"
@@ -318,10 +316,10 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
     column.ordered = bool(given.get("ordered", column.ordered))
     if "categories" in given:
         levels = [cells.plain(v, column.name) for v in given["categories"]]
-        strange = [v for v in column.categories if v not in levels]
-        if strange:
+        unlisted = [v for v in column.categories if v not in levels]
+        if unlisted:
             raise ValueError(
-                f"column {column.name!r}: level {strange[0]!r} is not among the schema's categories {levels[:20]}: "
+                f"column {column.name!r}: level {unlisted[0]!r} is not among the schema's categories {levels[:20]}: "
                 "add it, or set "
                 "categories to None to learn them"
             )
@@ -329,14 +327,14 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
 
 
 def numbers_of(column: ColumnSchema, present: pd.Series) -> Array:
-    """The cells of a column of numbers or times as numbers: days or seconds of times."""
+    """A column of numbers or times as numbers: days for datetimes, seconds for time differences."""
     if column.kind == "datetime":
         return cells.days_and_seconds(present, cells.zone_of(cells.dtype_of(column.dtype)), column.name)[0]
     return (cells.seconds if column.kind == "timedelta" else cells.numbers)(present, column.name)
 
 
 def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Series) -> None:
-    """Raise a ValueError that names the first cell outside the bounds, or off the grid."""
+    """Raise a ValueError that names the first cell outside the user's bounds or off the user's grid."""
     x, ends = numbers_of(column, present), [column.lower, column.upper]
     if column.kind == "datetime":
         ends = [None if end is None else day_number(end) for end in ends]
@@ -359,7 +357,7 @@ def check_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
 
 
 def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
-    if value is None:  # no bound but that of the dtype
+    if value is None:  # only the dtype's bound
         return limits(column.dtype)[key == "upper"] if column.kind in NUMERIC else None
     try:
         if column.kind == "datetime":
@@ -379,11 +377,11 @@ def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
 
 
 def _number(column: ColumnSchema, value: Any, key: str) -> Any:
-    """A resolution, or a list of atoms, as plain numbers."""
+    """A resolution, or a list of atoms, as floats."""
     try:
-        found = [float(v) for v in value] if key == "atoms" else float(value)
+        result = [float(v) for v in value] if key == "atoms" else float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"schema of column {column.name!r}: {key} cannot be {value!r}") from error
-    if not np.isfinite(found).all():
+    if not np.isfinite(result).all():
         raise ValueError(f"schema of column {column.name!r}: {key} must be finite, not {value!r}")
-    return found
+    return result

@@ -1,8 +1,8 @@
-"""The values of an expression's tree in each row of a table, computed on arrays.
+"""Evaluate an expression's tree on all rows of a table at once.
 
-Each value is known or not: what depends on a cell that is missing, or on arithmetic without a result such as a
-division by zero, is unknown; `and`, `or` and `not` are those of three-valued logic. Booleans count as 0 and 1 where
-numbers are wanted, and no type is too narrow for what is computed.
+A value is unknown if it depends on a missing cell, or on arithmetic without a result, such as division by zero; `and`,
+`or` and `not` follow three-valued logic. Booleans count as 0 and 1 where numbers are expected, and integers never
+overflow.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,13 +35,14 @@ def evaluate(expression: Expression, df: pd.DataFrame) -> Values:
     """An expression's value in each row.
 
     Raises:
-        ValueError: The columns are of types that the operations are not for. The message names the rule, and a column.
+        ValueError: A column is not in the table, or an operation does not apply to its type. The message names the rule
+            and the columns.
 
     Example:
         >>> from flowlab.tables.schema.expressions import read
         >>> df = pd.DataFrame({"a": [200, 100], "b": [100, None]}).astype({"a": "uint8"})
-        >>> found = evaluate(read("a + b > 255"), df)
-        >>> found.data.tolist(), found.known.tolist()
+        >>> result = evaluate(read("a + b > 255"), df)
+        >>> result.data.tolist(), result.known.tolist()
         ([True, False], [True, False])
     """
     lacking = [name for name in expression.names if name not in df.columns]
@@ -51,20 +52,20 @@ def evaluate(expression: Expression, df: pd.DataFrame) -> Values:
         )
     try:
         with np.errstate(all="ignore"):
-            found = _value(expression.node, df)
+            result = _value(expression.node, df)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(
             f"the rule {shorten(expression.text)!r} cannot be computed from columns {expression.names}: {error}"
         ) from error
     shape = (len(df),)
-    return replace(found, data=np.broadcast_to(found.data, shape), known=np.broadcast_to(found.known, shape))
+    return replace(result, data=np.broadcast_to(result.data, shape), known=np.broadcast_to(result.known, shape))
 
 
 def to_floats(values: Values, name: Any) -> NDArray[np.float64]:
-    """Numbers or booleans as float64, NaN where unknown.
+    """Numbers or Booleans as float64, NaN where unknown.
 
     Raises:
-        ValueError: They are no numbers.
+        ValueError: They are neither numbers nor Booleans.
     """
     if values.kind == "nothing":
         return np.full(len(values.data), np.nan)
@@ -93,7 +94,7 @@ def _value(node: Node, df: pd.DataFrame) -> Values:
 
 
 def _alike(a: Values, b: Values) -> tuple[Data, Data]:
-    """The numbers of both sides in types that numpy compares exactly."""
+    """The numbers of both operands in types that numpy compares exactly."""
     x, y = (v.data.astype(np.int64) if v.kind == "boolean" else v.data for v in (a, b))
     if {x.dtype.kind, y.dtype.kind} == {"i", "f"}:
         whole = x if x.dtype.kind == "i" else y
@@ -117,7 +118,7 @@ def _join(a: Values, sign: str, b: Values) -> str:
 
 
 def compare(sign: str, a: Values, b: Values) -> Values:
-    """A comparison."""
+    """One of < <= > >= == !=."""
     a, b = as_times(a, b), as_times(b, a)
     what = _join(a, sign, b)
     if "nothing" in (a.kind, b.kind):
@@ -150,39 +151,39 @@ def _advice(a: Values, b: Values) -> str:
 
 
 def _ranks(a: Values, b: Values) -> tuple[Data, Data]:
-    """The places of two sides in the order of a category dtype's levels."""
+    """Both operands as positions in the order of a categorical dtype's levels."""
     of = a if a.levels is not None else b
     other = b if of is a else a
     assert of.levels is not None
     assert of.codes is not None
     if not of.ordered or (other.levels is not None and not other.ordered):
-        loose = other if of.ordered else of
-        raise ValueError(f"{loose.what} has levels without an order: make it .cat.as_ordered(), or use == or in")
+        unordered = other if of.ordered else of
+        raise ValueError(f"{unordered.what} has levels without an order: make it .cat.as_ordered(), or use == or in")
     if other.levels is not None:
         if list(other.levels) != list(of.levels):
             raise ValueError(f"{a.what} and {b.what} have levels in different orders")
-        theirs = other.codes
+        codes = other.codes
     else:
-        place = {(type(level) is bool, level): k for k, level in enumerate(of.levels)}
-        wanted = [place.get((type(value) is bool, value), -1) for value in other.data.tolist()]
+        code_of = {(type(level) is bool, level): k for k, level in enumerate(of.levels)}
+        positions = [code_of.get((type(value) is bool, value), -1) for value in other.data.tolist()]
         if not other.constant:
             raise ValueError(
                 f"{of.what} is an ordered category, {other.what} is none: compare it with one of its levels"
             )
-        if wanted[0] < 0:
+        if positions[0] < 0:
             raise ValueError(f"{of.what} has no level {other.what}; there are {', '.join(map(repr, of.levels[:20]))}")
-        theirs = np.array(wanted)
-    assert theirs is not None
-    return (of.codes, theirs) if of is a else (theirs, of.codes)
+        codes = np.array(positions)
+    assert codes is not None
+    return (of.codes, codes) if of is a else (codes, of.codes)
 
 
 def _among(values: Values, wanted: Sequence[Any]) -> Values:
-    """Which values are in a list."""
-    found = [compare("==", values, of_constant(value)) for value in wanted]
+    """Which values are in a list of constants."""
+    matches = [compare("==", values, of_constant(value)) for value in wanted]
     what = f"{values.what} in …"
-    if values.kind == "nothing" or not found:
+    if values.kind == "nothing" or not matches:
         return Values("boolean", np.zeros_like(values.known), values.known, what)
-    return Values("boolean", np.logical_or.reduce([part.data for part in found]), values.known, what)
+    return Values("boolean", np.logical_or.reduce([part.data for part in matches]), values.known, what)
 
 
 def _truth(values: Values) -> Values:
@@ -192,7 +193,7 @@ def _truth(values: Values) -> Values:
 
 
 def _both(name: str, a: Values, b: Values) -> Values:
-    """`and` and `or`: known as soon as one side decides."""
+    """`and` and `or`: known as soon as one operand decides."""
     a, b = _truth(a), _truth(b)
     decides = name == "or"
     certain = (a.known & (a.data == decides)) | (b.known & (b.data == decides))
@@ -229,7 +230,7 @@ def _of_numbers(sign: str, a: Values, b: Values, known: Rows, what: str) -> Valu
         known = known & ~((x == 0) & (y < 0)).astype(bool)
     whole = x.dtype.kind != "f" and y.dtype.kind != "f"
     x, y = np.broadcast_arrays(x, y)
-    if whole:  # unknown cells must not decide what becomes too large
+    if whole:  # unknown cells must not cause an overflow
         x, y = np.where(known, x, 1), np.where(known, y, 1)
     if sign == "/" and whole and object not in (x.dtype, y.dtype):
         whole = max(np.abs(x).max(initial=0), np.abs(y).max(initial=0)) > cells.EXACT
@@ -257,13 +258,15 @@ def _of_times(sign: str, a: Values, b: Values, known: Rows, what: str) -> Values
     if (sign == "*" and set(kinds) == {"timedelta", "number"}) or (
         sign == "/" and kinds[0] == "timedelta" and kinds[1] in ("timedelta", "number")
     ):
-        found = _of_numbers(sign, replace(a, kind="number"), replace(b, kind="number"), known, what)
-        return found if kinds == ("timedelta", "timedelta") else replace(found, kind="timedelta", data=_rounded(found))
+        result = _of_numbers(sign, replace(a, kind="number"), replace(b, kind="number"), known, what)
+        return (
+            result if kinds == ("timedelta", "timedelta") else replace(result, kind="timedelta", data=_rounded(result))
+        )
     raise ValueError(f"{a}, {b}: {sign} is not for them")
 
 
 def _rounded(values: Values) -> Data:
-    """Whole nanoseconds."""
+    """Times rounded to whole nanoseconds."""
     if values.data.dtype.kind != "f":
         return values.data
     data = np.where(values.known, values.data, 0.0)
@@ -297,7 +300,7 @@ def call(name: str, arguments: list[Values]) -> Values:
         digits = int(arguments[1].data[0]) if len(arguments) == 2 else 0
         return Values("number", _to_whole(name, data, digits), a.known, what)
     data = FLOATS[name](data.astype(np.float64))
-    known = a.known & ~np.isnan(data) & ~np.isneginf(data)  # the logarithm of 0 has no value
+    known = a.known & ~np.isnan(data) & ~np.isneginf(data)  # log(0) has no value
     return Values("number", data, known, what)
 
 
@@ -308,7 +311,7 @@ def _to_whole(name: str, data: Data, digits: int) -> Data:
 
 
 def _extreme(name: str, a: Values, b: Values) -> Values:
-    """The lower or the higher of two values."""
+    """The minimum or maximum of two values."""
     a, b = as_times(a, b), as_times(b, a)
     first = compare("<" if name == "min" else ">", a, b)
     if first.kind == "nothing":

@@ -1,7 +1,7 @@
-"""Expressions over columns, read into a tree of names, constants and a few operations; nothing in them is ever run.
+"""Expressions over columns, parsed into a tree of names, constants and a few operations; nothing in them is ever run.
 
-`read("low + 1 < `unit price` and city in ['Rome']")` gives the tree that `evaluation.evaluate` computes. Python's
-parser only sees a copy in which every name and every string is a placeholder, so that neither can be taken for code.
+`read("low + 1 < `unit price` and city in ['Rome']")` returns the tree that `evaluation.evaluate` computes. Python's
+parser sees only a copy in which every name and string is a placeholder, so that neither can be taken for code.
 """
 
 import ast
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from operator import add, floordiv, mod, mul, pow, sub, truediv
 from typing import Any
 
-FUNCTIONS = {  # the number of arguments, at least and at most
+FUNCTIONS = {  # minimum and maximum number of arguments
     **dict.fromkeys(("abs", "sqrt", "exp", "log", "log1p", "log10", "expm1", "sin", "cos", "tan"), (1, 1)),
     **dict.fromkeys(("floor", "ceil", "isna", "notna"), (1, 1)),
     "round": (1, 2),
     **dict.fromkeys(("min", "max"), (2, 100)),
 }
 MOST_CHARACTERS, MOST_NODES, MOST_DEPTH = 100_000, 10_000, 200
-MOST_LETTERS = 1000  # of a name or number
-MOST_INTEGER, MOST_EXPONENT = 2**64, 100  # of constants
+MOST_LETTERS = 1000  # in a name or number
+MOST_INTEGER, MOST_EXPONENT = 2**64, 100  # limits on constants
 PLAIN_NAME = r"[^\W\d]\w*"
 QUOTED_NAME = r"`(?:[^`]|``)+`"  # a backquote in a name is doubled
 TOKEN = re.compile(
@@ -33,7 +33,7 @@ TOKEN = re.compile(
 ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)")
 ESCAPES = {"\\": "\\", "'": "'", '"': '"', "n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 WORDS = ("and", "or", "not", "in", "True", "False", "None")
-LIKE_WORDS = {"&": "and", "|": "or"}  # which bind as loosely as pandas lets them: `x > 0 & y > 0`
+LIKE_WORDS = {"&": "and", "|": "or"}  # with the loose precedence that pandas gives them: `x > 0 & y > 0`
 OPERATIONS: dict[type[ast.AST], str] = {
     **dict(
         zip(
@@ -55,39 +55,39 @@ ALLOWED = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column's cells."""
+    """A reference to a column."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A number, string or truth value; a tuple of them on the right of `in`."""
+    """A number, string or Boolean; to the right of `in`, a tuple of them."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operation on what other nodes give."""
+    """An operation on the values of other nodes."""
 
     name: str
     arguments: tuple["Node", ...]
 
 
 Node = Column | Constant | Call
-Known = dict[str, Node]  # placeholders -> what they stand for
+Known = dict[str, Node]  # placeholder -> the column or string it stands for
 
 
 @dataclass(frozen=True)
 class Expression:
-    """What a text says.
+    """A parsed expression.
 
     Attributes:
-        text: The text.
-        node: The root of its tree.
-        names: The columns that it names, in the order of their appearance.
-        needed: Those whose cells must be there for a row to be judged: all but what only `isna` and `notna` ask about.
+        text: The source.
+        node: The root of the tree.
+        names: The columns it refers to, in order of appearance.
+        needed: The columns a row must not miss to be decided: all but those only in `isna` and `notna`.
     """
 
     text: str
@@ -97,7 +97,7 @@ class Expression:
 
 
 def quote(name: object) -> str:
-    """A column's name as it stands in an expression.
+    """A column's name as written in an expression.
 
     Example:
         >>> quote("price"), quote("unit price"), quote("class")
@@ -109,25 +109,25 @@ def quote(name: object) -> str:
 
 
 def shorten(text: str) -> str:
-    """What messages show of a long text."""
+    """A text for a message, truncated if long."""
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def unquote(text: str) -> str:
-    """The name that `quote` wrote."""
+    """The inverse of `quote`."""
     return text[1:-1].replace("``", "`") if text.startswith("`") else text
 
 
 def names_in(expression: str) -> list[str]:
-    """The columns that an expression names, in the order of their appearance. Raises a ValueError as `read` does."""
+    """The columns that an expression refers to, in order of appearance. Raises a ValueError as `read` does."""
     return read(expression).names
 
 
 def read(text: str) -> Expression:
-    """The tree of an expression.
+    """Parse an expression.
 
     Raises:
-        ValueError: It is no expression, does more than compute, names no column, or is too large.
+        ValueError: It is not an expression, uses anything that is not allowed, refers to no column, or is too large.
 
     Example:
         >>> read("`unit price` > 2 and city != '`'").names
@@ -152,7 +152,7 @@ def read(text: str) -> Expression:
 
 
 class _Source:
-    """A text's tokens, with a placeholder for each name and string."""
+    """An expression's source, with a placeholder for each name and string."""
 
     def __init__(self) -> None:
         self.places: dict[Node, int] = {}
@@ -172,7 +172,7 @@ class _Source:
         return " ".join(self._plain(*token, *after) for token, after in zip(tokens, following, strict=True))
 
     def _plain(self, kind: str, token: str, next_kind: str, after: str) -> str:
-        """What Python's parser sees of a token."""
+        """The token as Python's parser sees it."""
         if kind in ("text", "name", "quoted") and next_kind == "text" and token not in WORDS:
             raise ValueError(f"{token} stands right before the string {after}")
         if kind == "text":
@@ -200,21 +200,21 @@ class _Source:
 
 
 def unescape(text: str) -> str:
-    """A string's characters, from what stands between its quotes."""
+    """A string's characters, from the source between its quotes."""
 
     def character(match: re.Match[str]) -> str:
-        found = match[1]
-        if found[0] in "xuU" and len(found) > 1:
-            return chr(int(found[1:], 16))
-        if found.isdigit():
-            return chr(int(found, 8))
-        return ESCAPES.get(found, match[0])
+        escape = match[1]
+        if escape[0] in "xuU" and len(escape) > 1:
+            return chr(int(escape[1:], 16))
+        if escape.isdigit():
+            return chr(int(escape, 8))
+        return ESCAPES.get(escape, match[0])
 
     return ESCAPE.sub(character, text)
 
 
 def _check_size(tree: ast.AST) -> None:
-    """Raise a ValueError for a tree that is too large or deep, before anything goes down it."""
+    """Raise a ValueError for a tree that is too large or deep, before anything recurses into it."""
     level: list[ast.AST] = [tree]
     count = 0
     for _ in range(MOST_DEPTH):
@@ -277,7 +277,7 @@ def _unary(op: ast.AST, operand: Node) -> Node:
 
 
 def _fold(name: str, left: Node, right: Node) -> Node:
-    """An operation, done at once where both sides are numbers."""
+    """An operation, computed at once if both operands are numbers."""
     if name == "**" and isinstance(right, Constant) and _is_number(right) and abs(right.value) > MOST_EXPONENT:
         raise ValueError(f"exponents go up to {MOST_EXPONENT}")
     if not (isinstance(left, Constant) and isinstance(right, Constant) and _is_number(left) and _is_number(right)):
@@ -293,13 +293,13 @@ def _comparison(op: ast.cmpop, left: ast.AST, right: ast.AST, known: Known) -> N
     if isinstance(left, lists) and not isinstance(right, lists) and isinstance(op, ast.Eq | ast.NotEq):
         left, right = right, left
     if isinstance(op, ast.In | ast.NotIn) or (isinstance(op, ast.Eq | ast.NotEq) and isinstance(right, lists)):
-        # `city == ['Rome', 'Oslo']` is pandas' other way to say it.
+        # In pandas, `city == ['Rome', 'Oslo']` means the same.
         if not isinstance(right, lists):
             raise ValueError("in needs a list of constants on its right")
-        found = [_node(element, known) for element in right.elts if not _is_none(element)]  # None is no value
-        if not all(isinstance(element, Constant) for element in found):
+        elements = [_node(element, known) for element in right.elts if not _is_none(element)]  # no cell equals None
+        if not all(isinstance(element, Constant) for element in elements):
             raise ValueError("a list holds constants only")
-        values = tuple(element.value for element in found if isinstance(element, Constant))
+        values = tuple(element.value for element in elements if isinstance(element, Constant))
         inside = Call("in", (_node(left, known), Constant(values)))
         return inside if isinstance(op, ast.In | ast.Eq) else Call("not", (inside,))
     if type(op) not in OPERATIONS:
@@ -314,7 +314,7 @@ def _is_none(tree: ast.AST) -> bool:
 
 
 def _function(tree: ast.Call, known: Known) -> Node:
-    name = tree.func.id  # type: ignore[attr-defined]  # a name, as was seen
+    name = tree.func.id  # type: ignore[attr-defined]  # an ast.Name, as the caller checked
     least, most = FUNCTIONS[name]
     if tree.keywords or not least <= len(tree.args) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
@@ -328,7 +328,7 @@ def _function(tree: ast.Call, known: Known) -> Node:
 
 
 def _columns(node: Node, all_: bool) -> Iterator[str]:
-    """The names in a tree from left to right; not those in `isna` and `notna` unless all are wanted."""
+    """The columns in a tree from left to right, without those in `isna` and `notna` unless `all_`."""
     if isinstance(node, Column):
         yield node.name
     elif isinstance(node, Call) and (all_ or node.name not in ("isna", "notna")):

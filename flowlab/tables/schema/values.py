@@ -1,7 +1,7 @@
-"""The cells of columns, and constants, as the values that expressions compute with.
+"""Columns and constants as the values that expressions compute with.
 
-Whole numbers stay whole and exact, of whatever width: int64 where that holds them, Python's integers where not.
-Booleans stay booleans, all other numbers are float64. Times are whole nanoseconds.
+Integers are exact at any width: int64 where that holds them, Python integers otherwise. Booleans stay Booleans, all
+other numbers are float64. Times are whole nanoseconds.
 """
 
 import re
@@ -21,8 +21,8 @@ Rows = NDArray[np.bool_]
 
 DATE = re.compile(r"\s*(\d{4}|\d{1,2}[/.-]\d{1,2}[/.-]\d)")
 DURATION = re.compile(r"\s*[-+]?P?\d.*[A-Za-z:]", flags=re.DOTALL)
-SAFE = 2.0**62  # estimates below it fit int64
-MOST = 1e300  # of whole numbers
+SAFE = 2.0**62  # results estimated to be smaller fit int64
+MOST = 1e300  # bound on integers
 WORDS = dict(
     zip(
         ("number", "boolean", "text", "mixed", "datetime", "timedelta", "nothing"),
@@ -33,18 +33,18 @@ WORDS = dict(
 
 @dataclass(frozen=True)
 class Values:
-    """One value for each row, or a single one for all.
+    """One value per row, or one for all rows.
 
     Attributes:
-        kind: number, boolean, text, mixed, datetime, timedelta; or nothing, where every one is unknown.
-        data: The values; anything where they are unknown.
-        known: Which are known.
-        what: What they are, for messages: "column 'x'".
-        zone: The time zone of datetimes, None for those without; data are instants, or what the clock shows.
-        levels: Of a category dtype, the values of its levels in order.
-        codes: Of a category dtype, the places of the values among the levels.
-        ordered: Whether the order of the levels means something.
-        constant: Whether it was written in the expression.
+        kind: number, boolean, text, mixed, datetime or timedelta; nothing if every value is unknown.
+        data: The values; arbitrary where unknown.
+        known: Which values are known.
+        what: Their description in messages, such as "column 'x'".
+        zone: The time zone of datetimes, whose data are then in UTC; None if they have none and show local time.
+        levels: A categorical dtype's levels, in order.
+        codes: A categorical dtype's codes, the positions of the values among the levels.
+        ordered: Whether the order of the levels is meaningful.
+        constant: Whether the expression states the value.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Values:
 
 
 def of_constant(value: Any) -> Values:
-    """A constant."""
+    """The value of a constant."""
     what = f"{value!r}"
     if isinstance(value, str):
         return Values("text", _objects([value]), np.ones(1, dtype=bool), what, constant=True)
@@ -78,35 +78,35 @@ def of_constant(value: Any) -> Values:
 
 
 def of_column(values: pd.Series, name: Any) -> Values:
-    """A column's cells."""
+    """The values of a column."""
     known = values.notna().to_numpy(dtype=bool)
     what = f"column {name!r}"
-    found = cells.family(values, name) if known.any() else "nothing"
-    if found == "nothing":  # of whatever dtype: a column of strings without any is read as numbers
-        return Values(found, np.zeros(len(values)), known, what)
-    if found == "category":
+    kind = cells.family(values, name) if known.any() else "nothing"
+    if kind == "nothing":  # whatever the dtype: files yield numbers for a column of strings that is empty
+        return Values(kind, np.zeros(len(values)), known, what)
+    if kind == "category":
         levels = of_column(pd.Series(values.cat.categories), name)
         codes = values.cat.codes.to_numpy(dtype=np.int64)
         ordered = bool(values.cat.ordered)
         return Values(levels.kind, levels.data[codes], known, what, levels.zone, levels.data.tolist(), codes, ordered)
-    if found == "number":
+    if kind == "number":
         data = _numbers(values, known)
-        return Values(found, data, known & ~np.isnan(data) if data.dtype.kind == "f" else known, what)
-    if found == "boolean":
+        return Values(kind, data, known & ~np.isnan(data) if data.dtype.kind == "f" else known, what)
+    if kind == "boolean":
         data = values.astype("boolean").to_numpy(dtype=bool, na_value=False)
-        return Values(found, data, known, what)
-    if found == "datetime":
-        return Values(found, _instants(values), known, what, zone=cells.zone_of(values.dtype))
-    if found == "timedelta":
+        return Values(kind, data, known, what)
+    if kind == "datetime":
+        return Values(kind, _instants(values), known, what, zone=cells.zone_of(values.dtype))
+    if kind == "timedelta":
         unit = cells.unit_of(values.dtype)
         ticks = values.astype(f"timedelta64[{unit}]").to_numpy()
-        return Values(found, _nanoseconds(ticks, unit), known, what)
+        return Values(kind, _nanoseconds(ticks, unit), known, what)
     data = values.to_numpy(dtype=object, na_value="")
-    return Values(found, data, known, what)
+    return Values(kind, data, known, what)
 
 
 def _numbers(values: pd.Series, known: Rows) -> Data:
-    """Integers or float64 numbers."""
+    """Numbers as integers or float64."""
     if cells.is_object(values.dtype):
         present = values[known].tolist()
         whole = all(isinstance(v, int | np.integer) for v in present)
@@ -147,12 +147,12 @@ def whole_numbers(values: Sequence[int]) -> Data:
 
 
 def _fit(data: Data) -> Data:
-    """Python's integers as int64 if they fit."""
+    """Python integers as int64 if all of them fit."""
     return data.astype(np.int64) if not len(data) or (data.min() >= -(2**63) and data.max() < 2**63) else data
 
 
 def exactly(op: Callable[[Any, Any], Any], x: Data, y: Data) -> Data:
-    """An exact operation on integers: in int64 where the result surely fits, else in Python's integers."""
+    """Compute on integers exactly: in int64 if the results are sure to fit, else in Python integers."""
     estimate = np.abs(op(x.astype(np.float64), y.astype(np.float64)))
     if not (estimate < MOST).all():
         raise ValueError("whole numbers become too large: divide a column, or write 1.0 * it")
@@ -162,19 +162,19 @@ def exactly(op: Callable[[Any, Any], Any], x: Data, y: Data) -> Data:
 
 
 def as_times(values: Values, like: Values) -> Values:
-    """A string in an expression as a time, where the other operand holds times."""
+    """A string constant as a time if the other operand holds times; other values unchanged."""
     if not (values.constant and values.kind == "text" and like.kind in ("datetime", "timedelta")):
         return values
     text = values.data[0]
     advice = "'2024-01-31 12:00'" if like.kind == "datetime" else "'2 days 03:00:00'"
     try:
-        if not (DATE if like.kind == "datetime" else DURATION).match(text):  # pandas also reads "now", and "5"
+        if not (DATE if like.kind == "datetime" else DURATION).match(text):  # pandas also parses "now" and "5"
             raise ValueError("no such text")
         time = pd.Timestamp(text) if like.kind == "datetime" else pd.Timedelta(text)
         if like.kind == "datetime" and (like.zone is None) and time.tz is not None:
             raise ValueError(f"it has a time zone, {like.what} has none")
         if like.kind == "datetime" and like.zone is not None:
-            if time.tz is None:  # as cells.times reads it
+            if time.tz is None:  # as cells.times does
                 time = time.tz_localize(like.zone, ambiguous=True, nonexistent="shift_forward")
             time = time.tz_convert("UTC").tz_localize(None)
     except (ValueError, TypeError, OverflowError) as error:

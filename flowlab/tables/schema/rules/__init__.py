@@ -1,14 +1,14 @@
 """Rules between columns that samples must keep.
 
-`forward` replaces what a rule decides by what it leaves open, `backward` puts it back.
+`forward` replaces the columns that a rule determines with what it leaves open, `backward` restores them.
 
 rule = parse_rule("low <= high")            # or LessThan("low", "high")
-rows = df[~rule.broken(df)]                 # rows of the data that break the rule are the caller's to drop
-modelled = rule.forward(rows)               # `high - low`, at least 0, in place of `high`
+rows = df[~rule.broken(df)]                 # the caller drops rows that break the rule
+modelled = rule.forward(rows)               # `high - low`, at least 0, replaces `high`
 assert rule.backward(modelled).equals(rows)
 
-The first table that `forward` sees is learnt from (`learn` does it alone). A rule with a missing cell in it cannot be
-judged: it is not broken.
+A rule learns from the first table passed to `forward`, or from the one passed to `learn`. A row in which a cell that
+the rule needs is missing is undecided and does not break it.
 """
 
 from flowlab.tables.schema.rules.combinations import FixedCombinations

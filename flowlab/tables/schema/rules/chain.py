@@ -1,4 +1,4 @@
-"""The rules of one table: ordered so that each finds its columns, and checked against each other."""
+"""The rules of one table, ordered so that each finds its columns, and checked against each other."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from flowlab.tables.schema.schema import Schema
 
 
 def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
-    """A rule for a table, from an object (copied) or text.
+    """A table's rule, copied from an object or parsed from text.
 
-    "low <= high" is a condition where differences would lose values.
+    The text "low <= high" becomes a `Predicate` where the difference would lose values.
     """
     if not isinstance(rule, str):
         return copy.deepcopy(rule)
@@ -26,57 +26,56 @@ def read_rule(rule: Rule | str, frame: pd.DataFrame) -> Rule:
     return parsed
 
 
-def check_included(rules: Sequence[Rule], said: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Raise a ValueError for a rule on an excluded column, which no sample would have."""
+def check_included(rules: Sequence[Rule], overrides: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Raise a ValueError for a rule on an excluded column, which samples lack."""
     for rule in rules:
         for name in rule.columns():
-            if said.get(name, {}).get("kind") == "excluded":
+            if overrides.get(name, {}).get("kind") == "excluded":
                 raise ValueError(f"the rule {rule.shown} names column {name!r}, which the schema excludes: drop either")
 
 
 def check_chain(rules: Sequence[Rule], names: Sequence[Any], schema: Schema) -> None:
     """Raise a ValueError unless rules from a file lead from the user's columns to the modelled ones."""
-    there = {str(name) for name in names}
+    columns = {str(name) for name in names}
     for rule in rules:
-        lacking = [name for name in rule.columns() if str(name) not in there]
+        lacking = [name for name in rule.columns() if str(name) not in columns]
         if lacking:
             raise ValueError(f"the rule {rule.shown} names column {lacking[0]!r}, which is not in the table")
-        if not there <= set(map(str, rule.order)):
+        if not columns <= set(map(str, rule.order)):
             raise ValueError(f"the rule {rule.shown} has learnt from another table")
-        there = there - {str(name) for name in rule.replaced()} | {str(name) for name in rule.made()}
+        columns = columns - {str(name) for name in rule.replaced()} | {str(name) for name in rule.made()}
     modelled = {str(column.name) for column in schema if column.kind != "excluded"}
-    if rules and there != modelled:
-        raise ValueError(f"rules and columns do not fit together: {', '.join(sorted(there ^ modelled)[:5])}")
+    if rules and columns != modelled:
+        raise ValueError(f"rules and columns do not fit together: {', '.join(sorted(columns ^ modelled)[:5])}")
     for rule in rules:
         rule.check_modelled(schema)
 
 
 def in_order(rules: Sequence[Rule]) -> list[Rule]:
-    """Order rules so that each finds its columns: later ones do not refer to columns that earlier ones replace.
+    """Order rules so that none refers to a column that an earlier one replaces; duplicates count once.
 
-    One that is there twice counts once. Where that cannot be, as for "a <= c" beside "b <= c", which both replace c, a
-    "<=" is a condition.
+    Where no such order exists, as for "a <= c" and "b <= c", which both replace c, a "<=" becomes a `Predicate`.
 
     Raises:
-        ValueError: They go in a circle.
+        ValueError: The rules depend on each other in a circle.
     """
-    left, done = [rule for k, rule in enumerate(rules) if rule not in rules[:k]], []
-    while left:
+    remaining, ordered = [rule for k, rule in enumerate(rules) if rule not in rules[:k]], []
+    while remaining:
         free = [
             rule
-            for rule in left
-            if not any(set(rule.replaced()) & set(other.columns()) for other in left if other is not rule)
+            for rule in remaining
+            if not any(set(rule.replaced()) & set(other.columns()) for other in remaining if other is not rule)
         ]
         if not free:
-            loose = [
+            convertible = [
                 k
-                for k, rule in enumerate(left)
+                for k, rule in enumerate(remaining)
                 if isinstance(rule, LessThan) and all(isinstance(name, str) for name in rule.columns())
             ]
-            if not loose:
-                raise ValueError(f"the rules {', '.join(map(str, left))} go in a circle: drop one")
-            left[loose[-1]] = Predicate(str(left[loose[-1]]))
+            if not convertible:
+                raise ValueError(f"the rules {', '.join(map(str, remaining))} go in a circle: drop one")
+            remaining[convertible[-1]] = Predicate(str(remaining[convertible[-1]]))
             continue
-        done += free[:1]
-        left = [rule for rule in left if rule is not free[0]]
-    return done
+        ordered += free[:1]
+        remaining = [rule for rule in remaining if rule is not free[0]]
+    return ordered

@@ -1,4 +1,4 @@
-"""`FixedCombinations`: only combinations of levels that training has are possible."""
+"""`FixedCombinations`: only combinations of levels that occur in training are possible."""
 
 import json
 from collections.abc import Iterable
@@ -22,9 +22,9 @@ TITLE = "fixed combinations of"
 
 @dataclass
 class FixedCombinations(Rule):
-    """Only combinations of levels that training has: one column of combinations is modelled in place of several.
+    """Only combinations of levels that occur in training: one column of combinations is modelled in place of several.
 
-    A missing cell is a level here.
+    A missing cell counts as a level.
 
     Args:
         names: The columns.
@@ -70,7 +70,7 @@ class FixedCombinations(Rule):
 
     @property
     def name(self) -> str:
-        """The name of the column that is modelled in place of the others."""
+        """The name of the column of combinations."""
         return ", ".join(map(str, self.names))
 
     def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "FixedCombinations":
@@ -110,16 +110,16 @@ class FixedCombinations(Rule):
         self._check(df)
         if not self.combinations:
             return np.zeros(len(df), dtype=bool)
-        codes, found = self._combine(df)
+        codes, combinations = self._combine(df)
         known = self._places()
-        return ~np.array([plain(row) in known for row in found], dtype=bool)[codes]
+        return ~np.array([plain(row) in known for row in combinations], dtype=bool)[codes]
 
     def _combine(self, df: pd.DataFrame) -> tuple[NDArray[np.int64], list[list[Any]]]:
-        """The combination of each row as a code, and the combinations in the order of their levels."""
+        """Each row's combination as a code, and the combinations, sorted by the codes of their levels."""
         columns = [cells.levels(df[name], name) for name in self.names]
         rows, codes = np.unique(np.column_stack([codes for codes, _ in columns]), axis=0, return_inverse=True)
-        found = [[None if code < 0 else values[code] for code, (_, values) in zip(row, columns)] for row in rows]
-        return codes.reshape(-1), found
+        combinations = [[None if code < 0 else values[code] for code, (_, values) in zip(row, columns)] for row in rows]
+        return codes.reshape(-1), combinations
 
     def _table(self) -> list[list[Any]]:
         return [json.loads(text) for text in self.combinations]
@@ -128,10 +128,10 @@ class FixedCombinations(Rule):
         return {plain(row): k for k, row in enumerate(self._table())}
 
     def rewrite(self, df: pd.DataFrame) -> pd.DataFrame:
-        codes, found = self._combine(df)
+        codes, combinations = self._combine(df)
         place = self._places()
         values = pd.Categorical.from_codes(
-            np.array([place[plain(row)] for row in found], dtype=np.int64)[codes], categories=self.combinations
+            np.array([place[plain(row)] for row in combinations], dtype=np.int64)[codes], categories=self.combinations
         )
         first = min(list(df.columns).index(name) for name in self.names)
         frame = df.drop(columns=self.names)
@@ -140,8 +140,8 @@ class FixedCombinations(Rule):
 
     def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
         place = {text: k for k, text in enumerate(self.combinations)}
-        codes, found = cells.levels(df[self.name], self.name)
-        rows = np.array([place[text] for text in found])[codes]
+        codes, texts = cells.levels(df[self.name], self.name)
+        rows = np.array([place[text] for text in texts])[codes]
         table = self._table()
         frame = df.drop(columns=self.name)
         for k, schema in enumerate(self.schemas):
@@ -155,5 +155,5 @@ class FixedCombinations(Rule):
 
 
 def plain(row: list[Any]) -> str:
-    """A combination as text in which 1 and 1.0 are the same: whole numbers become floats where other rows miss them."""
+    """A combination as text in which 1 and 1.0 are equal: missing cells turn a column of integers into floats."""
     return json.dumps([int(v) if isinstance(v, float) and v.is_integer() else v for v in row], ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`LessThan`: one column is never above another."""
+"""`LessThan`: one column never exceeds another."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,26 +15,27 @@ from flowlab.tables.schema.grid import on_grid
 from flowlab.tables.schema.rules.rule import Computed, Label, Overrides, Rows, check_levels, clock, grid_step, storable
 from flowlab.tables.schema.schema import Schema
 
-HELD_SHARE, HELD_ROWS = 0.05, 10  # of rows with one higher value, from which it counts as held there
+HELD_SHARE, HELD_ROWS = 0.05, 10  # a value is frequent from this share and number of rows on
 OTHER = "other"
 
 
 @dataclass
 class LessThan(Computed):
-    """One column is never above another: their difference is modelled in place of the higher one.
+    """One column never exceeds another: their difference is modelled in place of the higher one.
 
-    Differences of times are those of the clock, so that whole days stay whole days whatever the time zone does. Where
-    the lower value is missing there is no difference: a table with a higher value in such a row is refused, and needs a
-    `Predicate`, which the text "low <= high" then means.
+    Times are subtracted as local times, so that whole days stay whole when the clocks change. There is no difference
+    where the lower value is missing: a table with a higher value in such a row is rejected and needs a `Predicate`,
+    which the text "low <= high" then becomes.
 
-    Where the higher column is held at a value, such as a cap or the end of time, whatever the lower one is, a column of
-    levels says so beside the difference. Where a lower value such as -1 for "not known" is far below all others, its
-    differences are counted from their least one. Models draw nothing outside of the range that the higher column had.
+    If the higher column is often held at one value regardless of the lower column, such as a cap or a date that stands
+    for "never", a categorical column beside the difference says so. If a frequent lower value, such as -1 for
+    "unknown", has far larger differences than the others, these are counted from their minimum. Samples stay within
+    the range of the higher column in training.
 
     Args:
         low: The lower column: numbers, times or time differences.
         high: The higher column.
-        strict: Whether the two must differ.
+        strict: Whether equality breaks the rule.
 
     Example:
         >>> df = pd.DataFrame({"low": [1.1, 2.0], "high": [1.4, 2.5]})
@@ -50,18 +51,13 @@ class LessThan(Computed):
     low: Label
     high: Label
     strict: bool = False
-    fine: float = field(default=0.0, kw_only=True, repr=False)  # the difference's grid
-    held: list[list[float]] = field(
-        default_factory=list, kw_only=True, repr=False
-    )  # days (0 but for times), and seconds or a number
-
-    least: float | None = field(
-        default=None, kw_only=True, repr=False
-    )  # what the higher column can be, as its schema says
+    fine: float = field(default=0.0, kw_only=True, repr=False)  # the grid of the difference
+    # Each of these is a pair: days (0 except for datetimes), and seconds or a number.
+    held: list[list[float]] = field(default_factory=list, kw_only=True, repr=False)
+    least: float | None = field(default=None, kw_only=True, repr=False)  # bounds of the higher column in its schema
     most: float | None = field(default=None, kw_only=True, repr=False)
-    shifts: list[list[float]] = field(
-        default_factory=list, kw_only=True, repr=False
-    )  # lower value, what differences are counted from
+    # Each of these is a pair: a lower value, and the origin of its differences.
+    shifts: list[list[float]] = field(default_factory=list, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,12 +78,12 @@ class LessThan(Computed):
 
     @property
     def difference(self) -> str:
-        """The name of the column that is modelled in place of the higher one."""
+        """The name of the column of differences."""
         return f"{self.high} - {self.low}"
 
     @property
     def place(self) -> str:
-        """The name of the column of the values at which the higher one is held."""
+        """The name of the column that says where the higher column is held."""
         return f"{self.high} at"
 
     def check_learnt(self) -> None:
@@ -98,8 +94,8 @@ class LessThan(Computed):
 
     def check_modelled(self, schema: Schema) -> None:
         dtype = cells.dtype_of(schema[self.difference].dtype)
-        found = cells.family(pd.Series([], dtype=dtype), self.difference)
-        if (found == "timedelta") != (cells.dtype_of(self.dtype).kind in "Mm") or found not in ("number", "timedelta"):
+        kind = cells.family(pd.Series([], dtype=dtype), self.difference)
+        if (kind == "timedelta") != (cells.dtype_of(self.dtype).kind in "Mm") or kind not in ("number", "timedelta"):
             raise ValueError(f"column {self.difference!r} is of type {dtype}, of which there is no {self.high!r}")
         if self.held:
             check_levels(schema, self.place, self._levels())
@@ -108,7 +104,7 @@ class LessThan(Computed):
         self.held = []
         super().learn(df)
         high = learn(df[self.high], self.high, (given or {}).get(self.high, {}))
-        gap = self._gap(df)  # raises unless the two can be compared
+        gap = self._gap(df)  # raises unless the columns are comparable
         if count := self.lost(df):
             raise ValueError(
                 f"the rule {self.shown} works by the difference, and {count} rows have a {self.high!r} without a "
@@ -123,7 +119,7 @@ class LessThan(Computed):
         if not np.isnan(total).all():
             self.lower, self.upper = float(np.nanmin(total)), float(np.nanmax(total))
         self.held, self.shifts = self._held(df, gap), self._shifts(df, gap)
-        super().learn(df)  # the names that it makes are known only now
+        super().learn(df)  # the names of the added columns are known only now
         return self
 
     def lost(self, df: pd.DataFrame) -> int:
@@ -149,7 +145,7 @@ class LessThan(Computed):
         return broken
 
     def _total_of(self, df: pd.DataFrame, name: Any) -> Array:
-        """One number for each cell of either column, times by the clock of the higher one."""
+        """Either column as one number per cell, times in the time zone of the higher column."""
         return _total(*clock(df[name], name, pd.Series([], dtype=cells.dtype_of(self.dtype))))
 
     def outside(self, df: pd.DataFrame) -> Rows:
@@ -158,8 +154,8 @@ class LessThan(Computed):
         return ~self.within(self._total_of(df, self.high))
 
     def _gap(self, df: pd.DataFrame) -> Array:
-        """high - low: numbers, or seconds."""
-        if df[self.low].isna().all() or df[self.high].isna().all():  # of whatever dtype
+        """high - low, as numbers or seconds."""
+        if df[self.low].isna().all() or df[self.high].isna().all():  # regardless of the dtype
             return np.full(len(df), np.nan)
         low, high = (clock(df[name], name, df[self.high]) for name in self.columns())
         if (low[0] is None) != (high[0] is None):
@@ -173,7 +169,7 @@ class LessThan(Computed):
         return on_grid(gap, self.fine) if self.fine else gap
 
     def _held(self, df: pd.DataFrame, gap: Array) -> list[list[float]]:
-        """Values of the higher column in many rows, to which lower values and unrelated differences do not add up."""
+        """Values that the higher column takes far more often than independent differences would explain."""
         known = ~np.isnan(gap) & ~self.broken(df)
         if known.sum() < HELD_ROWS:
             return []
@@ -182,17 +178,17 @@ class LessThan(Computed):
         low = high - gap
         values, first, counts = np.unique(high, return_index=True, return_counts=True)
         gaps, often = np.unique(gap, return_counts=True)
-        found = []
+        held = []
         for k in np.flatnonzero(counts >= max(HELD_SHARE * len(high), HELD_ROWS)):
             wanted = on_grid(values[k] - low, self.fine) if self.fine else values[k] - low
             where = np.searchsorted(gaps, wanted).clip(max=len(gaps) - 1)
             expected = np.where(gaps[where] == wanted, often[where], 0).mean()
             if expected < counts[k] / 2:
-                found.append([0.0 if days is None else float(days[first[k]]), float(x[first[k]])])
-        return found
+                held.append([0.0 if days is None else float(days[first[k]]), float(x[first[k]])])
+        return held
 
     def _shifts(self, df: pd.DataFrame, gap: Array) -> list[list[float]]:
-        """Lower values in many rows, such as -1 for "not known", with differences larger than nearly all others."""
+        """Frequent lower values, such as -1 for "unknown", with differences larger than nearly all others."""
         known = ~np.isnan(gap)
         if known.sum() < HELD_ROWS:
             return []
@@ -202,11 +198,11 @@ class LessThan(Computed):
         others = gap[~many[where]]
         if not len(others):
             return []
-        least = [(float(values[k]), float(gap[where == k].min())) for k in np.flatnonzero(many)]
-        return [[value, start] for value, start in least if start > np.quantile(others, 0.95)]
+        minima = [(float(values[k]), float(gap[where == k].min())) for k in np.flatnonzero(many)]
+        return [[value, start] for value, start in minima if start > np.quantile(others, 0.95)]
 
     def _starts(self, df: pd.DataFrame) -> Array:
-        """What the difference of each row is counted from."""
+        """The origin from which each row's difference is counted."""
         starts = np.zeros(len(df))
         if self.shifts and not df[self.low].isna().all():
             low = self._total_of(df, self.low)
@@ -215,14 +211,14 @@ class LessThan(Computed):
         return starts
 
     def _levels(self) -> list[str]:
-        """What the column of places says: the values that are held, and that it is another."""
+        """The levels of the column `place`: the held values, and one for all others."""
         if not self.held:
             return []
         days, x = np.array(self.held, dtype=np.float64).T
         return [*map(str, self._values(days, x)), OTHER]
 
     def _values(self, days: Array | None, x: Array) -> pd.Series:
-        """Days and seconds, or numbers, in the type of the higher column."""
+        """Days and seconds, or numbers, in the dtype of the higher column."""
         kind = cells.dtype_of(self.dtype)
         if kind.kind == "M":
             return cells.clock_times(np.zeros_like(x) if days is None else days, x, self.dtype, self.high)
@@ -249,8 +245,8 @@ class LessThan(Computed):
         return frame
 
     def _differences(self, df: pd.DataFrame, gap: Array) -> pd.Series:
-        found = [cells.family(df[name], name) for name in self.columns()]
-        if "number" in found or "boolean" in found:
+        families = [cells.family(df[name], name) for name in self.columns()]
+        if "number" in families or "boolean" in families:
             whole = all(df[name].dtype.kind in "iu" for name in self.columns())
             dtype = "float64" if not whole else "Int64" if np.isnan(gap).any() else "int64"
             return cells.from_numbers(gap, dtype, self.difference)
@@ -265,12 +261,12 @@ class LessThan(Computed):
         high = self._on_step(low + gap, low)
         high = np.where(self._unstorable(_total(days, high)), self._stand_in(low), high)
         if self.held:
-            codes, found = cells.levels(df[self.place], self.place)
+            codes, texts = cells.levels(df[self.place], self.place)
             names = self._levels()
-            where = np.array([*(names.index(name) for name in found), -1])[codes]
-            at, there = np.array(self.held)[where.clip(0, len(self.held) - 1)], (where >= 0) & ~np.isnan(low)
-            held = there & (where < len(self.held))
-            high = np.where(held, at[:, 1], np.where(there, high, np.nan))
+            where = np.array([*(names.index(name) for name in texts), -1])[codes]
+            at, present = np.array(self.held)[where.clip(0, len(self.held) - 1)], (where >= 0) & ~np.isnan(low)
+            held = present & (where < len(self.held))
+            high = np.where(held, at[:, 1], np.where(present, high, np.nan))
             days = None if days is None else np.where(held, at[:, 0], days)
         frame = df.drop(columns=[name for name in self.made() if name in df.columns])
         frame[self.high] = self._values(days, high).set_axis(df.index)
@@ -281,14 +277,14 @@ class LessThan(Computed):
         return (total < lowest) | (total > highest)
 
     def _stand_in(self, low: Array) -> Array:
-        """The replacement for values that the dtype cannot hold: one that breaks the rule, or lies outside the data."""
+        """What replaces values that the dtype cannot hold: a value that breaks the rule, or lies outside the data."""
         lowest, highest = storable(self.dtype)
         below = low - max(self.step, 1.0)
         outside = lowest if self.lower is not None and lowest < self.lower else highest
         return np.where(below < lowest, outside, below)
 
     def _on_step(self, high: Array, low: Array) -> Array:
-        """On the grid of the higher column, and one cell up where rounding went below the lower one."""
+        """Round to the grid of the higher column, one step up where rounding would break the rule."""
         if not self.step:
             return high
         rounded = on_grid(high, self.step)
@@ -297,12 +293,12 @@ class LessThan(Computed):
 
 
 def _total(days: Array | None, x: Array) -> Array:
-    """One number for each time, too."""
+    """Days and seconds as seconds; other numbers unchanged."""
     return x if days is None else days * DAY + x
 
 
 def _bounds(column: ColumnSchema, slack: float) -> tuple[float | None, float | None]:
-    """The bounds of a column as one number each, with room for rounding errors; those of times are whole days."""
+    """The bounds of a column as one number each: whole days for datetimes, else with a margin for rounding errors."""
     lower, upper = column.lower, column.upper
     if column.kind == "datetime":
         lower = None if lower is None else day_number(lower) * DAY

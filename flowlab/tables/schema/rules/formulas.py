@@ -1,4 +1,4 @@
-"""Rules that are expressions: columns computed from others, and conditions on rows."""
+"""Rules given by expressions: columns computed from others, and conditions on rows."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +17,14 @@ from flowlab.tables.schema.rules.rule import Computed, Label, Overrides, Rows, R
 
 @dataclass
 class Derived(Computed):
-    """A column computed from others: it is not modelled, but recomputed in draws.
+    """A column computed from others: it is not modelled but recomputed in samples.
 
-    Its bounds are kept: rows whose computed value lies outside of what the schema gives, or the data suggest ("none
-    negative", "within [0, 1]", the range of a small integer type), are impossible, and drawn again.
+    Its bounds hold: rows whose computed value violates a bound that the schema sets or the data suggest ("none
+    negative", "within [0, 1]", the range of a small integer dtype) are impossible and are redrawn.
 
     Args:
-        name: The column.
-        expression: Names of columns (`unit price` in backquotes), numbers, arithmetic, comparisons, functions.
+        name: The computed column.
+        expression: Column names (`unit price` in backquotes), numbers, arithmetic, comparisons, functions.
 
     Example:
         >>> df = pd.DataFrame({"price": [1.1, 2.5], "quantity": [3, 2], "total": [3.3, 5.0]})
@@ -37,7 +37,7 @@ class Derived(Computed):
 
     name: Label
     expression: str
-    nullable: bool = field(default=True, kw_only=True, repr=False)  # whether some cell was missing
+    nullable: bool = field(default=True, kw_only=True, repr=False)  # whether a cell was missing in training
 
     def __post_init__(self) -> None:
         if self.name in names_in(self.expression):
@@ -56,11 +56,11 @@ class Derived(Computed):
     def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "Derived":
         super().learn(df)
         column = learn(df[self.name], self.name, (given or {}).get(self.name, {}))
-        ours = cells.numbers(df[self.name], self.name)
+        observed = cells.numbers(df[self.name], self.name)
         self.dtype, self.null, self.step = column.dtype, column.null, grid_step(df[self.name], self.name)
         self.lower, self.upper = (None if end is None else float(end) for end in (column.lower, column.upper))
-        self.nullable = bool(np.isnan(ours).any())
-        lost = df[names_in(self.expression)].isna().any(axis=1).to_numpy() & ~np.isnan(ours)
+        self.nullable = bool(np.isnan(observed).any())
+        lost = df[names_in(self.expression)].isna().any(axis=1).to_numpy() & ~np.isnan(observed)
         if lost.any() and not can_miss(self.dtype):
             raise ValueError(
                 f"the rule {self.shown} cannot compute {self.name!r} in {int(lost.sum())} rows, where a cell is "
@@ -71,17 +71,17 @@ class Derived(Computed):
 
     def broken(self, df: pd.DataFrame) -> Rows:
         self._check(df)
-        ours, computed = cells.numbers(df[self.name], self.name), self._compute(df)
+        observed, computed = cells.numbers(df[self.name], self.name), self._compute(df)
         inputs = df[names_in(self.expression)].notna().all(axis=1).to_numpy(dtype=bool)
-        room = 1e-9 * np.maximum(np.abs(ours), np.abs(computed)) + self.step / 2
-        # A value where there is none to compute, such as that of a division by zero, is wrong, too.
-        wrong = inputs & ~np.isnan(ours) & ~(np.abs(ours - computed) <= room)
+        tolerance = 1e-9 * np.maximum(np.abs(observed), np.abs(computed)) + self.step / 2
+        # A value where the expression has none, such as after division by zero, is wrong, too.
+        wrong = inputs & ~np.isnan(observed) & ~(np.abs(observed - computed) <= tolerance)
         if not self.nullable:
             wrong |= inputs & np.isnan(computed)
-        return wrong | ~self.within(ours, 1e-9 * max(self.step, 1e-3))
+        return wrong | ~self.within(observed, 1e-9 * max(self.step, 1e-3))
 
     def _compute(self, df: pd.DataFrame) -> Array:
-        """NaN where a cell is missing, or there is no finite value."""
+        """The computed column; NaN where a cell is missing or no value is finite."""
         values = to_floats(evaluate(read(self.expression), df), self.name)
         values = np.where(np.isfinite(values), values, np.nan)
         return (on_grid(values, self.step) if self.step else values) + 0.0  # no -0.0
@@ -97,7 +97,7 @@ class Derived(Computed):
     def _backward(self, df: pd.DataFrame) -> pd.DataFrame:
         computed = self._compute(df)
         lower, upper = storable(self.dtype)
-        values = np.clip(computed, lower, upper)  # what the type cannot hold breaks the rule, whatever stands there
+        values = np.clip(computed, lower, upper)  # values beyond the dtype break the rule, clipped or not
         if not can_miss(self.dtype):
             values = np.where(np.isnan(values), 0.0, values)
         frame = df.copy()
@@ -107,7 +107,7 @@ class Derived(Computed):
 
 @dataclass
 class Predicate(Rule):
-    """A condition on rows: the model ignores it, and draws that break it are redrawn.
+    """A condition on rows: the model ignores it, and samples that break it are redrawn.
 
     Args:
         expression: As in `Derived`: "x > 0 or y > 0".

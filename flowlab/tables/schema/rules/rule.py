@@ -26,10 +26,10 @@ Overrides = Mapping[Any, Mapping[str, Any]]
 
 @dataclass
 class Rule:
-    """A rule between columns. Its fields are its arguments and what it has learnt, in JSON's types.
+    """A rule between columns. Its fields are its arguments and what it has learnt, as JSON types.
 
     Attributes:
-        order: The columns of the table that was learnt from; empty before.
+        order: The columns of the training table; empty until the rule has learnt.
     """
 
     kinds: ClassVar[dict[str, type["Rule"]]] = {}
@@ -54,7 +54,7 @@ class Rule:
 
     @property
     def shown(self) -> str:
-        """The rule as messages show it."""
+        """The rule as shown in messages."""
         return repr(shorten(str(self)))
 
     def columns(self) -> list[Any]:
@@ -70,11 +70,11 @@ class Rule:
         return []
 
     def learn(self, df: pd.DataFrame, given: Overrides | None = None) -> "Rule":
-        """Learn a table's dtypes and grids, which `backward` restores, from the rows that keep the rule.
+        """Learn the dtypes and grids that `backward` restores, from rows that keep the rule.
 
         Args:
             df: The table.
-            given: What the user has said of columns, as `Schema.infer` takes it.
+            given: The user's settings of columns, as in `Schema.infer`.
         """
         self._check(df)
         taken = [name for name in self.made() if name in df.columns]
@@ -86,10 +86,10 @@ class Rule:
         return self
 
     def forward(self, df: pd.DataFrame) -> pd.DataFrame:
-        """The table that is modelled in place of the user's.
+        """The table to model in place of the user's.
 
         Raises:
-            ValueError: Rows break the rule: drop them first.
+            ValueError: Rows break the rule; they must be dropped first.
         """
         if not self.order:
             self.learn(df)
@@ -108,14 +108,14 @@ class Rule:
         return df
 
     def backward(self, df: pd.DataFrame) -> pd.DataFrame:
-        """The user's table from a modelled one, with the learnt columns and dtypes in their order.
+        """Restore the user's table from a modelled one, with the columns and dtypes of training in their order.
 
-        Rows that cannot be are among those that come back, and break the rule.
+        Impossible rows are kept, and break the rule.
         """
         if not self.order:
             raise ValueError(f"the rule {self.shown} has seen no table yet: learn(df) or forward(df) first")
         frame = self._backward(df)
-        # Columns may have been left out since.
+        # Columns may have been dropped since.
         frame = frame[[name for name in self.order if name in frame.columns]]
         if not all(isinstance(name, str) for name in self.order):
             frame.columns = frame.columns.infer_objects()
@@ -126,15 +126,15 @@ class Rule:
         raise NotImplementedError
 
     def outside(self, df: pd.DataFrame) -> Rows:
-        """Which rows have a cell, computed by the rule, outside the range of training: they are redrawn."""
+        """Which rows have a computed cell outside the range of training; they are redrawn."""
         return np.zeros(len(df), dtype=bool)
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
-        """Overrides for `Schema.infer`, for the columns that `forward` adds."""
+        """Overrides for `Schema.infer` of the columns that `forward` adds."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
-        """The rule and what it has learnt, in JSON's types."""
+        """The rule and what it has learnt, as JSON types."""
         return {"rule": type(self).__name__, **asdict(self)}
 
     @staticmethod
@@ -142,7 +142,7 @@ class Rule:
         """The rule that `to_json` wrote, validated as if its arguments came from a user.
 
         Raises:
-            ValueError: It is no rule, has other fields, or values of the wrong kind.
+            ValueError: It is not a rule, or its fields or their types are wrong.
 
         Example:
             >>> from flowlab import LessThan
@@ -168,7 +168,7 @@ class Rule:
         return rule
 
     def check_learnt(self) -> None:
-        """Raise a ValueError if the learnt fields, from a file, are not what `learn` can learn."""
+        """Raise a ValueError if the learnt fields of a file are not ones that `learn` can produce."""
 
     def check_modelled(self, schema: Schema) -> None:
         """Raise a ValueError if `backward` cannot read the added columns as a file describes them."""
@@ -187,14 +187,14 @@ class Rule:
 
 @dataclass
 class Computed(Rule):
-    """A rule that computes one column's cells, with what is known of that column.
+    """A rule that computes one column, with what it has learnt about that column.
 
     Attributes:
-        dtype: Its type.
-        null: What stands for a missing cell in a column of Python objects.
-        step: Its grid, 0 where it is on none.
-        lower: The lowest number, or second, that it can be; None for no bound.
-        upper: The highest one.
+        dtype: The column's dtype.
+        null: The missing value in a column of Python objects.
+        step: The step of its grid; 0 for none.
+        lower: Its lower bound, a number or seconds; None for none.
+        upper: Its upper bound, likewise.
     """
 
     dtype: str = field(default="", kw_only=True, repr=False)
@@ -213,8 +213,8 @@ class Computed(Rule):
         if not self.dtype:
             return
         try:
-            found = cells.dtype_of(self.dtype)
-            numbers = cells.is_object(found) or cells.family(pd.Series([], dtype=found), "") in COMPUTABLE
+            kind = cells.dtype_of(self.dtype)
+            numbers = cells.is_object(kind) or cells.family(pd.Series([], dtype=kind), "") in COMPUTABLE
         except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"the rule {self.shown}: {self.dtype!r:.80} is no type of a column") from error
         if not numbers:
@@ -228,13 +228,13 @@ class Computed(Rule):
 
 
 def can_miss(dtype: str) -> bool:
-    """Whether a dtype has missing cells."""
+    """Whether a dtype can represent missing cells."""
     kind = cells.dtype_of(dtype)
     return not isinstance(kind, np.dtype) or kind.kind in "fOmM"
 
 
 def storable(dtype: str) -> tuple[float, float]:
-    """The least and largest number, or second, of a dtype that float64 resolves."""
+    """The smallest and largest number, or second, that a dtype can hold and float64 resolves."""
     kind = cells.dtype_of(dtype)
     if kind.kind in "Mm":
         most = 2.0**63 / cells.TICKS[cells.unit_of(kind)] - cells.DAY
@@ -250,7 +250,7 @@ def storable(dtype: str) -> tuple[float, float]:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Whether a value from JSON is of an annotated type.
+    """Whether a JSON value matches a type annotation.
 
     Example:
         >>> fits(["a", 1], list[str | int]), fits(True, float), fits(float("nan"), float)
@@ -273,30 +273,30 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def check_levels(schema: Schema, name: Any, known: list[str]) -> None:
-    """Raise a ValueError if a modelled column has other levels than a rule knows."""
+    """Raise a ValueError if a modelled column has levels that a rule does not know."""
     column = schema[name]
-    found = [*column.categories, *column.recoding, column.value]
-    if column.kind not in ("categorical", "constant", "duplicate") or not set(map(str, found)) <= {*known, "None"}:
+    levels = [*column.categories, *column.recoding, column.value]
+    if column.kind not in ("categorical", "constant", "duplicate") or not set(map(str, levels)) <= {*known, "None"}:
         raise ValueError(f"column {name!r} of a rule has levels that the rule does not know")
 
 
 def clock(values: pd.Series, name: Any, like: pd.Series | None) -> tuple[Array | None, Array]:
-    """Days, None but for times, and numbers or seconds; in the time zone of another column."""
-    found = cells.family(values, name)
-    if found == "datetime":
+    """Days (None except for datetimes), and seconds or numbers; in the time zone of another column, if given."""
+    family = cells.family(values, name)
+    if family == "datetime":
         zone = cells.zone_of(values.dtype if like is None else like.dtype)
         return cells.days_and_seconds(values, zone, name)
-    return None, cells.seconds(values, name) if found == "timedelta" else cells.numbers(values, name)
+    return None, cells.seconds(values, name) if family == "timedelta" else cells.numbers(values, name)
 
 
 def grid_step(values: pd.Series, name: Any) -> float:
-    """The power of ten, or the day, of which all values are multiples, 0 if there is none.
+    """The power of ten, or the day, that divides all values; 0 if none does.
 
-    Never above 1, where other rows may be.
+    A power of ten is at most 1, as other rows may lie between multiples of a larger one.
     """
     days, x = clock(values.dropna(), name, None)
     if days is not None and not x.any():
         return float(cells.DAY)
     precision = rounding(numpy_dtype(cells.spell(values.dtype)))
-    x = np.append(x, 0.0)  # a single value has no grid
+    x = np.append(x, 0.0)  # a single value determines no grid
     return common_step(x, min(decimal_grid(x, 8 * precision * np.abs(x)), 1.0), precision)

@@ -1,4 +1,4 @@
-"""Rules as text."""
+"""Parse rules from text."""
 
 import keyword
 import re
@@ -14,7 +14,7 @@ NAME = rf"(?:{PLAIN_NAME}|{QUOTED_NAME})"
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule that a string means: "low <= high", "total = price * quantity", or a condition on rows.
+    """Parse a rule: "low <= high", "total = price * quantity", or a condition on rows.
 
     Example:
         >>> parse_rule("start <= end")
@@ -38,10 +38,10 @@ def parse_rule(text: str) -> Rule:
 
 
 def read_rules(rules: Any) -> list[Rule | str]:
-    """What a user passed as rules, as a list of rules and strings; one alone is a list of one.
+    """A user's rules as a list of rules and strings; a single one becomes a list of one.
 
     Raises:
-        ValueError: Something in it is neither.
+        ValueError: An item is neither.
     """
     listed = [rules] if isinstance(rules, str | Rule) else [] if rules is None else rules
     if not isinstance(listed, list | tuple | set | frozenset):
