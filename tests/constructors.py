@@ -1,4 +1,4 @@
-"""Every layer in every meaningful variant, and every preset, with functions that build inputs and compare results."""
+"""Every layer in every meaningful variant, every base and every preset, with functions for inputs and comparisons."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from flowlab import Flow, bases, presets
+from flowlab.interop.converted import (
+    Backwards,
+    ConvertedAutoregressive,
+    ConvertedCoupling,
+    FlooredSpline,
+    Inverse,
+    ScaleAndShift,
+)
+from flowlab.interop.steps import Steps
 from flowlab.layers import (
     ActNorm,
     Additive,
@@ -32,6 +41,7 @@ from flowlab.layers import (
     Sylvester,
     Whitening,
 )
+from flowlab.posteriors.contexts import Given
 from helpers import seeded
 
 SCALARS: dict[str, ScalarMap] = {
@@ -134,6 +144,25 @@ def _conditioned(scalar: ScalarMap) -> dict[str, Callable[[int, int, Generator],
     }
 
 
+def _converted_coupling(features: int, context: int, _: Generator) -> Layer:
+    scalar, mask = Backwards(ScaleAndShift("exp")), [i % 2 == 0 for i in range(features)]
+    steps = [["join"], ["linear", 8], ["tanh"], ["linear", sum(mask) * scalar.count]]
+    return ConvertedCoupling(features, scalar, mask, Steps(features - sum(mask), context, steps))
+
+
+def _converted_autoregressive(features: int, context: int, _: Generator) -> Layer:
+    scalar = FlooredSpline(bins=4, bound=3.0)
+    network = Steps(features, context, [["masked", features * scalar.count]])
+    lower = torch.ones(features, features).tril(-1)
+    network.linears[0].mask.copy_(lower.repeat_interleave(scalar.count, 0))
+    return ConvertedAutoregressive(features, scalar, range(features), network)
+
+
+def _given(features: int, _: int, generator: Generator) -> Layer:
+    layer = Coupling(features, Affine(), context_features=2, generator=generator, **NARROW)
+    return Given(layer, torch.tensor([0.5, -1.0]))
+
+
 def _table() -> dict[str, Entry]:
     table: dict[str, Entry] = {}
     for name, scalar in SCALARS.items():
@@ -165,6 +194,12 @@ def _table() -> dict[str, Entry]:
         "whitening, fitted": Entry(lambda f, c, g: fitted(Whitening(f)), takes_context=False, identity=None),
         "marginal": Entry(lambda f, c, g: Marginal(f), takes_context=False),
         "marginal, fitted": Entry(lambda f, c, g: fitted(Marginal(f)), takes_context=False, identity=None),
+        "inverse": Entry(
+            lambda f, c, g: Inverse(Autoregressive(f, Affine(), context_features=c, generator=g, **NARROW))
+        ),
+        "fixed context": Entry(_given, takes_context=False),
+        "converted coupling": Entry(_converted_coupling),
+        "converted autoregressive": Entry(_converted_autoregressive, takes_context=False, identity=None),
     }
     return table
 
@@ -209,6 +244,16 @@ def distance(entry: Entry, a: Tensor, b: Tensor) -> Tensor:
     apart = (a - b).abs()
     return torch.minimum(apart, 2 * math.pi - apart).abs() if entry.circular else apart
 
+
+BASES: dict[str, Callable[[int], bases.Base]] = {
+    "gaussian": bases.Gaussian,
+    "gaussian, learnable": lambda features: perturb(bases.Gaussian(features, learnable=True)),
+    "student": lambda features: perturb(bases.StudentT(features, df=5.0)),
+    "mixture": lambda features: perturb(bases.GaussianMixture(features, 3, generator=seeded())),
+    "kernels": lambda features: bases.Kernels.from_rows(rows(5, features).float(), bandwidth=0.7),
+    "uniform": lambda features: bases.Uniform(features, low=-2.0, high=0.5),
+    "circle": lambda features: bases.Uniform(features, low=-math.pi, high=math.pi),
+}
 
 PRESETS: dict[str, tuple[Callable[..., Flow], str]] = {
     "planar": (presets.planar, "sampling"),

@@ -10,18 +10,10 @@ import sklearn.mixture
 import torch
 from torch import Tensor, distributions
 
-from constructors import perturb
+from constructors import BASES, perturb
 from flowlab.bases import Base, Gaussian, GaussianMixture, Kernels, StudentT, Uniform
 from helpers import seeded
 
-BASES: dict[str, Callable[[int], Base]] = {
-    "gaussian": Gaussian,
-    "gaussian, learnable": lambda features: perturb(Gaussian(features, learnable=True)),
-    "student": lambda features: perturb(StudentT(features, df=5.0)),
-    "mixture": lambda features: perturb(GaussianMixture(features, 3, generator=seeded())),
-    "uniform": lambda features: Uniform(features, low=-2.0, high=0.5),
-    "circle": lambda features: Uniform(features, low=-math.pi, high=math.pi),
-}
 EVERY = pytest.mark.parametrize("build", BASES.values(), ids=BASES)
 
 
