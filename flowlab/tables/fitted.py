@@ -22,7 +22,7 @@ from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
 from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.ensemble.support import measure_support
 from flowlab.tables.frames.arrow import TableFormat
-from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.schema import stored
 from flowlab.tables.schema.rules import read_rules
 
@@ -145,7 +145,7 @@ def fit_table(
 
 def is_conditional(mixture: FlowMixture | None) -> bool:
     """Whether a mixture's members have a density of any columns given any others."""
-    return mixture is not None and all(isinstance(member, MixedFlow) for member in mixture)
+    return mixture is not None and all(isinstance(member, ConditionalDensity) for member in mixture)
 
 
 def fit_matrix(

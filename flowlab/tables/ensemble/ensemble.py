@@ -20,7 +20,7 @@ from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.ensemble.preprocessing import Marginals, Prepared, Preprocessing
-from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training import History
 
@@ -84,7 +84,7 @@ class Ensemble:
 
 @dataclass
 class _Result:
-    flow: Flow | MixedFlow
+    flow: Flow | ConditionalDensity
     history: History | None
     log_prob: Tensor  # of the fold's held-out rows
     seconds: float
@@ -321,11 +321,11 @@ def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
 def check_flow(variables: Sequence[Variable], flow: FlowMixture) -> None:
     """Raise a ValueError unless a mixture's members, all flows or all mixed flows, match a table's variables."""
     wanted = [(variable.column, variable.classes, variable.nullable) for variable in variables]
-    kind = MixedFlow if isinstance(flow.flows[0], MixedFlow) else Flow
+    kind = ConditionalDensity if isinstance(flow.flows[0], ConditionalDensity) else Flow
     for member in flow:
         if not isinstance(member, kind) or member.context_features:
             raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
-        if isinstance(member, MixedFlow):
+        if isinstance(member, ConditionalDensity):
             columns, classes, nullable = member.columns, member.classes, member.nullable
             if list(zip(columns, classes, nullable, strict=True)) != wanted:
                 raise ValueError("the variables of the mixture are not those of the table")

@@ -20,6 +20,7 @@ from flowlab.layers import ActNorm, Autoregressive, Layer, MixtureCDF, RationalQ
 from flowlab.layers.scalar import ScalarMap
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.member import Member, Sizes
+from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.training import History, fit
@@ -32,7 +33,7 @@ BROAD_DF = 3.0
 BINS = 48  # of the histograms in mixed flows' heads
 
 M = TypeVar("M", Flow, MixedFlow)
-Fit = tuple[Flow | MixedFlow, History | None]
+Fit = tuple[Flow | ConditionalDensity, History | None]
 
 
 @dataclass

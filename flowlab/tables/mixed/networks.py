@@ -84,6 +84,7 @@ class ConditionalNetworks(Random):
         self.buckets: list[tuple[int, list[int]]] = sorted(by_size.items())
         self.class_weight = nn.ParameterList(torch.zeros(len(group), size, hidden) for size, group in self.buckets)
         self.class_bias = nn.ParameterList(torch.zeros(len(group), size, 1) for size, group in self.buckets)
+        self.term_order = [*self.numbers, *(j for _, group in self.buckets for j in group)]
         # Padding for variables with fewer outcomes than others in their bucket.
         for i, (size, group) in enumerate(self.buckets):
             beyond = torch.arange(size) >= torch.tensor([outcomes[j] for j in group]).unsqueeze(-1)
@@ -110,12 +111,19 @@ class ConditionalNetworks(Random):
         place = rank[..., self.columns] * len(self.columns) + torch.arange(len(self.columns), device=rank.device)
         return place.unsqueeze(-1) > place.unsqueeze(-2)
 
+    def log_probs(self, cells: Tensor) -> Tensor:
+        """Log-density (variables, n) of each variable given those before it in the main order; 0 for ignored cells."""
+        visible = self.visible(self.rank).unsqueeze(-1)
+        rows = max(AT_ONCE // len(self.columns), 32)
+        terms = torch.cat([self._terms(chunk, visible) for chunk in cells.split(rows)], 1)
+        return terms[torch.tensor(self.term_order).argsort()]
+
     def log_prob(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density (n,) of rows given as cells (n, features); in training, some of them in random orders."""
         if not self.training:
             visible = self.visible(self.rank).unsqueeze(-1)
             rows = max(AT_ONCE // len(self.columns), 32)
-            return torch.cat([self._log_prob(chunk, visible) for chunk in cells.split(rows)])
+            return torch.cat([self._terms(chunk, visible).sum(0) for chunk in cells.split(rows)])
         options: Any = {"generator": self.generator, "device": cells.device}
         if len(self.columns) > WIDE:  # an order for each row would dominate memory and time
             shuffled = torch.rand(1, len(self.rank), **options).argsort(-1)
@@ -123,7 +131,7 @@ class ConditionalNetworks(Random):
         else:
             shuffled = torch.rand(round(RANDOM_ORDERS * len(cells)), len(self.rank), **options).argsort(-1)
             rank = torch.cat([shuffled, self.rank.unsqueeze(0)])
-        return self._log_prob(cells, self.visible(rank).movedim(0, -1))
+        return self._terms(cells, self.visible(rank).movedim(0, -1)).sum(0)
 
     def fields(self, cells: Tensor) -> Tensor:
         """Cells (n, features) as fields (FIELDS, variables, n)."""
@@ -181,7 +189,8 @@ class ConditionalNetworks(Random):
                 return (weight[i] @ hidden + bias[i])[: self.outcomes[variable]].log_softmax(0)
         raise IndexError(variable)
 
-    def _log_prob(self, cells: Tensor, visible: Tensor) -> Tensor:
+    def _terms(self, cells: Tensor, visible: Tensor) -> Tensor:
+        """Log-density (variables, n) of each variable, in the order of `term_order`, under masks as `hidden_of`'s."""
         fields = self.fields(cells)
         absent = fields[CODE] < -0.5  # cells to be ignored
         if bool(absent.any()):
@@ -199,8 +208,7 @@ class ConditionalNetworks(Random):
             log_p = (torch.baddbmm(bias, weight, hidden[group]) + self.get_buffer(f"padding{i}")).log_softmax(1)
             code = fields[CODE, group].clamp(min=0).long()
             terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, group])
-        place = [*self.numbers, *(j for _, group in self.buckets for j in group)]
-        return torch.where(absent[place], 0, torch.cat(terms)).sum(0)
+        return torch.where(absent[self.term_order], 0, torch.cat(terms))
 
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:
         """Log-probability (variables, n) of numbers, or of missing cells, from fields (FIELDS, variables, n)."""

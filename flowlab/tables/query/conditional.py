@@ -1,4 +1,4 @@
-"""Conditional densities of a mixture of `MixedFlow`s: scores, draws and probabilities given some cells of a row."""
+"""Conditional densities of a mixture of conditional densities: scores, draws and probabilities given some cells of a row."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
-from flowlab.tables.mixed.mixed_flow import MixedFlow, choose
+from flowlab.tables.mixed.conditional_density import ConditionalDensity, choose
 from flowlab.tables.query.conditions import ConditionError, Conditions
 
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
@@ -28,7 +28,7 @@ def draw(
     Raises:
         ConditionError: A condition has (nearly) no probability; the message says which.
     """
-    flows: list[MixedFlow] = list(mixture)
+    flows: list[ConditionalDensity] = list(mixture)
     device = mixture.log_weights.device
     x = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=device)
     known = torch.zeros_like(x, dtype=torch.bool)
@@ -74,18 +74,18 @@ def draw(
 
 
 def _propose(
-    flow: MixedFlow,
+    flow: ConditionalDensity,
     restricted: Sequence[int],
     x: Tensor,
     known: Tensor,
     conditions: Conditions,
     generator: torch.Generator | None,
 ) -> Tensor:
-    x, inputs, known = x.clone(), flow.network_inputs(x, known), known.clone()
+    x, seen, known = x.clone(), flow.observe(x, known), known.clone()
     log_accept = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for i, j in enumerate(restricted):
-        x[:, j], log_mass = flow.draw_within(j, inputs, conditions.allowed[j], generator)
-        flow.set_inputs(inputs, j, x[:, j])
+        x[:, j], log_mass = flow.draw_within(j, seen, conditions.allowed[j], generator)
+        flow.tell(seen, j, x[:, j])
         known[:, j] = True
         if i:
             log_accept += log_mass
@@ -94,13 +94,13 @@ def _propose(
     return flow.fill(x[kept], known[kept], generator=generator)
 
 
-def one_mass(flow: MixedFlow, variable: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
+def one_mass(flow: ConditionalDensity, variable: int, x: Tensor, known: Tensor, conditions: Conditions) -> Tensor:
     """Log-probability of a variable's condition, given the known cells of one row."""
     unused = torch.Generator(x.device).manual_seed(0)  # for the draw that comes with the probability
-    return flow.draw_within(variable, flow.network_inputs(x, known), conditions.allowed[variable], unused)[1][0]
+    return flow.draw_within(variable, flow.observe(x, known), conditions.allowed[variable], unused)[1][0]
 
 
-def refuse_improbable(log_p: float, flow: MixedFlow, variable: int, value: Tensor, conditions: Conditions) -> None:
+def refuse_improbable(log_p: float, flow: ConditionalDensity, variable: int, value: Tensor, conditions: Conditions) -> None:
     """Raise a ConditionError for a known value without density, or of next to no probability, given earlier ones."""
     marginal = flow.marginals().get(variable)
     has_probability = marginal is None or bool(torch.isnan(value)) or float(marginal.cell(value[None]).width[0]) > 0
@@ -142,9 +142,9 @@ def class_probabilities(mixture: FlowMixture, x: Tensor, known: Tensor, variable
     For `strict` see `member_shares`.
     """
     total = torch.zeros(())
-    flow: MixedFlow
+    flow: ConditionalDensity
     for flow, share in zip(mixture, member_shares(mixture, x, known, strict), strict=True):
-        probability = flow.conditional(variable, flow.network_inputs(x, known)).exp()[: flow.classes[variable]]
+        probability = flow.class_log_prob(variable, flow.observe(x, known)).exp()[: flow.classes[variable]]
         total = total + share.unsqueeze(-1) * (probability / probability.sum(0)).T
     return total
 

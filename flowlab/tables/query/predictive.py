@@ -1,6 +1,7 @@
 """`Predictive`: the distribution of one number given other cells, as a distribution function on a grid."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads_for
-from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.query.conditional import member_shares
 
 Array = NDArray[np.float64]
@@ -105,7 +106,7 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, point
         for start in range(0, len(x), BLOCK):
             rows = slice(start, start + BLOCK)
             shares = member_shares(mixture, x[rows], known[rows], strict=False)
-            parts = [_distribution(flow, variable, flow.network_inputs(x[rows], known[rows]), on) for flow in mixture]
+            parts = [_distribution(flow, variable, flow.observe(x[rows], known[rows]), on) for flow in mixture]
             low, high = (
                 sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy()
                 for i in range(2)
@@ -116,10 +117,10 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, point
     return Predictive(grid, below, at)
 
 
-def _distribution(flow: MixedFlow, variable: int, inputs: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _distribution(flow: ConditionalDensity, variable: int, seen: Any, grid: Tensor) -> tuple[Tensor, Tensor]:
     """One member's F just below and at each value of the grid, (points, n)."""
-    params = flow.conditional(variable, inputs)[:, :-1].expand(len(grid), -1, -1)
-    cell = flow.marginals()[variable].cell(grid)
+    number, cell = flow.number(variable, seen), flow.marginals()[variable].cell(grid)
+    n = len(number.missing)
     ends = (cell.low, (cell.low + cell.width).clamp(max=1))
-    low, high = (flow.head.cdf(params, end.unsqueeze(-1).expand(-1, inputs.shape[-1])) for end in ends)
+    low, high = (number.cdf(end.unsqueeze(-1).expand(-1, n)) for end in ends)
     return low, torch.where(cell.width.unsqueeze(-1) > 0, high, low)
