@@ -31,6 +31,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "flowlab.layers.scalar.sinh_arcsinh": ("SinhArcsinh",),
     "flowlab.layers.scalar.spline": ("CircularSpline", "RationalQuadraticSpline"),
     "flowlab.tables.mixed.mixed_flow": ("MixedFlow",),
+    "flowlab.tables.mixed.column_mixture": ("ColumnMixture",),
+    "flowlab.tables.mixed.forest": ("Forest",),
     "flowlab.tables.mixed.marginal_cdf": ("MarginalCDF",),
     "flowlab.tables.mixed.heads": ("Histogram", "HistogramAndLogistics", "Logistics"),
     "flowlab.interop.converted": (

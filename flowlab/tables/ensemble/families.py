@@ -20,7 +20,9 @@ from flowlab.layers import ActNorm, Autoregressive, Layer, MixtureCDF, RationalQ
 from flowlab.layers.scalar import ScalarMap
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.member import Member, Sizes
+from flowlab.tables.mixed.column_mixture import ColumnMixture
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
+from flowlab.tables.mixed.growing import grow_forest, growth_of
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.training import History, fit
@@ -31,6 +33,8 @@ REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the
 BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
 BROAD_DF = 3.0
 BINS = 48  # of the histograms in mixed flows' heads
+LEAF = 5  # rows in a leaf at least
+TREE_ROWS = 20_000  # rows that a tree is grown on at most
 
 M = TypeVar("M", Flow, MixedFlow)
 Fit = tuple[Flow | ConditionalDensity, History | None]
@@ -143,7 +147,20 @@ class Mixed:
         inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
         held_out = held_out[torch.isfinite(held_out).all(1)]
         flow.to(task.device)
-        return trained(flow, flow.network, inputs, held_out, task, generator)
+        flow, history = trained(flow, flow.network, inputs, held_out, task, generator)
+        return (with_trees(flow, task) if sizes.trees and flow.features > 1 else flow), history
+
+
+@torch.no_grad()
+def with_trees(flow: MixedFlow, task: Task) -> ColumnMixture:
+    """Networks mixed column by column with trees that are grown in the same order."""
+    fold = task.fold
+    growth = growth_of(flow, fold.train, fold.weight)
+    mixture = ColumnMixture(flow, grow_forest(growth, task.sizes.trees, LEAF, TREE_ROWS, task.seed))
+    cells = flow.cells(fold.held_out)
+    possible = torch.isfinite(cells).all(1)  # not of a level that this fold's training rows lack
+    mixture.learn_weights(cells[possible], fold.held_weight[possible])
+    return mixture
 
 
 class Copula:

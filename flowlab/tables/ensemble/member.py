@@ -25,6 +25,7 @@ class Sizes:
     steps: int
     batch_size: int
     learning_rate: float
+    trees: int
 
 
 def network_sizes(kind: str, rows: int, features: int) -> Sizes:
@@ -38,6 +39,7 @@ def network_sizes(kind: str, rows: int, features: int) -> Sizes:
         batch_size=batch,
         steps=min(max(100 * rows // batch, 400), 6000 if rows >= 20_000 and features <= 15 else 3000),
         learning_rate=5e-3,
+        trees=0,
     )
 
 
@@ -50,8 +52,9 @@ def mixed_sizes(kind: str, rows: int, variables: int) -> Sizes:
         components=8,
         dropout=0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
         batch_size=batch,
-        steps=min(max(110 * rows // batch, 500), 6_000 if variables <= 60 else 2_000),
-        learning_rate=2e-3,
+        steps=min(max(15 * rows // batch, 300), 1_500),
+        learning_rate=5e-3,
+        trees=10,
     )
 
 
@@ -78,6 +81,7 @@ class Member:
         steps: Maximal number of training steps.
         batch_size: Rows per step.
         learning_rate: Peak learning rate.
+        trees: Decision trees per column of "mixed"; 0 for networks alone.
         rows: Maximal number of training rows for a Gaussian mixture.
     """
 
@@ -91,6 +95,7 @@ class Member:
     steps: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    trees: int | None = None
     rows: int = 20_000
 
     def __post_init__(self) -> None:
@@ -135,7 +140,9 @@ class Member:
 
     def __str__(self) -> str:
         if self.kind == "mixed":
-            return f"mixed (columns in {'random' if self.rank else 'their own'} order, networks of {self.hidden})"
+            trees = f", {self.trees} trees a column" if self.trees else ""
+            order = "random" if self.rank else "their own"
+            return f"mixed (columns in {order} order, networks of {self.hidden}{trees})"
         sizes = f", {self.layers} layers of {self.hidden}, {self.components} components" if self.trained else ""
         return f"{self.kind} ({self.preprocessing}{sizes})"
 
@@ -149,10 +156,12 @@ def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> in
 def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[Member]:
     """The members that an effort fits to a table."""
     if mixed:
-        many: dict[str, Any] = {"steps": min(max(200 * rows // 128, 2_000), 20_000)} if effort == "best" else {}
         if effort == "fast":
-            return [Member("mixed", "none", steps=min(max(40 * rows // 128, 300), 1_500))]
-        return [Member("mixed", "none", rank=i % 2, **many) for i in range(4 if effort == "default" else 10)]
+            return [Member("mixed", "none", steps=min(max(4 * rows // 128, 100), 300), trees=5)]
+        many: dict[str, Any] = (
+            {"steps": min(max(60 * rows // 128, 1_000), 6_000), "trees": 20} if effort == "best" else {}
+        )
+        return [Member("mixed", "none", rank=i, **many) for i in range(3 if effort == "default" else 10)]
     mixtures = [Member("mixture", p) for p in ("none", "marginal", "whitening-marginal")]
     simple = [Member("copula", "marginal-whitening"), Member("broad", "marginal-whitening")]
     if rows <= 5_000:

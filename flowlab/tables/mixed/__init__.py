@@ -1,1 +1,1 @@
-"""`MixedFlow`: a density of numbers, levels and missing cells, with every conditional."""
+"""Densities of numbers, levels and missing cells with every conditional: networks, trees, and both."""

@@ -13,16 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowlab.tables.mixed.distributions import NumberDistribution
+from flowlab.tables.mixed.distributions import NumberDistribution, choose
 from flowlab.tables.mixed.heads import quantile
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z
-
-
-def choose(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draw indices (n,) with probabilities proportional to weights (k, n), from uniform numbers (n,)."""
-    through = weights.cumsum(0)
-    return (through < uniform * through[-1]).sum(0).clamp(max=len(weights) - 1)
 
 
 class ConditionalDensity(nn.Module):
@@ -220,22 +214,22 @@ class ConditionalDensity(nn.Module):
         """
         marginal = self.marginals().get(variable)
 
-        def uniform() -> Tensor:
-            return torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
+        def uniform(n: int) -> Tensor:
+            return torch.rand(n, dtype=torch.float64, device=x.device, generator=generator)
 
         if marginal is None:
             probability = self.class_log_prob(variable, seen).exp()
             if not missing:
                 probability = probability[: self.classes[variable]]
-            code = choose(probability, uniform()).double()
+            code = choose(probability, uniform(len(x))).double()
             return torch.where(code == self.classes[variable], math.nan, code), code
         number = self.number(variable, seen)
         low, high = (end.expand(len(x)) for end in marginal.seen)
-        value, middle = marginal.value_and_middle(number.draw(low, high, uniform(), uniform()))
+        value, middle = marginal.value_and_middle(number.draw_between(low, high, uniform))
         gone = torch.zeros_like(value, dtype=torch.bool)
         if missing and self.nullable[variable]:
             first = self.says_missing(variable)
-            gone = uniform() < number.missing if first else torch.isnan(x[:, variable - 1])
+            gone = uniform(len(x)) < number.missing if first else torch.isnan(x[:, variable - 1])
         return torch.where(gone, math.nan, value), torch.where(gone, 0, middle)
 
     def draw_within(
@@ -275,7 +269,7 @@ class ConditionalDensity(nn.Module):
         high = torch.where(open_[:, 1], 1, (last.low + last.width).clamp(max=1)).unsqueeze(-1).expand(-1, n)
         mass = (number.cdf(high) - number.cdf(low)).clamp(min=0)
         k = choose(mass, uniform(n)).unsqueeze(0)
-        rank = number.draw(low.gather(0, k)[0], high.gather(0, k)[0], uniform(n), uniform(n))
+        rank = number.draw_between(low.gather(0, k)[0], high.gather(0, k)[0], uniform)
         # Rounding may have moved values out of the interval.
         value = torch.minimum(torch.maximum(marginal.value(rank), ends[k[0], 0]), ends[k[0], 1])
         log_mass = mass.sum(0).log()

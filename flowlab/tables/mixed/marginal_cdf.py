@@ -95,13 +95,11 @@ class MarginalCDF(nn.Module):
     def cell(self, x: Tensor) -> Cell:
         """The cells of values x (n,)."""
         half = self.resolution / 2
-        place = torch.searchsorted(self.values, x - half / 2)  # of the atom that x is, if it is one
+        place, at_atom = self._nearest(x)
         before = torch.cat([self.shares.new_zeros(1), self.shares.cumsum(0)])[place]
         share = torch.zeros_like(x)
         if self.atoms:
-            nearest = place.clamp(max=self.atoms - 1)
-            at_atom = (self.values[nearest] - x).abs() <= half / 2
-            share = torch.where(at_atom, self.shares[nearest], 0)
+            share = torch.where(at_atom, self.shares[place.clamp(max=self.atoms - 1)], 0)
         first, last = self.cut
         outside = (x < self._end(self.lower, -half / 2, -math.inf)) | (x > self._end(self.upper, half / 2, math.inf))
         log_all = log_normal_between(first, last)
@@ -117,6 +115,19 @@ class MarginalCDF(nn.Module):
         # Far out a cell's probability underflows: the log-slope carries the rest.
         width = log_width.exp().clamp(min=LEAST)
         return Cell(low, width, torch.where(outside, -math.inf, log_width - width.log()))
+
+    def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The number of atoms below values x (n,), and whether each value is the atom of that index."""
+        half = self.resolution / 2
+        place = torch.searchsorted(self.values, x - half / 2)
+        if not self.atoms:
+            return place, torch.zeros_like(x, dtype=torch.bool)
+        return place, (self.values[place.clamp(max=self.atoms - 1)] - x).abs() <= half / 2
+
+    def atom(self, x: Tensor) -> Tensor:
+        """The index (n,) of the atom that each value x (n,) is, -1 for none."""
+        place, at_atom = self._nearest(x)
+        return torch.where(at_atom, place, -1)
 
     @staticmethod
     def _end(end: float | None, beyond: float, without: float) -> float:

@@ -1,4 +1,4 @@
-"""Conditional densities of a mixture of conditional densities: scores, draws and probabilities given some cells of a row."""
+"""What a mixture of conditional densities says of cells given others: scores, draws and probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
-from flowlab.tables.mixed.conditional_density import ConditionalDensity, choose
+from flowlab.tables.mixed.conditional_density import ConditionalDensity
+from flowlab.tables.mixed.distributions import choose
 from flowlab.tables.query.conditions import ConditionError, Conditions
 
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
@@ -100,7 +101,9 @@ def one_mass(flow: ConditionalDensity, variable: int, x: Tensor, known: Tensor, 
     return flow.draw_within(variable, flow.observe(x, known), conditions.allowed[variable], unused)[1][0]
 
 
-def refuse_improbable(log_p: float, flow: ConditionalDensity, variable: int, value: Tensor, conditions: Conditions) -> None:
+def refuse_improbable(
+    log_p: float, flow: ConditionalDensity, variable: int, value: Tensor, conditions: Conditions
+) -> None:
     """Raise a ConditionError for a known value without density, or of next to no probability, given earlier ones."""
     marginal = flow.marginals().get(variable)
     has_probability = marginal is None or bool(torch.isnan(value)) or float(marginal.cell(value[None]).width[0]) > 0

@@ -1,0 +1,177 @@
+"""`ColumnMixture`: networks and trees mixed column by column, each column by what predicts it best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowlab.mixture import stack
+from flowlab.registry import register
+from flowlab.tables.mixed.conditional_density import ConditionalDensity
+from flowlab.tables.mixed.distributions import HeadDistribution, MixedDistribution, NumberDistribution
+from flowlab.tables.mixed.forest import Forest
+from flowlab.tables.mixed.heads import Cells
+from flowlab.tables.mixed.leaves import LeafDistribution, Leaves
+from flowlab.tables.mixed.marginal_cdf import MarginalCDF
+from flowlab.tables.mixed.mixed_flow import MixedFlow
+from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z_HIGH, Z_LOW, Z
+
+PARTS = 3  # networks, leaves with kernels, leaves with atoms
+SHRINKAGE = 5.0  # held-out rows that the weights common to all columns count as for each column
+AT_ONCE = 4096  # rows scored at once
+
+
+@dataclass
+class Seen:
+    """What has been observed of n rows.
+
+    Attributes:
+        networks: As the networks see it.
+        trees: As trees see it (variables, n).
+        known: Which cells have been observed (variables, n).
+    """
+
+    networks: Tensor
+    trees: Tensor
+    known: Tensor
+
+
+@register
+class ColumnMixture(ConditionalDensity):
+    """The density in which p(x_j | x_<j) is a mixture of what networks and trees say, with weights for each variable.
+
+    The order is that of the networks. Trees know a variable's distribution given exactly the variables before it; given
+    any others, the networks speak alone.
+
+    Args:
+        flow: The networks.
+        forest: The trees, of the same variables in the same order.
+
+    Attributes:
+        weights: The weights (variables, 3) of networks, leaves with kernels, and leaves with atoms.
+    """
+
+    weights: Tensor
+
+    def __init__(self, flow: MixedFlow, forest: Forest) -> None:
+        super().__init__()
+        if forest.order != flow.in_order() or forest.classes != flow.classes or forest.nullable != flow.nullable:
+            raise ValueError("the trees are not of the networks' variables, or in another order")
+        self.flow, self.forest = flow, forest
+        self.features, self.columns, self.classes = flow.features, flow.columns, flow.classes
+        self.nullable, self.order = flow.nullable, flow.order
+        self.register_buffer("weights", torch.full((self.features, PARTS), 1 / PARTS, dtype=torch.float64))
+        self.weights[self.in_order()[0]] = torch.tensor([1.0, 0.0, 0.0])
+        self.register_load_state_dict_post_hook(_check)
+
+    def marginals(self) -> dict[int, MarginalCDF]:
+        return self.flow.marginals()
+
+    @torch.no_grad()
+    def learn_weights(self, cells: Tensor, row_weight: Tensor) -> None:
+        """Choose the weights that make held-out rows likeliest, shrunk to the weights common to all columns.
+
+        Args:
+            cells: Held-out rows (n, FIELDS · features), as `cells` makes them.
+            row_weight: Their weights (n,).
+        """
+        later = self.in_order()[1:]
+        if not len(cells) or not later:
+            return
+        parts = torch.cat([self._parts(chunk) for chunk in cells.split(AT_ONCE)], 2)[:, later]
+        common = stack(parts.flatten(1), row_weight.repeat(len(later)), torch.ones(PARTS), steps=100)
+        for i, variable in enumerate(later):
+            self.weights[variable] = stack(parts[:, i], row_weight, SHRINKAGE * common, steps=100)
+
+    def _parts(self, cells: Tensor) -> Tensor:
+        """Log-densities (3, variables, n) of each variable given those before it, of each part."""
+        fields = cells.T.reshape(FIELDS, self.features, len(cells))
+        missing = fields[MISSING] > 0.5
+        codes, numbers = fields[CODE].clamp(min=0), torch.where(missing, torch.nan, fields[Z])
+        seen = torch.where(torch.tensor(self.classes, device=cells.device).unsqueeze(-1) > 0, codes, numbers)
+        out = self.flow.log_probs(cells).double().repeat(PARTS, 1, 1)
+        for variable in self.in_order()[1:]:
+            of = fields[:, variable].double()
+            if self.classes[variable]:
+                p = self.forest.class_probabilities(variable, seen)
+                out[1:, variable] = p.gather(0, codes[variable].long()[None])[0].log() + of[LOG_SLOPE]
+                continue
+            number = Cells(of[LOW], of[WIDTH], of[Z_LOW], of[Z_HIGH], of[LOG_SLOPE])
+            for k, leaves in enumerate(self._leaves(variable, seen), 1):
+                value = leaves.log_prob(number)
+                if self.says_missing(variable):
+                    value = torch.where(missing[variable], leaves.missing.log(), value + leaves.log_present)
+                else:
+                    value = torch.where(missing[variable], 0, value)
+                out[k, variable] = value
+        return out
+
+    def _leaves(self, variable: int, seen: Tensor) -> Sequence[NumberDistribution]:
+        leaves = Leaves(self.forest, variable, seen, self.marginals()[variable])
+        return [LeafDistribution(leaves, exact) for exact in (False, True)]
+
+    def log_probs(self, cells: Tensor) -> Tensor:
+        return torch.cat([self._log_probs(chunk) for chunk in cells.split(AT_ONCE)], 1)
+
+    def _log_probs(self, cells: Tensor) -> Tensor:
+        absent = cells.T.reshape(FIELDS, self.features, len(cells))[CODE] < -0.5
+        parts = self._parts(cells)
+        weight = self.weights.T.unsqueeze(-1).expand(parts.shape).clone()
+        unknown = torch.zeros_like(absent[0])
+        for variable in self.in_order():
+            weight[:, variable, unknown] = _alone(weight).unsqueeze(-1)
+            unknown = unknown | absent[variable]
+        return torch.where(absent, 0, (weight.log() + parts).logsumexp(0))
+
+    def observe(self, x: Tensor, known: Tensor) -> Seen:
+        trees = torch.zeros(self.features, len(x), dtype=torch.float64, device=x.device)
+        networks = self.flow.observe(x, known & False)
+        seen = Seen(networks, trees, torch.zeros_like(known.T))
+        for variable, observed in enumerate(known.T):
+            if bool(observed.any()):
+                self.tell(seen, variable, x[:, variable], observed)
+        return seen
+
+    def reveal(self, seen: Seen, variable: int, place: Tensor, missing: Tensor, where: Tensor | None = None) -> None:
+        self.flow.reveal(seen.networks, variable, place, missing, where)
+        value = place.double() if self.classes[variable] else torch.where(missing, torch.nan, place)
+        where = torch.ones_like(missing) if where is None else where
+        seen.trees[variable] = torch.where(where, value, seen.trees[variable])
+        seen.known[variable] |= where
+
+    def _weights(self, variable: int, seen: Seen) -> Tensor:
+        """The parts' weights (3, n) for a variable: the networks alone where trees are not asked what they know."""
+        order = self.in_order()
+        i = order.index(variable)
+        fits = seen.known[order[:i]].all(0) & ~seen.known[order[i + 1 :]].any(0)
+        return torch.where(fits, self.weights[variable].unsqueeze(-1), _alone(self.weights)[:, None])
+
+    def class_log_prob(self, variable: int, seen: Seen) -> Tensor:
+        log_p, weight = self.flow.class_log_prob(variable, seen.networks), self._weights(variable, seen)
+        if bool((weight[0] == 1).all()):
+            return log_p
+        leaves = self.forest.class_probabilities(variable, seen.trees)
+        return (weight[0] * log_p.exp() + (1 - weight[0]) * leaves).log()
+
+    def number(self, variable: int, seen: Seen) -> HeadDistribution | MixedDistribution:
+        networks, weight = self.flow.number(variable, seen.networks), self._weights(variable, seen)
+        if bool((weight[0] == 1).all()):
+            return networks
+        return MixedDistribution([networks, *self._leaves(variable, seen.trees)], weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.features} variables"
+
+
+def _check(mixture: ColumnMixture, _: object) -> None:
+    """Raise a ValueError unless tensors from a file are weights, and numbers' entries atoms of their columns."""
+    total = mixture.weights.sum(1)
+    if not bool(((total - 1).abs() < 1e-6).all()) or bool((mixture.weights < 0).any()):
+        raise ValueError("the weights of a ColumnMixture are none")
+    mixture.forest.check_codes({j: max(marginal.atoms, 1) for j, marginal in mixture.marginals().items()}, least=-1)
+
+
+def _alone(like: Tensor) -> Tensor:
+    """Weights of the networks alone (3,)."""
+    return torch.tensor([1.0, 0.0, 0.0], dtype=like.dtype, device=like.device)

@@ -1,0 +1,184 @@
+"""The distribution of a number that the values in leaves of trees stand for."""
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowlab.tables.mixed.distributions import Uniform
+from flowlab.tables.mixed.heads import Cells, quantile
+from flowlab.tables.mixed.marginal_cdf import MarginalCDF
+
+if TYPE_CHECKING:
+    from flowlab.tables.mixed.forest import Forest
+
+LOG_SQRT_2PI = math.log(2 * math.pi) / 2
+
+
+class Entries(NamedTuple):
+    """Values in the leaves that rows fall into, one after another, row by row; each (entries,) but the last.
+
+    Attributes:
+        row: The row that each belongs to, ascending.
+        share: Its share of the row's probability.
+        centre: Its normal quantile.
+        scale: The bandwidth of its leaf.
+        start: The lower end of its atom in [0, 1].
+        width: The width of that atom; 0 for values that are none.
+        rest: The share (n,) of leaves without values, which stand for the marginal distribution.
+    """
+
+    row: Tensor
+    share: Tensor
+    centre: Tensor
+    scale: Tensor
+    start: Tensor
+    width: Tensor
+    rest: Tensor
+
+
+class Leaves:
+    """The leaves of one variable's trees that rows fall into, found when they are asked for.
+
+    Args:
+        forest: The trees.
+        variable: The variable, a number.
+        seen: What trees see of the rows (variables, n).
+        marginal: The variable's marginal distribution.
+    """
+
+    def __init__(self, forest: "Forest", variable: int, seen: Tensor, marginal: MarginalCDF) -> None:
+        self.forest, self.variable, self.seen, self.marginal = forest, variable, seen, marginal
+
+    def take(self, rows: Tensor) -> "Leaves":
+        """The leaves of some rows, by a mask (n,)."""
+        return Leaves(self.forest, self.variable, self.seen[:, rows], self.marginal)
+
+    @cached_property
+    def nodes(self) -> Tensor:
+        """The leaves (n, trees)."""
+        return self.forest.leaves(self.variable, self.seen)
+
+    @cached_property
+    def missing(self) -> Tensor:
+        """The probability (n,) of being missing."""
+        return self.forest.gone[self.nodes].double().mean(1)
+
+    @cached_property
+    def entries(self) -> Entries:
+        """All their values."""
+        forest, nodes = self.forest, self.nodes
+        owner, entry = forest.entries_of(nodes)
+        filled = (forest.size[nodes] > 0).double().mean(1)
+        start, width = self.atoms(entry)
+        return Entries(
+            owner // forest.trees,
+            forest.share[entry].double() / forest.trees,
+            forest.z[entry].double(),
+            forest.bandwidth[nodes.flatten()][owner].double(),
+            start,
+            width,
+            1 - filled,
+        )
+
+    def atoms(self, entry: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower ends and widths of the atoms that values are; zero for values that are none."""
+        atom = self.forest.code[entry].long()
+        if not self.marginal.atoms:
+            return torch.zeros_like(atom, dtype=torch.float64), torch.zeros_like(atom, dtype=torch.float64)
+        place = atom.clamp(min=0)
+        return tuple(torch.where(atom >= 0, part[place], 0) for part in (self.marginal.starts, self.marginal.shares))  # type: ignore[return-value]
+
+
+class LeafDistribution:
+    """A kernel density estimate around the values in leaves, in the normal scale; or, if exact, their own atoms.
+
+    Args:
+        leaves: The leaves.
+        exact: Whether values that are atoms stand for themselves.
+    """
+
+    def __init__(self, leaves: Leaves, exact: bool) -> None:
+        self.leaves, self.exact = leaves, exact
+
+    @property
+    def missing(self) -> Tensor:
+        return self.leaves.missing
+
+    @property
+    def log_present(self) -> Tensor:
+        return torch.log1p(-self.missing)
+
+    def take(self, rows: Tensor) -> "LeafDistribution":
+        return LeafDistribution(self.leaves.take(rows), self.exact)
+
+    def _sum(self, parts: Tensor) -> Tensor:
+        """The sum of entries (*points, entries) over each row: (*points, n)."""
+        entries = self.leaves.entries
+        out = parts.new_zeros(*parts.shape[:-1], len(entries.rest))
+        return out.index_add_(-1, entries.row, parts)
+
+    def _below(self, rank: Tensor) -> Tensor:
+        """The share of each entry's probability at ranks up to `rank` (*points, n): (*points, entries)."""
+        entries = self.leaves.entries
+        smooth = torch.special.ndtr((quantile(rank)[..., entries.row] - entries.centre) / entries.scale)
+        if not self.exact:
+            return smooth
+        inside = ((rank[..., entries.row] - entries.start) / entries.width.clamp(min=1e-300)).clamp(0, 1)
+        return torch.where(entries.width > 0, inside, smooth)
+
+    def log_prob(self, cells: Cells) -> Tensor:
+        entries = self.leaves.entries
+        low, high = cells.low, (cells.low + cells.width).clamp(max=1)
+        mass = self._sum(entries.share * (self._below(high) - self._below(low)).clamp(min=0))
+        mass = (mass + entries.rest * cells.width).log()
+        point = cells.width == 0
+        if not bool(point.any()):
+            return mass + cells.log_slope
+        distance = (cells.z_low[entries.row] - entries.centre) / entries.scale
+        smooth = (-distance.square() / 2).exp() / entries.scale
+        if self.exact:
+            smooth = torch.where(entries.width > 0, 0, smooth)
+        # A density of z becomes one of the rank by the normal density there.
+        density = self._sum(entries.share * smooth).log() + cells.z_low.square() / 2
+        return torch.where(point, torch.logaddexp(density, entries.rest.log()), mass) + cells.log_slope
+
+    def cdf(self, rank: Tensor) -> Tensor:
+        entries = self.leaves.entries
+        return self._sum(entries.share * self._below(rank)) + entries.rest * rank
+
+    def draw(self, uniform: Uniform) -> Tensor:
+        leaves, forest, n = self.leaves, self.leaves.forest, self.leaves.seen.shape[1]
+        tree = (uniform(n) * forest.trees).long().clamp(max=forest.trees - 1)
+        node = forest.leaves(leaves.variable, leaves.seen, tree.unsqueeze(1))[:, 0]
+        entry, level = forest.draw_entry(node, uniform(n)), uniform(n)
+        z = forest.z[entry].double() + forest.bandwidth[node].double() * torch.special.ndtri(level)
+        rank = torch.special.ndtr(z)
+        if self.exact:
+            start, width = leaves.atoms(entry)
+            rank = torch.where(width > 0, start + level * width, rank)
+        return torch.where(forest.size[node] > 0, rank, level)
+
+    def draw_between(self, low: Tensor, high: Tensor, uniform: Uniform) -> Tensor:
+        entries, n = self.leaves.entries, self.leaves.seen.shape[1]
+        below, above = self._below(low), self._below(high)
+        mass = (entries.share * (above - below)).clamp(min=0)
+        through = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+        ends = torch.searchsorted(entries.row, torch.arange(n, device=mass.device), right=True)
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        total = through[ends] - through[starts]
+        level, second = uniform(n) * (total + entries.rest * (high - low)), uniform(n)
+        plain = low + second * (high - low)  # of rows whose values have no probability here
+        if not len(mass):
+            return plain
+        entry = torch.searchsorted(through, through[starts] + level, right=True) - 1
+        entry = torch.minimum(torch.maximum(entry, starts), ends - 1).clamp(min=0)
+        place = below[entry] + second * (above[entry] - below[entry])
+        rank = torch.special.ndtr(entries.centre[entry] + entries.scale[entry] * torch.special.ndtri(place))
+        if self.exact:
+            width = entries.width[entry]
+            rank = torch.where(width > 0, entries.start[entry] + place * width, rank)
+        rank = torch.where((level >= total) | (total <= 0), plain, rank)
+        return torch.minimum(torch.maximum(rank, low), high)
