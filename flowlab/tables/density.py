@@ -84,6 +84,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     """
 
     _fitted: Fitted | None = None
+    _last: Any = None  # the column that mixed flows have last: the target of an estimator that predicts it
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         table_format, X = format_of(X), read_rows(X)
         X, weight = weighted_rows(X, sample_weight)
         frame, array = training_frame(self, X)
-        self._fitted = fit_table(frame, array, weight, params, rng, table_format)
+        self._fitted = fit_table(frame, array, weight, params, rng, table_format, self._last)
 
     @property
     def _model(self) -> Fitted:

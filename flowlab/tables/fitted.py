@@ -107,6 +107,7 @@ def fit_table(
     params: dict[str, Any],
     rng: np.random.Generator,
     table_format: TableFormat | None,
+    last: Any = None,
 ) -> Fitted:
     """Learn the schema of a table and fit a mixture to its matrix.
 
@@ -117,6 +118,7 @@ def fit_table(
         params: The parameters of the `FlowDensity`.
         rng: Source of everything random.
         table_format: Library and types of the rows' table; None for pandas and arrays.
+        last: The column that comes last in the order of mixed flows; any when None.
 
     Raises:
         ValueError: A column cannot be modelled, or the members do not go together with the table.
@@ -137,6 +139,7 @@ def fit_table(
         rng,
         table_format,
         params["device"],
+        last=None if last is None else table.variables[table.place(last)][0].column,
         validation=validation,
         folds=fold_count(effort, rows, features, any(member.kind == "mixed" for member in members)),
         **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},

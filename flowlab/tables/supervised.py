@@ -79,6 +79,7 @@ class _Supervised(BaseEstimator):
         if density.schema is not None and not isinstance(density.schema, dict):
             raise ValueError("density.schema must be a dict here, of the features' columns: the target's kind is added")
         density.set_params(schema={**(density.schema or {}), TARGET: kind})
+        density._last = TARGET  # trees know a column given all those before it
         self.density_ = density.fit(frame.assign(**{TARGET: target}), sample_weight=sample_weight)
 
     def _question(self, X: ArrayLike, y: Any = np.nan) -> tuple[torch.Tensor, torch.Tensor, int]:

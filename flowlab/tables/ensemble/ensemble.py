@@ -104,6 +104,7 @@ def fit_ensemble(
     progress: bool = False,
     variables: Sequence[Variable],
     log_width: Callable[[Tensor], Tensor] | None = None,
+    last: int | None = None,
 ) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
 
@@ -125,6 +126,7 @@ def fit_ensemble(
         progress: Show a bar.
         variables: The variables of the table.
         log_width: Returns what to add to the log-densities of rows (n, features) to report them in the table's measure.
+        last: The column that comes last in the order of mixed flows; any when None.
     """
     started = time.perf_counter()
     n, features = rows.shape
@@ -148,7 +150,7 @@ def fit_ensemble(
         member_seed = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
         sizes, layers = member.sizes(len(parts[0].train), features), prepared[k].layers(member.preprocessing)
-        return Task(member, sizes, parts[k], layers, variables, member_seed, device, seconds, shown)
+        return Task(member, sizes, parts[k], layers, variables, member_seed, last, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]

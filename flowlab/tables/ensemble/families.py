@@ -69,6 +69,7 @@ class Task:
         layers: The fitted preprocessing, in sampling order; of "mixed" the marginal distributions of the numbers.
         variables: The variables of the table.
         seed: Seed of everything random.
+        last: The column that comes last in the order of "mixed"; any when None.
         device: Where networks train.
         seconds: Time limit of training; None for none.
         progress: Show a bar.
@@ -80,6 +81,7 @@ class Task:
     layers: list[Any]
     variables: Sequence[Variable]
     seed: int
+    last: int | None = None
     device: str = "cpu"
     seconds: float | None = None
     progress: bool = False
@@ -139,7 +141,7 @@ class Mixed:
             hidden=sizes.hidden[0],
             blocks=sizes.layers or 1,
             dropout=sizes.dropout,
-            order=torch.randperm(max(columns) + 1, generator=generator).tolist() if task.member.rank else None,
+            order=column_order(max(columns) + 1, task.member.rank > 0, task.last, generator),
             generator=generator,
         )
         # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows)
@@ -149,6 +151,14 @@ class Mixed:
         flow.to(task.device)
         flow, history = trained(flow, flow.network, inputs, held_out, task, generator)
         return (with_trees(flow, task) if sizes.trees and flow.features > 1 else flow), history
+
+
+def column_order(columns: int, shuffled: bool, last: int | None, generator: torch.Generator) -> list[int] | None:
+    """An order of columns, their own or a random one, with one of them last if asked; None for their own."""
+    if not shuffled and last is None:
+        return None
+    order = torch.randperm(columns, generator=generator).tolist() if shuffled else list(range(columns))
+    return [column for column in order if column != last] + ([] if last is None else [last])
 
 
 @torch.no_grad()

@@ -9,9 +9,14 @@ from torch import Tensor
 from flowlab.mixture import stack
 from flowlab.registry import register
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
-from flowlab.tables.mixed.distributions import HeadDistribution, MixedDistribution, NumberDistribution
+from flowlab.tables.mixed.distributions import (
+    HeadDistribution,
+    MixedDistribution,
+    NumberDistribution,
+    choose,
+)
 from flowlab.tables.mixed.forest import Forest
-from flowlab.tables.mixed.heads import Cells
+from flowlab.tables.mixed.heads import FAR, Cells
 from flowlab.tables.mixed.leaves import LeafDistribution, Leaves
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
@@ -20,6 +25,7 @@ from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING,
 PARTS = 3  # networks, leaves with kernels, leaves with atoms
 SHRINKAGE = 5.0  # held-out rows that the weights common to all columns count as for each column
 AT_ONCE = 4096  # rows scored at once
+CANDIDATES = 8  # for a number given variables after it
 
 
 @dataclass
@@ -35,6 +41,10 @@ class Seen:
     networks: Tensor
     trees: Tensor
     known: Tensor
+
+    def take(self, rows: Tensor) -> "Seen":
+        """What has been observed of some rows, by a mask (n,)."""
+        return Seen(self.networks[:, rows], self.trees[:, rows], self.known[:, rows])
 
 
 @register
@@ -140,25 +150,97 @@ class ColumnMixture(ConditionalDensity):
         seen.trees[variable] = torch.where(where, value, seen.trees[variable])
         seen.known[variable] |= where
 
-    def _weights(self, variable: int, seen: Seen) -> Tensor:
-        """The parts' weights (3, n) for a variable: the networks alone where trees are not asked what they know."""
+    def _sees(self, variable: int, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Of which rows (n,) all variables before one are known, and of which any after it."""
         order = self.in_order()
         i = order.index(variable)
-        fits = seen.known[order[:i]].all(0) & ~seen.known[order[i + 1 :]].any(0)
-        return torch.where(fits, self.weights[variable].unsqueeze(-1), _alone(self.weights)[:, None])
+        return seen.known[order[:i]].all(0), seen.known[order[i + 1 :]].any(0)
+
+    def _weights(self, variable: int, seen: Seen) -> Tensor:
+        """The parts' weights (3, n) for a variable: the networks alone where trees are not asked what they know."""
+        before, after = self._sees(variable, seen)
+        return torch.where(before & ~after, self.weights[variable].unsqueeze(-1), _alone(self.weights)[:, None])
 
     def class_log_prob(self, variable: int, seen: Seen) -> Tensor:
-        log_p, weight = self.flow.class_log_prob(variable, seen.networks), self._weights(variable, seen)
+        log_p = self._classes(variable, seen, self._weights(variable, seen))
+        before, after = self._sees(variable, seen)
+        tilted = before & after
+        if bool(tilted.any()):
+            log_p[:, tilted] = self._tilted_classes(variable, seen.take(tilted))
+        return log_p
+
+    def _classes(self, variable: int, seen: Seen, weight: Tensor) -> Tensor:
+        log_p = self.flow.class_log_prob(variable, seen.networks)
         if bool((weight[0] == 1).all()):
             return log_p
         leaves = self.forest.class_probabilities(variable, seen.trees)
         return (weight[0] * log_p.exp() + (1 - weight[0]) * leaves).log()
 
     def number(self, variable: int, seen: Seen) -> HeadDistribution | MixedDistribution:
-        networks, weight = self.flow.number(variable, seen.networks), self._weights(variable, seen)
+        return self._number(variable, seen, self._weights(variable, seen))
+
+    def _number(self, variable: int, seen: Seen, weight: Tensor) -> HeadDistribution | MixedDistribution:
+        networks = self.flow.number(variable, seen.networks)
         if bool((weight[0] == 1).all()):
             return networks
         return MixedDistribution([networks, *self._leaves(variable, seen.trees)], weight)
+
+    def _before(self, variable: int, seen: Seen) -> tuple[Seen, Tensor]:
+        """What has been observed of variables before one, and the parts' weights given these."""
+        order = self.in_order()
+        earlier = torch.zeros(self.features, dtype=torch.bool, device=seen.known.device)
+        earlier[order[: order.index(variable)]] = True
+        owner = torch.tensor(self.flow.network.owner, device=earlier.device)
+        before = Seen(seen.networks * earlier[owner].unsqueeze(-1), seen.trees, seen.known & earlier.unsqueeze(-1))
+        return before, self.weights[variable].unsqueeze(-1).expand(-1, seen.known.shape[1])
+
+    def _tilted_classes(self, variable: int, seen: Seen) -> Tensor:
+        """As `class_log_prob`, where all variables before one are known and some after it.
+
+        What all parts say given the variables before, p(x | before), is tilted by what the networks say of the others:
+        p(x | before) · n(x | before, after) / n(x | before), divided by its sum.
+        """
+        before, weight = self._before(variable, seen)
+        log_ratio = self.flow.class_log_prob(variable, seen.networks)
+        log_ratio = log_ratio - self.flow.class_log_prob(variable, before.networks)
+        return (self._classes(variable, before, weight) + log_ratio).log_softmax(0)
+
+    def draw(
+        self, variable: int, seen: Seen, x: Tensor, *, missing: bool = True, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        value, place = super().draw(variable, seen, x, missing=missing, generator=generator)
+        before, after = self._sees(variable, seen)
+        tilted = before & after & ~torch.isnan(value)  # missing or not: as the networks say
+        if not self.classes[variable] and bool(tilted.any()):
+            value[tilted], place[tilted] = self._draw_tilted(variable, seen.take(tilted), generator)
+        return value, place
+
+    def _draw_tilted(self, variable: int, seen: Seen, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw a number from the density that `_tilted_classes` describes: its values and normal quantiles (n,).
+
+        It is one of several candidates, half of them from p(x | before) and half from n(x | before, after), chosen by
+        the tilted density over that of the candidates (Rubin 1987, "The SIR algorithm").
+        """
+        before, weight = self._before(variable, seen)
+        n, device = seen.known.shape[1], seen.known.device
+        plain, informed = self._number(variable, before, weight), self.flow.number(variable, seen.networks)
+        uninformed, marginal = self.flow.number(variable, before.networks), self.marginals()[variable]
+        low, high = (end.expand(n) for end in marginal.seen)
+
+        def uniform(count: int) -> Tensor:
+            return torch.rand(count, dtype=torch.float64, device=device, generator=generator)
+
+        values, places, log_weights = [], [], []
+        for k in range(CANDIDATES):
+            value, place = marginal.value_and_middle((informed if k % 2 else plain).draw_between(low, high, uniform))
+            of = self.variable_fields(variable, value)
+            cells = Cells(of[LOW], of[WIDTH], of[Z_LOW], of[Z_HIGH], of[LOG_SLOPE])
+            log_p, log_n, log_before = (number.log_prob(cells) for number in (plain, informed, uninformed))
+            values.append(value)
+            places.append(place)
+            log_weights.append((log_p + log_n - log_before - torch.logaddexp(log_p, log_n)).nan_to_num(-FAR))
+        chosen = choose(torch.stack(log_weights).softmax(0), uniform(n))[None]
+        return torch.stack(values).gather(0, chosen)[0], torch.stack(places).gather(0, chosen)[0]
 
     def extra_repr(self) -> str:
         return f"{self.features} variables"

@@ -142,6 +142,8 @@ class ConditionalDensity(nn.Module):
 
     def tell(self, seen: Any, variable: int, values: Tensor, where: Tensor | None = None) -> None:
         """Add one variable's values (n,), NaN where missing, to what has been observed."""
+        if where is not None:  # what is not to be told may be anything
+            values = torch.where(where, values, 0)
         self.reveal(seen, variable, self.place(variable, values), torch.isnan(values), where)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, known: Tensor | None = None) -> Tensor:

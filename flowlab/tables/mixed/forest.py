@@ -110,8 +110,9 @@ class Forest(nn.Module):
             else:
                 inputs[other] = seen[other]
         n, roots = seen.shape[1], self.roots[len(earlier) - 1].long()
-        node = (roots.expand(n, -1) if trees is None else roots[trees]).flatten()
-        row = torch.arange(n, device=seen.device).repeat_interleave(len(node) // max(n, 1))
+        start = roots.expand(n, -1) if trees is None else roots[trees]
+        node = start.flatten()
+        row = torch.arange(n, device=seen.device).repeat_interleave(start.shape[1])
         active = torch.arange(len(node), device=seen.device)
         while len(active):
             at = node[active]
@@ -121,7 +122,7 @@ class Forest(nn.Module):
             value = inputs[feature, row[active]].double()
             left = torch.where(torch.isnan(value), self.missing_left[at], value <= self.threshold[at])
             node[active] = torch.where(left, at + 1, self.right[at].long())
-        return node.view(n, -1)
+        return node.view(start.shape)
 
     def entries_of(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """All values in leaves (n, trees): the place of each one's leaf among these (entries,), and its index."""

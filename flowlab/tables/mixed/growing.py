@@ -152,7 +152,8 @@ def tree_arrays(growth: Growth, variable: int, tree: Any, inputs: NDArray[np.flo
     inner = nodes.children_left >= 0
     part: Part = {
         "feature": np.where(inner, nodes.feature, -1),
-        "threshold": np.where(inner, nodes.threshold, 0.0),
+        # A split by what is missing has an infinite threshold.
+        "threshold": np.where(inner, np.nan_to_num(nodes.threshold), 0.0),
         "missing_left": np.asarray(nodes.missing_go_to_left, dtype=bool),
         "right": np.where(inner, nodes.children_right, 0),
         "rows": np.bincount(leaf, weight, count),

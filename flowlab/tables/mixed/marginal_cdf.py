@@ -107,7 +107,7 @@ class MarginalCDF(nn.Module):
         quantiles, log_slope = self.marginal.inverse(both.unsqueeze(-1))
         quantiles = torch.minimum(torch.maximum(quantiles.squeeze(-1), first), last)
         z, z_high, log_slope = quantiles[0], quantiles[-1], log_slope[0]
-        low = self.smooth * (log_normal_between(first.expand_as(z), z) - log_all).exp() + before
+        low = (self.smooth * (log_normal_between(first.expand_as(z), z) - log_all).exp() + before).clamp(max=1)
         if not self.resolution:
             density = log_slope - z.square() / 2 - LOG_SQRT_2PI - log_all + self.smooth.log()
             return Cell(low, share, torch.where(outside, -math.inf, torch.where(share > 0, 0, density)))

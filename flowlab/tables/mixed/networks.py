@@ -113,17 +113,18 @@ class ConditionalNetworks(Random):
 
     def log_probs(self, cells: Tensor) -> Tensor:
         """Log-density (variables, n) of each variable given those before it in the main order; 0 for ignored cells."""
-        visible = self.visible(self.rank).unsqueeze(-1)
-        rows = max(AT_ONCE // len(self.columns), 32)
-        terms = torch.cat([self._terms(chunk, visible) for chunk in cells.split(rows)], 1)
+        terms = torch.cat(self._in_chunks(cells), 1)
         return terms[torch.tensor(self.term_order).argsort()]
+
+    def _in_chunks(self, cells: Tensor) -> list[Tensor]:
+        """`_terms` of rows in the main order, chunk by chunk."""
+        visible, rows = self.visible(self.rank).unsqueeze(-1), max(AT_ONCE // len(self.columns), 32)
+        return [self._terms(chunk, visible) for chunk in cells.split(rows)]
 
     def log_prob(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density (n,) of rows given as cells (n, features); in training, some of them in random orders."""
         if not self.training:
-            visible = self.visible(self.rank).unsqueeze(-1)
-            rows = max(AT_ONCE // len(self.columns), 32)
-            return torch.cat([self._terms(chunk, visible).sum(0) for chunk in cells.split(rows)])
+            return torch.cat([terms.sum(0) for terms in self._in_chunks(cells)])
         options: Any = {"generator": self.generator, "device": cells.device}
         if len(self.columns) > WIDE:  # an order for each row would dominate memory and time
             shuffled = torch.rand(1, len(self.rank), **options).argsort(-1)

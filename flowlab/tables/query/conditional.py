@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.mixture import FlowMixture
+from flowlab.tables.mixed.column_mixture import ColumnMixture
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.distributions import choose
 from flowlab.tables.query.conditions import ConditionError, Conditions
@@ -19,6 +20,35 @@ ENOUGH = 50 * CHUNK  # draws after which it may give up
 
 @torch.no_grad()
 def draw(
+    mixture: FlowMixture, conditions: Conditions, n: int, generator: torch.Generator | None
+) -> tuple[Tensor, float]:
+    """Rows (n, variables) under conditions, and the share of draws that was accepted: see `draw_by_networks`.
+
+    Where trees have a part in the density, networks draw the cells that conditions are on, and all parts the others.
+
+    Raises:
+        ConditionError: A condition has (nearly) no probability; the message says which.
+    """
+    networks = networks_of(mixture)
+    rows, accepted = draw_by_networks(networks, conditions, n, generator)
+    if all(a is b for a, b in zip(mixture, networks, strict=True)):
+        return rows, accepted
+    given = torch.tensor([j in conditions.values or j in conditions.allowed for j in range(mixture.features)])
+    return fill(mixture, rows, given.to(rows.device).expand(rows.shape), generator=generator), accepted
+
+
+def networks_of(mixture: FlowMixture) -> FlowMixture:
+    """The networks of a mixture's members, which take known cells in any order, with the members' weights."""
+    flows = [member.flow if isinstance(member, ColumnMixture) else member for member in mixture]
+    return FlowMixture(flows, mixture.weights)
+
+
+def restricted_of(mixture: FlowMixture, conditions: Conditions) -> list[int]:
+    """The variables that conditions restrict to intervals or sets, in the order in which they are drawn."""
+    return [j for j in next(iter(mixture)).in_order() if j in conditions.allowed]
+
+
+def draw_by_networks(
     mixture: FlowMixture, conditions: Conditions, n: int, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
     """Rows (n, variables) under conditions, and the share of draws that was accepted.
@@ -42,7 +72,7 @@ def draw(
         refuse_improbable(total - before, flows[0], j, x[0, j], conditions)
         before, log_shares = total, log_p - total
     # The probability of the first restricted variable is one number per member and enters the members' weights.
-    restricted = [j for j in flows[0].in_order() if j in conditions.allowed]
+    restricted = restricted_of(mixture, conditions)
     if restricted:
         log_shares = log_shares + torch.stack([one_mass(flow, restricted[0], x, known, conditions) for flow in flows])
         if not float(log_shares.logsumexp(0)) > math.log(IMPOSSIBLE):

@@ -1,6 +1,5 @@
 """Cells of a row given its other cells: draws for imputation and tables of conditions, and distributions."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,15 +29,13 @@ def fill(
     known: Known,
     missing: bool,
     generator: torch.Generator,
-    variables: Sequence[int] | None = None,
 ) -> Array:
     """Rows (n, variables) with their unknown cells drawn given the known ones; see `conditional.fill`."""
     mixture, device = fitted.density(), fitted.device
     with threads_for(min(len(x), CHUNK) * x.shape[1]):
         chunks = zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
         parts = [
-            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator, variables)
-            for rows, which in chunks
+            conditional.fill(mixture, rows.to(device), which.to(device), missing, generator) for rows, which in chunks
         ]
     return torch.cat(parts).cpu().numpy()
 
@@ -121,12 +118,13 @@ def distribution(fitted: Fitted, column: Any, given: Any, n: int, generator: tor
             places = range(x.shape[1])[table.place(name)]
             x[np.ix_(observed, places)] = table.codec.encode_cells(name, rows[name][observed])
     place = table.place(column)
-    variables, known = list(range(x.shape[1])[place]), ~np.isnan(x)
-    if table.variables[variables[0]].classes:
+    variable, known = range(x.shape[1])[place][0], ~np.isnan(x)
+    if table.variables[variable].classes:
         question = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
-        shares = conditional.class_probabilities(mixture, *question, variables[0])
+        shares = conditional.class_probabilities(mixture, *question, variable)
         return pd.DataFrame(shares.cpu().numpy(), columns=table.schema[column].categories, index=rows.index)
-    drawn = fill(fitted, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator, variables)[:, place]
+    wide, mask = np.repeat(x, n, axis=0), np.repeat(known, n, axis=0)
+    drawn = fill(fitted, wide, mask, False, generator)[:, place]
     grouped = table.decode_part(column, drawn).groupby(np.repeat(np.arange(len(rows)), n))
     out = {"mean": grouped.mean(), "sd": grouped.std()}
     out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}

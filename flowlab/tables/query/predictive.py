@@ -105,16 +105,21 @@ def predict(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, point
     with threads_for(min(len(x), BLOCK) * x.shape[1]):
         for start in range(0, len(x), BLOCK):
             rows = slice(start, start + BLOCK)
-            shares = member_shares(mixture, x[rows], known[rows], strict=False)
-            parts = [_distribution(flow, variable, flow.observe(x[rows], known[rows]), on) for flow in mixture]
-            low, high = (
-                sum(share * part[i] for share, part in zip(shares, parts, strict=True)).T.cpu().numpy()
-                for i in range(2)
-            )
-            below[rows], at[rows] = low, high
+            low, high = _ends(mixture, x[rows], known[rows], variable, on)
+            below[rows], at[rows] = low.T.cpu().numpy(), high.T.cpu().numpy()
     below[:, 0], at[:, -1] = 0.0, 1.0  # what lies beyond the grid is less than a billionth of the marginal
     at = np.maximum(at, below)
     return Predictive(grid, below, at)
+
+
+def _ends(mixture: FlowMixture, x: Tensor, known: Tensor, variable: int, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """F just below and at each value of the grid, (points, n), by the members' conditional distributions."""
+    shares = member_shares(mixture, x, known, strict=False)
+    parts = [_distribution(flow, variable, flow.observe(x, known), grid) for flow in mixture]
+    low, high = (
+        torch.stack([share * part[i] for share, part in zip(shares, parts, strict=True)]).sum(0) for i in range(2)
+    )
+    return low, high
 
 
 def _distribution(flow: ConditionalDensity, variable: int, seen: Any, grid: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from flowlab.distribution import Estimate
 from flowlab.flow import CHUNK
 from flowlab.runtime import progress_bar, threads_for
 from flowlab.tables.fitted import Fitted
-from flowlab.tables.query.conditional import fill, joint_log_prob
+from flowlab.tables.query.conditional import fill, joint_log_prob, networks_of
 from flowlab.tables.query.scoring import scored_draws
 
 Array = NDArray[np.float64]
@@ -50,7 +50,7 @@ def information(fitted: Fitted, a: list[int], b: list[int], log_density: LogDens
 
 def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: int, progress: bool) -> LogDensity:
     """The log-density of any of the drawn variables at draws of them, from a mixture of mixed flows."""
-    mixture, generator = fitted.density(), torch.Generator(fitted.device).manual_seed(seed)
+    mixture, generator = networks_of(fitted.density()), torch.Generator(fitted.device).manual_seed(seed)
 
     def known(of: list[int], chunk: torch.Tensor) -> torch.Tensor:
         return torch.tensor([j in of for j in range(mixture.features)], device=fitted.device).expand_as(chunk)

@@ -49,7 +49,7 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
     """Warn of conditions on rare levels, under which draws resemble the other rows too much."""
-    mixture, table, rows = fitted.density(), fitted.table, fitted.rows
+    mixture, table, rows = conditional.networks_of(fitted.density()), fitted.table, fitted.rows
     nothing = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=fitted.device)
     for j, value in conditions.values.items():
         if not table.variables[j].classes or math.isnan(value) or rows is None:
