@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor
 
 from flowlab import bases
@@ -20,6 +19,7 @@ from flowlab.layers import ActNorm, Autoregressive, Layer, MixtureCDF, RationalQ
 from flowlab.layers.scalar import ScalarMap
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.member import Member, Sizes
+from flowlab.tables.ensemble.mixtures import choose_bandwidth, choose_mixture
 from flowlab.tables.mixed.column_mixture import ColumnMixture
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.growing import grow_forest, growth_of
@@ -28,9 +28,6 @@ from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.training import History, fit
 from flowlab.training.rows import representative
 
-COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
-REGULARISATION = (1e-3, 1e-2, 1e-5)  # of variances in standardised columns; the first is used to choose the components
-BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
 BROAD_DF = 3.0
 BINS = 48  # of the histograms in mixed flows' heads
 LEAF = 5  # rows in a leaf at least
@@ -253,58 +250,3 @@ def trained(
         progress=task.progress,
     )
     return flow.double().cpu(), history
-
-
-def choose_mixture(
-    train: np.ndarray, held_out: np.ndarray, weight: np.ndarray, most: int, seed: int
-) -> bases.GaussianMixture:
-    """A Gaussian mixture, its components and then its regularisation chosen on held-out rows."""
-    mean, scale = train.mean(0), train.std(0)
-    scale = np.where(scale > 0, scale, 1.0)
-    x, validation = (train - mean) / scale, (held_out - mean) / scale
-    best, best_score, worse = None, -math.inf, 0
-
-    def attempt(components: int, regularisation: float) -> bool:
-        nonlocal best, best_score
-        model = SklearnMixture(components, reg_covar=regularisation, max_iter=100, tol=1e-3, random_state=seed % 2**32)
-        with np.errstate(all="ignore"):
-            model.fit(x)
-        score = float(np.average(model.score_samples(validation), weights=weight)) if len(validation) else 0.0
-        if best is None or score > best_score:
-            best, best_score = model, score
-            return True
-        return False
-
-    for components in COMPONENTS:
-        if components > most or (components > 1 and components * (1 + x.shape[1]) > len(x)) or worse == 2:
-            break
-        worse = 0 if attempt(components, REGULARISATION[0]) else worse + 1
-        if not len(validation):
-            break
-    assert best is not None
-    chosen = best.n_components
-    for regularisation in REGULARISATION[1:] if len(validation) else ():
-        attempt(chosen, regularisation)
-    base = bases.GaussianMixture.from_sklearn(best)
-    return rescaled(base, torch.from_numpy(mean), torch.from_numpy(scale))
-
-
-@torch.no_grad()
-def rescaled(base: bases.GaussianMixture, mean: Tensor, scale: Tensor) -> bases.GaussianMixture:
-    """The mixture of mean + scale · z for z from `base`."""
-    return bases.GaussianMixture.from_moments(
-        base.logits, mean + scale * base.means, scale[:, None] * base.scale_tril()
-    )
-
-
-def choose_bandwidth(train: np.ndarray, held_out: np.ndarray, weight: np.ndarray) -> bases.Kernels:
-    """A kernel density estimate: a Gaussian around every row, all of one bandwidth, chosen on held-out rows."""
-    from sklearn.neighbors import KernelDensity
-
-    scores = [
-        np.average(KernelDensity(bandwidth=h).fit(train).score_samples(held_out), weights=weight)
-        if len(held_out)
-        else -h
-        for h in BANDWIDTHS
-    ]
-    return bases.Kernels.from_rows(torch.from_numpy(train), BANDWIDTHS[int(np.argmax(scores))])

@@ -68,8 +68,9 @@ class Member:
     Attributes:
         kind: "autoregressive" (masked networks, Gaussian mixture maps, random orders of the columns), "spline" (the
             same with rational-quadratic splines), "mixture" (Gaussian mixture with full covariances, its number of
-            components chosen on held-out rows), "kernel" (a Gaussian around each row), "copula" (Gaussian), "broad"
-            (Student-t tails); or "mixed" (`MixedFlow`), for any table, which cannot be combined with the others.
+            components and its regularisation chosen on held-out rows), "kernel" (a Gaussian around each row), "copula"
+            (Gaussian), "broad" (Student-t tails); or "mixed" (`MixedFlow`), for any table, which cannot be combined
+            with the others.
         preprocessing: Layers on the data side: "none" (networks still standardise columns), "marginal" (each column
             made Gaussian), "marginal-whitening", "whitening-marginal", or "auto", which a short race decides.
         rank: With "auto", the place in the race whose preprocessing is taken, 0 for the winner. For "mixed": 0 for the
