@@ -5,7 +5,7 @@
    here but `cart`, which needs scikit-learn alone.
 - `running`: starts workers, and keeps what they answer.
 - `quality.py`: SDMetrics' report, in SDV's environment.
-- `scores`: flowlab's own metrics.
+- `scores`: flowlab's own metrics; `boosting`: those of the literature, by XGBoost.
 - `report`: tables, bars and picture of `synthesis.py`.
 """
 
