@@ -5,12 +5,14 @@ VENV := .venv
 JAX := .venv-jax
 SDV := .venv-sdv
 ARF := .venv-arf
+ARGN := .venv-argn
+UTREES := .venv-utrees
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help demo test test-fast test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
-	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-posteriors bench-verdicts bench-ecosystem \
-	bench-fuzz
+	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-literature bench-posteriors bench-verdicts \
+	bench-ecosystem bench-fuzz
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -62,7 +64,8 @@ $(VENV)/.bench: $(READY)
 	$(JAX)/bin/python -m pip install --quiet --disable-pip-version-check "flowjax>=19"
 	touch $@
 
-# Synthesizers to compare with, each in an environment of its own: they need older numpy and pandas than flowlab has.
+# Synthesizers to compare with, each in an environment of its own: they need other numpy, pandas, scikit-learn or torch
+# than flowlab has.
 $(SDV)/.ready:
 	@echo "== setting up $(SDV)"
 	test -x $(SDV)/bin/python || $(PYTHON) -m venv $(SDV)
@@ -74,6 +77,23 @@ $(ARF)/.ready:
 	@echo "== setting up $(ARF)"
 	test -x $(ARF)/bin/python || $(PYTHON) -m venv $(ARF)
 	$(ARF)/bin/python -m pip install --quiet --disable-pip-version-check "arfpy==0.1.1" "numpy<2.4" "pandas<3" pyarrow
+	touch $@
+
+SYNTHESIZERS := $(SDV)/.ready $(ARF)/.ready $(ARGN)/.ready $(UTREES)/.ready
+
+# What comes with it for pictures and sound is built for another torch, and not needed for tables.
+$(ARGN)/.ready:
+	@echo "== setting up $(ARGN)"
+	test -x $(ARGN)/bin/python || $(PYTHON) -m venv $(ARGN)
+	$(ARGN)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(ARGN)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 "mostlyai-engine>=2.7" pyarrow
+	$(ARGN)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+	touch $@
+
+$(UTREES)/.ready:
+	@echo "== setting up $(UTREES)"
+	test -x $(UTREES)/bin/python || $(PYTHON) -m venv $(UTREES)
+	$(UTREES)/bin/python -m pip install --quiet --disable-pip-version-check "utrees==0.3.0" "scikit-learn<1.6" pyarrow
 	touch $@
 
 # A target for each benchmark: benchmarks/README.md has their questions. ARGS="--help" lists a benchmark's options.
@@ -101,8 +121,12 @@ bench-seeds: $(READY)  ## held-out likelihood against baselines over several see
 bench-truths: $(READY)  ## the gap to densities that are known; half an hour, resumes
 	$(BIN)/python benchmarks/truths.py $(ARGS)
 
-bench-synthesis: $(VENV)/.bench $(SDV)/.ready $(ARF)/.ready  ## synthetic rows against peers'; two hours, resumes
-	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python $(ARGS)
+bench-synthesis: $(VENV)/.bench $(SYNTHESIZERS)  ## synthetic rows against peers'; seven hours, resumes
+	$(BIN)/python benchmarks/synthesis.py --sdv-python $(SDV)/bin/python --arf-python $(ARF)/bin/python \
+		--argn-python $(ARGN)/bin/python --utrees-python $(UTREES)/bin/python $(ARGS)
+
+bench-literature: $(VENV)/.bench  ## synthetic rows of tables that papers measure on; an hour, resumes
+	$(BIN)/python benchmarks/literature.py $(ARGS)
 
 bench-posteriors: $(READY)  ## fit_posterior() on posteriors with reference draws or known evidence; 15 minutes
 	$(BIN)/python benchmarks/posteriors.py $(ARGS)
@@ -124,4 +148,4 @@ docs: $(READY)  ## API pages in site/
 	$(BIN)/python -m pdoc --docformat google --output-directory site flowlab
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) .matrix demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) $(ARGN) $(UTREES) .matrix demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

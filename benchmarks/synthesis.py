@@ -1,26 +1,28 @@
-"""Synthetic rows of real mixed tables: `FlowDensity()` against SDV's synthesizers and adversarial random forests.
+"""Synthetic rows of real mixed tables: `FlowDensity()` against sequential trees, SDV's synthesizers, random forests,
+an autoregressive network and boosted trees.
 
-    python benchmarks/synthesis.py                  # resumes where it was stopped; an hour or two, on Linux
+    python benchmarks/synthesis.py                  # resumes where it was stopped; on Linux
     python benchmarks/synthesis.py --tables credit --methods flowlab --again
 
 Each method gets the same training rows (80 %) of the same tables (benchmarks/synthesizers/tables.py), in a process of
 its own on one core, draws 5,000 rows five times, and of each draw the first rows, as many as there are training rows,
 are scored. Rows, times and scores are kept in benchmarks/cache/synthesis/; scores are made anew when the rows or the
-metrics' source are newer. Tables and picture are written to benchmarks/results/synthesis.md and .png. Peers live in
-environments of their own (`make bench-synthesis` makes them); those that are not there are left out, with a word.
+metrics' source are newer. Tables and picture are written to benchmarks/results/synthesis.md and .png. Peers but CART
+live in environments of their own (`make bench-synthesis` makes them); those that are not there are left out, with a
+word. Unmasking Trees takes most of the time: a quarter of an hour for the smallest table, up to an hour for others.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 from common import RESULTS, write_json
-from synthesizers import ARF, METHODS, OURS, REAL, SDV, SNAPPED, SPREAD, report, scores
+from synthesizers import ARF, ARGN, CART, METHODS, OURS, REAL, SDV, SNAPPED, SPREAD, UNMASKING, report, scores
+from synthesizers.running import DRAWS, answer, fit_and_draw, fresh, without_missing
 from synthesizers.tables import TABLES, snapped, split_of
 
 HERE = Path(__file__).parent
@@ -31,8 +33,8 @@ METRICS = (
     *(WORKERS / f"{name}.py" for name in ("scores", "quality", "tables")),
     *(ROOT / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "aligned")),
 )
-DRAWN, DRAWS = 5000, 5
-LIMIT = 3600.0  # seconds for one method on one table
+DRAWN = 5000
+ENVIRONMENTS = {"sdv": SDV, "arf": (ARF,), "argn": ARGN, "utrees": (UNMASKING,)}  # .venv-NAME, and what runs in it
 
 
 def stored(name: str, what: str, suffix: str = ".parquet") -> Path:
@@ -42,24 +44,6 @@ def stored(name: str, what: str, suffix: str = ".parquet") -> Path:
 def draws_of(name: str, method: str) -> list[Path]:
     """The files of all draws."""
     return [stored(name, method, f"{f'-{k}' if k else ''}.parquet") for k in range(DRAWS)]
-
-
-def fresh(path: Path, *sources: Path) -> bool:
-    """It is there, and no older than what it was made from."""
-    return path.exists() and all(path.stat().st_mtime >= source.stat().st_mtime for source in sources)
-
-
-def answer(command: list[object]) -> dict:
-    """The JSON that a program answers with, or {"error": what went wrong}."""
-    try:
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {LIMIT:.0f} s"}
-    try:
-        return json.loads(done.stdout)
-    except json.JSONDecodeError:
-        last = done.stderr.strip().splitlines()[-1:] or [""]
-        return {"error": f"died with code {done.returncode}: {last[0]}"}
 
 
 def split(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -79,15 +63,14 @@ def prepare(name: str) -> None:
 def draw(name: str, method: str, python: Path, again: bool) -> dict:
     """A method's times on a table, or its error; its rows lie in the cache."""
     facts, rows, train = stored(name, method, ".json"), draws_of(name, method), stored(name, "train")
-    if method == SNAPPED:
-        found = draw(name, ARF, python, again=False)
-        for path, source in zip(rows, draws_of(name, ARF)) if "error" not in found else ():
-            if again or not fresh(path, source, train):
-                snapped(pd.read_parquet(source), pd.read_parquet(train)).to_parquet(path)
-        return write_json(facts, found)
-    if fresh(facts, train) and not again:
-        return json.loads(facts.read_text())
-    return write_json(facts, answer([python, WORKERS / "worker.py", method, train, DRAWN, *rows]))
+    if method not in SNAPPED:
+        return fit_and_draw(facts, python, method, train, DRAWN, rows, again)
+    source = SNAPPED[method]
+    found = draw(name, source, python, again=False)
+    for path, drawn in zip(rows, draws_of(name, source)) if "error" not in found else ():
+        if again or not fresh(path, drawn, train):
+            snapped(pd.read_parquet(drawn), pd.read_parquet(train)).to_parquet(path)
+    return write_json(facts, found)
 
 
 def quality(name: str, rows: Path, python: Path) -> dict:
@@ -99,7 +82,8 @@ def quality(name: str, rows: Path, python: Path) -> dict:
 def evaluate(name: str, method: str, sdv_python: Path) -> dict:
     """Scores of a method's rows, from the cache where they are up to date; `REAL` is the noise floor.
 
-    Those that vary most, `SPREAD`, are means over all draws; the others are the first draw's.
+    `SPREAD` are means over all draws; the others are the first draw's. Draws of all methods are compared with the same
+    test rows and by the same folds, so that differences of two methods go draw by draw.
     """
     path, drawn = stored(name, method, "-scores.json"), draws_of(name, method)
     sources = (*drawn, *METRICS) if method != REAL else METRICS
@@ -107,17 +91,21 @@ def evaluate(name: str, method: str, sdv_python: Path) -> dict:
         return json.loads(path.read_text())
     train, test = split(name)
     if method == REAL:
-        return write_json(path, {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)})
+        found = {**scores.floor(train, test), **quality(name, stored(name, "test"), sdv_python)}
+        return write_json(path, found | averaged([{"c2st": auc} for auc in scores.floors(train, test, DRAWS)]))
     tables = [pd.read_parquet(file)[: len(train)] for file in drawn]
-    target = TABLES[name].target
-    found = {**scores.score(train, test, tables[0], target), **scored_quality(name, tables[0], sdv_python)}
-    further = [
-        {"tstr": scores.transfer(train, test, rows, target).ratio, **scored_quality(name, rows, sdv_python)}
-        for rows in tables[1:]
+    draws = [
+        {**scores.score(train, test, rows, TABLES[name].target), **scored_quality(name, rows, sdv_python)}
+        for rows in tables
     ]
-    found["draws"] = {key: [cell[key] for cell in (found, *further) if key in cell] for key in SPREAD}
-    found |= {key: statistics.fmean(values) for key, values in found["draws"].items() if values}
-    return write_json(path, found)
+    return write_json(path, draws[0] | averaged(draws))
+
+
+def averaged(draws: list[dict]) -> dict:
+    """Means of the scores that are taken of each draw, and under "draws" what they are of."""
+    each = {key: [cell[key] for cell in draws if key in cell] for key in SPREAD}
+    each = {key: values for key, values in each.items() if values}
+    return {**{key: statistics.fmean(values) for key, values in each.items()}, "draws": each}
 
 
 def scored_quality(name: str, rows: pd.DataFrame, python: Path) -> dict:
@@ -150,17 +138,14 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--again", action="store_true", help="also what is in the cache")
-    parser.add_argument("--sdv-python", type=Path, default=ROOT / ".venv-sdv" / "bin" / "python")
-    parser.add_argument("--arf-python", type=Path, default=ROOT / ".venv-arf" / "bin" / "python")
+    for name in ENVIRONMENTS:
+        parser.add_argument(f"--{name}-python", type=Path, default=ROOT / f".venv-{name}" / "bin" / "python")
     options = parser.parse_args()
-    pythons = {
-        **dict.fromkeys(OURS, Path(sys.executable)),
-        **dict.fromkeys(SDV, options.sdv_python),
-        **dict.fromkeys((ARF, SNAPPED), options.arf_python),
-    }
-    for method in [m for m in options.methods if not pythons[m].exists()]:
-        print(f"without {method}: there is no {pythons[method]}")
-        options.methods.remove(method)
+    pythons = dict.fromkeys((*OURS, *CART), Path(sys.executable))
+    for name, methods in ENVIRONMENTS.items():
+        pythons |= dict.fromkeys(methods, getattr(options, f"{name}_python"))
+    pythons |= {method: pythons[source] for method, source in SNAPPED.items()}
+    options.methods = without_missing(options.methods, pythons)
     CACHE.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     for name in options.tables:

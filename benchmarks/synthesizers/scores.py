@@ -34,6 +34,12 @@ def floor(train: pd.DataFrame, test: pd.DataFrame) -> Scores:
     return {**likeness(test, train), "copies": copies, **fidelity(train, test)}
 
 
+def floors(train: pd.DataFrame, test: pd.DataFrame, count: int) -> list[float]:
+    """C2ST of test rows and as many random training rows, with so many parts of the latter."""
+    size = min(len(test), len(train))
+    return [metrics.classifier_auc(test, train.sample(size, random_state=seed)) for seed in range(count)]
+
+
 def likeness(test: pd.DataFrame, rows: pd.DataFrame) -> Scores:
     """Compared with rows that no method has seen."""
     return {"c2st": metrics.classifier_auc(test, rows), "pair_tv": metrics.pair_similarity(test, rows)[0]}

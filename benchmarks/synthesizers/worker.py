@@ -18,7 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
 CTGAN_EPOCHS = 300
-VERSIONS = {"flowlab": ("flowlab", "torch"), "SDV": ("sdv", "ctgan", "copulas", "rdt", "torch"), "ARF": ("arfpy",)}
+VERSIONS = {
+    "flowlab": ("flowlab", "torch"),
+    "CART": ("scikit-learn",),
+    "SDV": ("sdv", "ctgan", "copulas", "rdt", "torch"),
+    "ARF": ("arfpy",),
+    "ARGN": ("mostlyai-engine", "torch"),
+    "Unmasking": ("utrees", "xgboost", "scikit-learn"),
+}
 MISSING = "(missing)"
 
 
@@ -30,6 +37,18 @@ def flowlab(effort: str) -> Callable:
     def fit(train):
         model = FlowDensity(random_state=SEED, effort=effort).fit(train)
         return lambda n, draw: model.sample(n, random_state=SEED + draw)
+
+    return fit
+
+
+def cart(leaf: int) -> Callable:
+    """Sequential trees with leaves of so many rows."""
+    import numpy as np
+    from cart import fitted
+
+    def fit(train):
+        sample = fitted(train, leaf, SEED)
+        return lambda n, draw: sample(n, np.random.default_rng([SEED, draw]))
 
     return fit
 
@@ -81,8 +100,72 @@ def arf() -> Callable:
     return fit
 
 
-def encoded(train):
-    """What arfpy takes: no missing cells and no times. Missing numbers are medians, with a column that says so."""
+def argn(value_protection: bool) -> Callable:
+    """MOSTLY AI's TabularARGN, with its defaults but for the protection of rare values."""
+    import torch
+    from mostlyai.engine import TabularARGN
+
+    torch.set_num_threads(1)
+
+    def fit(train):
+        model = TabularARGN(value_protection=value_protection, random_state=SEED, device="cpu").fit(train)
+        return lambda n, draw: typed(model.sample(n), train)  # its generators go on
+
+    return fit
+
+
+def typed(rows, train):
+    """Rows as TabularARGN draws them, with the training rows' dtypes where nothing is lost.
+
+    Its word for a rare value is a category of its own.
+    """
+    import pandas as pd
+
+    out = rows[list(train.columns)].copy()
+    for name, column in train.items():
+        if column.dtype == "category":
+            new = set(rows[name].dropna().astype(str)) - set(column.cat.categories)
+            out[name] = rows[name].astype(object).astype(pd.CategoricalDtype([*column.cat.categories, *sorted(new)]))
+        elif column.dtype.kind != "i" or not rows[name].isna().any():
+            out[name] = rows[name].astype(column.dtype)
+    return out
+
+
+def unmasking_trees() -> Callable:
+    """Unmasking Trees, with its defaults, told which columns are categories and which are whole numbers.
+
+    It takes missing cells but never draws one: a column says which cells are missing, as for arfpy.
+    """
+    import numpy as np
+    import pandas as pd
+    from utrees import UnmaskingTrees
+
+    def fit(train):
+        table = encoded(train, filled=False)
+        levels = {name: column.dtype for name, column in table.items() if column.dtype == "category"}
+        kinds = [
+            "categorical" if name in levels else "integer" if column.dtype.kind == "i" else "continuous"
+            for name, column in table.items()
+        ]
+        x = np.column_stack([column.cat.codes if name in levels else column for name, column in table.items()])
+        model = UnmaskingTrees(random_state=SEED).fit(x.astype(float), quantize_cols=kinds)
+
+        def sample(n, draw):  # its generator goes on
+            rows = pd.DataFrame(model.generate(n), columns=table.columns)
+            for name, dtype in levels.items():
+                rows[name] = pd.Categorical.from_codes(rows[name].astype(int), dtype=dtype)
+            return decoded(rows, train)
+
+        return sample
+
+    return fit
+
+
+def encoded(train, filled=True):
+    """Tables without missing categories and times, and a column that says which numbers are missing.
+
+    Missing numbers are medians, as arfpy takes none, or stay missing where not to be `filled`.
+    """
     out = train.copy()
     for name, column in train.items():
         if column.dtype == "category":
@@ -92,19 +175,20 @@ def encoded(train):
         if column.dtype.kind == "M":
             out[name] = column.astype("datetime64[ns]").astype("int64") / 1e9
         if column.isna().any():
-            out[name] = out[name].fillna(column.median())
+            out[name] = out[name].fillna(column.median()) if filled else out[name]
             out[f"{name} {MISSING}"] = column.isna().map({True: "yes", False: "no"}).astype("category")
     return out
 
 
 def decoded(rows, train):
-    """Rows as arfpy draws them, with missing cells and times again; numbers stay as drawn."""
+    """Rows as drawn of `encoded` ones, with missing cells and times again; numbers stay as drawn."""
     import pandas as pd
 
     out = rows[list(train.columns)].copy()
     for name, column in train.items():
         if column.dtype == "category":
-            out[name] = rows[name].astype(column.dtype)
+            present = rows[name].astype(object).where(rows[name].astype(object) != MISSING)
+            out[name] = present.astype(column.dtype)
         elif column.dtype.kind == "M":
             out[name] = pd.to_datetime(rows[name].astype(float), unit="s").astype(column.dtype)
         else:
@@ -115,21 +199,26 @@ def decoded(rows, train):
 
 
 METHODS = {
-    "flowlab": lambda: flowlab("default"),
-    "flowlab fast": lambda: flowlab("fast"),
-    "SDV copula": lambda: sdv("GaussianCopulaSynthesizer"),
-    "CTGAN": lambda: sdv("CTGANSynthesizer", epochs=CTGAN_EPOCHS, enable_gpu=False),
-    "TVAE": lambda: sdv("TVAESynthesizer", enable_gpu=False),
-    "ARF": arf,
+    "flowlab": ("flowlab", lambda: flowlab("default")),
+    "flowlab fast": ("flowlab", lambda: flowlab("fast")),
+    "CART 5": ("CART", lambda: cart(5)),
+    "CART 20": ("CART", lambda: cart(20)),
+    "SDV copula": ("SDV", lambda: sdv("GaussianCopulaSynthesizer")),
+    "CTGAN": ("SDV", lambda: sdv("CTGANSynthesizer", epochs=CTGAN_EPOCHS, enable_gpu=False)),
+    "TVAE": ("SDV", lambda: sdv("TVAESynthesizer", enable_gpu=False)),
+    "ARF": ("ARF", arf),
+    "ARGN": ("ARGN", lambda: argn(value_protection=True)),
+    "ARGN unprotected": ("ARGN", lambda: argn(value_protection=False)),
+    "Unmasking Trees": ("Unmasking", unmasking_trees),
 }
 
 
 def main(method: str, train_path: str, rows: int, outputs: list[str]) -> dict:
     import pandas as pd
 
-    family = "flowlab" if method.startswith("flowlab") else "ARF" if method == "ARF" else "SDV"
+    family, method_of = METHODS[method]
     train = pd.read_parquet(train_path)
-    fit = METHODS[method]()
+    fit = method_of()
     before = memory("VmRSS")
     clocks = [clock()]
     sample = fit(train)
