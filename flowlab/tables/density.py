@@ -124,10 +124,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
         Raises:
             ValueError: A column cannot be modelled; the message names it.
         """
-        fit_anew(self, X, sample_weight)
+        fit_anew(self, X, sample_weight, self._last)
         return self
 
-    def _fit(self, X: Any, sample_weight: ArrayLike | None) -> None:
+    def _fit(self, X: Any, sample_weight: ArrayLike | None, last: Any) -> None:
         params = self.get_params(deep=False)
         parameters.check(params)
         files.check_device(self.device)
@@ -136,7 +136,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         table_format, X = format_of(X), read_rows(X)
         X, weight = weighted_rows(X, sample_weight)
         frame, array = training_frame(self, X)
-        self._fitted = fit_table(frame, array, weight, params, rng, table_format, self._last)
+        self._fitted = fit_table(frame, array, weight, params, rng, table_format, last)
 
     @property
     def _model(self) -> Fitted:

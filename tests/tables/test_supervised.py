@@ -207,7 +207,7 @@ def test_on_a_real_table_it_predicts_better_than_a_line_and_covers_what_it_says(
     table = datasets.load("diamonds").sample(2_700, random_state=1).reset_index(drop=True)
     x, y = table[["carat", "cut", "color", "clarity", "depth"]], table["price"]
     train, test, y_train, y_test = train_test_split(x, y, random_state=0)
-    model = FlowRegressor(FlowDensity(effort="fast", random_state=0)).fit(train, y_train)
+    model = FlowRegressor(FlowDensity(random_state=0)).fit(train, y_train)
     coded = [pd.get_dummies(part, dtype=float) for part in (train, test)]
     line = LinearRegression().fit(coded[0], y_train)
     assert model.score(test, y_test) > line.score(coded[1], y_test)

@@ -53,7 +53,7 @@ def mixed_sizes(kind: str, rows: int, variables: int) -> Sizes:
         dropout=0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
         batch_size=batch,
         steps=min(max(15 * rows // batch, 300), 1_500),
-        learning_rate=5e-3,
+        learning_rate=1e-2,
         trees=10,
     )
 
@@ -158,7 +158,7 @@ def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[M
     """The members that an effort fits to a table."""
     if mixed:
         if effort == "fast":
-            return [Member("mixed", "none", steps=min(max(4 * rows // 128, 100), 300), trees=5)]
+            return [Member("mixed", "none", steps=min(max(4 * rows // 128, 200), 300), trees=5)]
         many: dict[str, Any] = (
             {"steps": min(max(60 * rows // 128, 1_000), 6_000), "trees": 20} if effort == "best" else {}
         )

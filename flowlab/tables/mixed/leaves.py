@@ -64,6 +64,8 @@ class Leaves:
     @cached_property
     def missing(self) -> Tensor:
         """The probability (n,) of being missing."""
+        if not self.forest.nullable[self.variable]:  # leaves need not be found for that
+            return torch.zeros(self.seen.shape[1], dtype=torch.float64, device=self.seen.device)
         return self.forest.gone[self.nodes].double().mean(1)
 
     @cached_property

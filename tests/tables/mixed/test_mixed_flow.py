@@ -278,7 +278,7 @@ def test_samples_span_what_held_out_rows_span_too():
     )
     model = FlowDensity(members=[Member("mixed", "none", steps=20)], n_jobs=1, random_state=0).fit(frame)
     wanted = frame.drop(columns="k").agg(["min", "max"]).to_numpy().T
-    for ranks, ends in zip(model.flow_.flows[0].ranks, torch.from_numpy(wanted), strict=True):
+    for ranks, ends in zip(model.flow_.flows[0].marginals().values(), torch.tensor(wanted), strict=True):
         cell = ranks.cell(ends)
         assert ranks.seen.tolist() == pytest.approx([float(cell.low[0]), float(cell.low[1] + cell.width[1])], abs=1e-15)
     drawn = model.sample(20_000, random_state=0).drop(columns="k")
