@@ -30,6 +30,7 @@ from flowlab.training.rows import representative
 
 BROAD_DF = 3.0
 BINS = 48  # of the histograms in mixed flows' heads
+FEW_LEVELS = 20  # up to which a column comes before others in the main order of mixed flows
 LEAF = 5  # rows in a leaf at least
 TREE_ROWS = 20_000  # rows that a tree is grown on at most
 
@@ -138,7 +139,7 @@ class Mixed:
             hidden=sizes.hidden[0],
             blocks=sizes.layers or 1,
             dropout=sizes.dropout,
-            order=column_order(max(columns) + 1, task.member.rank > 0, task.last, generator),
+            order=column_order(task.variables, task.member.rank > 0, task.last, generator),
             generator=generator,
         )
         # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows)
@@ -150,12 +151,26 @@ class Mixed:
         return (with_trees(flow, task) if sizes.trees and flow.features > 1 else flow), history
 
 
-def column_order(columns: int, shuffled: bool, last: int | None, generator: torch.Generator) -> list[int] | None:
-    """An order of columns, their own or a random one, with one of them last if asked; None for their own."""
-    if not shuffled and last is None:
-        return None
-    order = torch.randperm(columns, generator=generator).tolist() if shuffled else list(range(columns))
-    return [column for column in order if column != last] + ([] if last is None else [last])
+def column_order(
+    variables: Sequence[Variable], shuffled: bool, last: int | None, generator: torch.Generator
+) -> list[int]:
+    """A random order of a table's columns; or their own, those with few levels first.
+
+    Trees know exactly what follows from the first columns, and conditions are mostly on levels.
+
+    Args:
+        variables: The variables of the table.
+        shuffled: Whether the order is random.
+        last: A column that comes last; any when None.
+        generator: Source of a random order.
+    """
+    columns = max(variable.column for variable in variables) + 1
+    if shuffled:
+        order = torch.randperm(columns, generator=generator).tolist()
+    else:
+        few = {variable.column for variable in variables if 0 < variable.classes <= FEW_LEVELS}
+        order = sorted(range(columns), key=lambda column: column not in few)
+    return sorted(order, key=lambda column: column == last)
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def mixed_sizes(kind: str, rows: int, variables: int) -> Sizes:
         components=8,
         dropout=0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
         batch_size=batch,
-        steps=min(max(15 * rows // batch, 300), 1_500),
+        steps=min(max(15 * rows // batch, 150), 1_500),
         learning_rate=1e-2,
         trees=10,
     )
@@ -74,7 +74,7 @@ class Member:
         preprocessing: Layers on the data side: "none" (networks still standardise columns), "marginal" (each column
             made Gaussian), "marginal-whitening", "whitening-marginal", or "auto", which a short race decides.
         rank: With "auto", the place in the race whose preprocessing is taken, 0 for the winner. For "mixed": 0 for the
-            columns' own order, else a random one.
+            columns' own order, those with few levels first, else a random one.
         layers: Autoregressive layers; residual blocks of "mixed".
         hidden: Widths of each layer's network.
         components: Gaussians per column and layer, bins of a spline, or maximal components of a mixture.
@@ -158,7 +158,7 @@ def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[M
     """The members that an effort fits to a table."""
     if mixed:
         if effort == "fast":
-            return [Member("mixed", "none", steps=min(max(4 * rows // 128, 200), 300), trees=5)]
+            return [Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5)]
         many: dict[str, Any] = (
             {"steps": min(max(60 * rows // 128, 1_000), 6_000), "trees": 20} if effort == "best" else {}
         )

@@ -34,7 +34,17 @@ def draw(
     if all(a is b for a, b in zip(mixture, networks, strict=True)):
         return rows, accepted
     given = torch.tensor([j in conditions.values or j in conditions.allowed for j in range(mixture.features)])
-    return fill(mixture, rows, given.to(rows.device).expand(rows.shape), generator=generator), accepted
+    given = given.to(rows.device)
+    return fill(earliest(mixture, given), rows, given.expand(rows.shape), generator=generator), accepted
+
+
+def earliest(mixture: FlowMixture, given: Tensor) -> FlowMixture:
+    """The members of a mixture in whose order the fewest others come before given variables (variables,)."""
+    before = [
+        len(given) - int(given[member.in_order()].flip(0).long().argmax()) - int(given.sum()) for member in mixture
+    ]
+    kept = [k for k, count in enumerate(before) if count == min(before)]
+    return FlowMixture([mixture.flows[k] for k in kept], mixture.weights[kept])
 
 
 def networks_of(mixture: FlowMixture) -> FlowMixture:

@@ -1,0 +1,203 @@
+"""Trees and their mixture with networks: probabilities that sum to one, draws that follow them, checks of files."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy import stats
+
+import flowlab
+from flowlab import FlowDensity, Member
+from flowlab.files import FileError
+from flowlab.tables.mixed.column_mixture import ColumnMixture
+from helpers import seeded
+
+
+def table(n: int = 700, seed: int = 0) -> pd.DataFrame:
+    """A level, a count that may be missing, a flag and a number, each depending on those before it by steps."""
+    rng = np.random.default_rng(seed)
+    city = rng.choice(["Rome", "Oslo", "Lima"], n, p=[0.5, 0.3, 0.2])
+    count = rng.binomial(4, np.select([city == "Rome", city == "Oslo"], [0.2, 0.8], 0.5)).astype(float)
+    count[rng.random(n) < 0.3 * (city == "Lima")] = np.nan
+    flag = (np.nan_to_num(count, nan=4) > 2) ^ (rng.random(n) < 0.1)
+    x = np.where(flag, 5.0, 0.0) + rng.normal(size=n)
+    return pd.DataFrame({"city": city, "count": count, "flag": flag, "x": x})
+
+
+@pytest.fixture(scope="module")
+def model() -> FlowDensity:
+    members = [Member("mixed", "none", rank=k, steps=60) for k in range(2)]
+    return FlowDensity(members=members, random_state=0, n_jobs=1, validation=0.1).fit(table(2200))
+
+
+@pytest.fixture(scope="module")
+def mixture(model: FlowDensity) -> ColumnMixture:
+    """A member with networks and trees, in a random order."""
+    member = model.flow_.flows[-1]
+    assert isinstance(member, ColumnMixture)
+    assert (member.weights[member.in_order()[1:], 1:].sum(1) > 0.01).all()  # else trees would not be tested
+    return member
+
+
+def all_cells(model: FlowDensity) -> pd.DataFrame:
+    """Every combination of levels, counts (missing included) and flags."""
+    counts = [np.nan, *range(8)]
+    rows = itertools.product(["Rome", "Oslo", "Lima"], counts, [False, True])
+    return pd.DataFrame(rows, columns=["city", "count", "flag"])
+
+
+def test_probabilities_and_densities_of_everything_sum_to_one(model, mixture):
+    cells = all_cells(model)
+    grid = np.linspace(-9, 14, 2001)
+    rows = cells.loc[cells.index.repeat(len(grid))].reset_index(drop=True).assign(x=np.tile(grid, len(cells)))
+    matrix, possible = model.table_.encode_all(rows)
+    assert possible.all()
+    with torch.no_grad():
+        density = mixture.log_prob(torch.from_numpy(matrix)).exp().numpy().reshape(len(cells), len(grid))
+    assert np.trapezoid(density, grid, axis=1).sum() == pytest.approx(1, abs=3e-3)
+
+
+def test_draws_follow_the_density(model, mixture):
+    drawn = mixture.sample((6000,), generator=seeded())
+    frame = model.table_.decode(drawn.numpy())
+    # Which cells are drawn how often: against their probability, x integrated out by the density of known cells.
+    order = [model.table_.variables[j].name for j in mixture.in_order()]
+    noise = mixture.to_normal(drawn, generator=seeded(1)).numpy()
+    for name, column in zip(model.table_.names, noise.T, strict=True):
+        assert stats.kstest(column, "norm").pvalue > 1e-3, (name, order)
+    assert frame["x"].between(table(2200)["x"].min(), table(2200)["x"].max()).all()
+
+
+def test_noise_of_held_out_rows_is_nearly_normal(model):
+    noise = model.to_noise(table(1500, seed=5), random_state=0)
+    assert np.abs(noise.mean(0)).max() < 0.15
+    assert np.abs(noise.std(0) - 1).max() < 0.15
+
+
+def test_no_number_comes_back_that_is_no_repeated_one(model):
+    assert not np.isin(model.sample(3000, random_state=0)["x"], table(2200)["x"]).any()
+
+
+def test_trees_find_steps_that_few_training_steps_of_networks_miss():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3000))
+    frame = pd.DataFrame({"a": a, "b": b, "parity": (np.floor(5 * a) + np.floor(5 * b)) % 2})
+    train, test = frame[:2400], frame[2400:]
+    scores = []
+    for trees in (0, 10):
+        member = Member("mixed", "none", steps=60, trees=trees)
+        fitted = FlowDensity(members=[member], random_state=0, n_jobs=1).fit(train)
+        scores.append(fitted.score_samples(test).mean())
+    assert scores[1] > scores[0] + 0.2
+    assert scores[1] > -0.4  # the truth: 0
+
+
+def test_what_is_missing_is_told_by_other_columns(model):
+    rows = model.sample(6000, random_state=0)
+    gone = rows["count"].isna().groupby(rows["city"]).mean()
+    assert gone["Lima"] == pytest.approx(0.3, abs=0.06)
+    assert gone["Rome"] < 0.02
+
+
+def test_draws_under_conditions_agree_with_free_draws(model):
+    free = model.sample(20_000, random_state=0)
+    for name, level in (("flag", True), ("city", "Lima")):
+        given = model.sample(3000, random_state=1, given={name: level})
+        kept = free[free[name] == level]
+        assert stats.ks_2samp(given["x"], kept["x"]).statistic < 0.06, name
+        assert given["count"].mean() == pytest.approx(kept["count"].mean(), abs=0.15)
+
+
+def test_rare_groups_are_told_apart():
+    """36 of 6,000 rows are apart from all others, by 3 in each number: free draws and draws given that agree."""
+    rng = np.random.default_rng(0)
+    fraud = np.zeros(6000, dtype=bool)
+    fraud[rng.choice(6000, 36, replace=False)] = True
+    frame = pd.DataFrame({"a": rng.normal(3.0 * fraud, 1), "b": rng.normal(-3.0 * fraud, 1), "fraud": fraud})
+    model = FlowDensity(random_state=0).fit(frame)
+    with pytest.warns(UserWarning, match="training rows"):
+        given = model.sample(2000, random_state=0, given={"fraud": True})
+    free = model.sample(60_000, random_state=0)
+    for name, sign in (("a", 1), ("b", -1)):
+        assert sign * given[name].mean() > 1.5, name
+        assert sign * free.loc[free["fraud"], name].mean() > 1.5, name
+
+
+def test_files_and_copies_keep_everything(model, tmp_path):
+    model.save(tmp_path / "model.flow")
+    again = flowlab.load(tmp_path / "model.flow")
+    rows = table(200, seed=3)
+    for other in (again, copy.deepcopy(model)):
+        np.testing.assert_array_equal(other.score_samples(rows), model.score_samples(rows))
+        pd.testing.assert_frame_equal(other.sample(50, random_state=1), model.sample(50, random_state=1))
+
+
+def test_no_rows_and_one_row(mixture):
+    nothing = mixture.sample((0,))
+    assert nothing.shape == (0, mixture.features)
+    assert mixture.log_prob(nothing).shape == (0,)
+    one = mixture.sample((), generator=seeded())
+    assert torch.isfinite(mixture.log_prob(one))
+
+
+def _cycle(tensors, prefix):
+    inner = (tensors[f"{prefix}feature"] >= 0).nonzero()[-1]
+    tensors[f"{prefix}right"][inner] = 0
+
+
+def _set(name, value, where=0):
+    def change(tensors, prefix):
+        tensors[f"{prefix}{name}"].view(-1)[where] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _cycle,
+        _set("feature", 99),
+        _set("feature", -7),
+        _set("feature", 1, -1),
+        _set("right", 2**30),
+        _set("roots", 5),
+        _set("size", 1000),
+        _set("code", 9999),
+        _set("code", -5),
+        _set("share", 3.0),
+        _set("share", math.nan),
+        _set("bandwidth", 0.0),
+        _set("threshold", math.inf),
+        _set("gone", -1.0),
+        _set("frequency", 0.9),
+        _set("scores", math.nan),
+    ],
+    ids=lambda change: getattr(change, "__name__", ""),
+)
+def test_files_whose_trees_are_none_are_refused(change, model, tmp_path):
+    path = tmp_path / "model.flow"
+    model.save(path)
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    change(tensors, "flows.0.forest.")
+    save_file(tensors, path, metadata)
+    with pytest.raises(FileError):
+        flowlab.load(path)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [math.nan, 0.0, 1.0]])
+def test_weights_that_are_none_are_refused(weights, model, tmp_path):
+    path = tmp_path / "model.flow"
+    model.save(path)
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["flows.0.weights"][0] = torch.tensor(weights, dtype=torch.float64)
+    save_file(tensors, path, metadata)
+    with pytest.raises(FileError):
+        flowlab.load(path)
