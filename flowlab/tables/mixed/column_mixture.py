@@ -17,12 +17,12 @@ from flowlab.tables.mixed.distributions import (
 )
 from flowlab.tables.mixed.forest import Forest
 from flowlab.tables.mixed.heads import FAR, Cells
-from flowlab.tables.mixed.leaves import LeafDistribution, Leaves
+from flowlab.tables.mixed.leaves import KINDS, LeafDistribution, Leaves
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z_HIGH, Z_LOW, Z
 
-PARTS = 3  # networks, leaves with kernels, leaves with atoms
+PARTS = 1 + len(KINDS)  # networks, and each kind of leaves
 SHRINKAGE = 5.0  # held-out rows that the weights common to all columns count as for each column
 AT_ONCE = 4096  # rows scored at once
 CANDIDATES = 8  # for a number given variables after it
@@ -59,7 +59,7 @@ class ColumnMixture(ConditionalDensity):
         forest: The trees, of the same variables in the same order.
 
     Attributes:
-        weights: The weights (variables, 3) of networks, leaves with kernels, and leaves with atoms.
+        weights: The weights (variables, parts) of networks, and of each kind of `LeafDistribution`.
     """
 
     weights: Tensor
@@ -72,7 +72,7 @@ class ColumnMixture(ConditionalDensity):
         self.features, self.columns, self.classes = flow.features, flow.columns, flow.classes
         self.nullable, self.order = flow.nullable, flow.order
         self.register_buffer("weights", torch.full((self.features, PARTS), 1 / PARTS, dtype=torch.float64))
-        self.weights[self.in_order()[0]] = torch.tensor([1.0, 0.0, 0.0])
+        self.weights[self.in_order()[0]] = _alone(self.weights)
         self.register_load_state_dict_post_hook(_check)
 
     def marginals(self) -> dict[int, MarginalCDF]:
@@ -95,7 +95,7 @@ class ColumnMixture(ConditionalDensity):
             self.weights[variable] = stack(parts[:, i], row_weight, SHRINKAGE * common, steps=100)
 
     def _parts(self, cells: Tensor) -> Tensor:
-        """Log-densities (3, variables, n) of each variable given those before it, of each part."""
+        """Log-densities (parts, variables, n) of each variable given those before it, of each part."""
         fields = cells.T.reshape(FIELDS, self.features, len(cells))
         missing = fields[MISSING] > 0.5
         codes, numbers = fields[CODE].clamp(min=0), torch.where(missing, torch.nan, fields[Z])
@@ -119,7 +119,7 @@ class ColumnMixture(ConditionalDensity):
 
     def _leaves(self, variable: int, seen: Tensor) -> Sequence[NumberDistribution]:
         leaves = Leaves(self.forest, variable, seen, self.marginals()[variable])
-        return [LeafDistribution(leaves, exact) for exact in (False, True)]
+        return [LeafDistribution(leaves, kind) for kind in KINDS]
 
     def log_probs(self, cells: Tensor) -> Tensor:
         return torch.cat([self._log_probs(chunk) for chunk in cells.split(AT_ONCE)], 1)
@@ -157,7 +157,7 @@ class ColumnMixture(ConditionalDensity):
         return seen.known[order[:i]].all(0), seen.known[order[i + 1 :]].any(0)
 
     def _weights(self, variable: int, seen: Seen) -> Tensor:
-        """The parts' weights (3, n) for a variable: the networks alone where trees are not asked what they know."""
+        """The parts' weights (parts, n) for a variable: the networks alone where trees are not asked what they know."""
         before, after = self._sees(variable, seen)
         return torch.where(before & ~after, self.weights[variable].unsqueeze(-1), _alone(self.weights)[:, None])
 
@@ -255,5 +255,5 @@ def _check(mixture: ColumnMixture, _: object) -> None:
 
 
 def _alone(like: Tensor) -> Tensor:
-    """Weights of the networks alone (3,)."""
-    return torch.tensor([1.0, 0.0, 0.0], dtype=like.dtype, device=like.device)
+    """Weights of the networks alone (parts,)."""
+    return torch.tensor([1.0] + [0.0] * (PARTS - 1), dtype=like.dtype, device=like.device)

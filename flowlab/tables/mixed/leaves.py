@@ -1,6 +1,5 @@
 """The distribution of a number that the values in leaves of trees stand for."""
 
-import math
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +13,7 @@ from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 if TYPE_CHECKING:
     from flowlab.tables.mixed.forest import Forest
 
-LOG_SQRT_2PI = math.log(2 * math.pi) / 2
+KINDS = ("kernels", "shifted", "atoms")
 
 
 class Entries(NamedTuple):
@@ -24,6 +23,7 @@ class Entries(NamedTuple):
         row: The row that each belongs to, ascending.
         share: Its share of the row's probability.
         centre: Its normal quantile.
+        shift: What leads from the mean of its leaf to the mean over the row's leaves.
         scale: The bandwidth of its leaf.
         start: The lower end of its atom in [0, 1].
         width: The width of that atom; 0 for values that are none.
@@ -33,6 +33,7 @@ class Entries(NamedTuple):
     row: Tensor
     share: Tensor
     centre: Tensor
+    shift: Tensor
     scale: Tensor
     start: Tensor
     width: Tensor
@@ -75,10 +76,15 @@ class Leaves:
         owner, entry = forest.entries_of(nodes)
         filled = (forest.size[nodes] > 0).double().mean(1)
         start, width = self.atoms(entry)
+        z, share = forest.z[entry].double(), forest.share[entry].double()
+        mean = z.new_zeros(nodes.numel()).index_add_(0, owner, share * z)
+        own = (forest.size[nodes] > 0).double()
+        common = (mean.view(nodes.shape) * own).sum(1) / own.sum(1).clamp(min=1)
         return Entries(
             owner // forest.trees,
-            forest.share[entry].double() / forest.trees,
-            forest.z[entry].double(),
+            share / forest.trees,
+            z,
+            common[owner // forest.trees] - mean[owner],
             forest.bandwidth[nodes.flatten()][owner].double(),
             start,
             width,
@@ -95,15 +101,24 @@ class Leaves:
 
 
 class LeafDistribution:
-    """A kernel density estimate around the values in leaves, in the normal scale; or, if exact, their own atoms.
+    """What the values in the leaves of a number's trees stand for, in the normal scale.
 
     Args:
         leaves: The leaves.
-        exact: Whether values that are atoms stand for themselves.
+        kind: "kernels" (a Gaussian around each value), "shifted" (the same, with the values of each leaf moved so that
+            their mean is that over all of the row's leaves: trees agree on the mean, and leaves say how values vary
+            around it), or "atoms" (values that are atoms stand for themselves, others for a Gaussian).
     """
 
-    def __init__(self, leaves: Leaves, exact: bool) -> None:
-        self.leaves, self.exact = leaves, exact
+    def __init__(self, leaves: Leaves, kind: str) -> None:
+        self.leaves, self.kind = leaves, kind
+        self.exact = kind == "atoms"
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """Where each value's Gaussian lies (entries,)."""
+        entries = self.leaves.entries
+        return entries.centre + entries.shift if self.kind == "shifted" else entries.centre
 
     @property
     def missing(self) -> Tensor:
@@ -114,7 +129,7 @@ class LeafDistribution:
         return torch.log1p(-self.missing)
 
     def take(self, rows: Tensor) -> "LeafDistribution":
-        return LeafDistribution(self.leaves.take(rows), self.exact)
+        return LeafDistribution(self.leaves.take(rows), self.kind)
 
     def _sum(self, parts: Tensor) -> Tensor:
         """The sum of entries (*points, entries) over each row: (*points, n)."""
@@ -125,7 +140,7 @@ class LeafDistribution:
     def _below(self, rank: Tensor) -> Tensor:
         """The share of each entry's probability at ranks up to `rank` (*points, n): (*points, entries)."""
         entries = self.leaves.entries
-        smooth = torch.special.ndtr((quantile(rank)[..., entries.row] - entries.centre) / entries.scale)
+        smooth = torch.special.ndtr((quantile(rank)[..., entries.row] - self.centre) / entries.scale)
         if not self.exact:
             return smooth
         inside = ((rank[..., entries.row] - entries.start) / entries.width.clamp(min=1e-300)).clamp(0, 1)
@@ -139,7 +154,7 @@ class LeafDistribution:
         point = cells.width == 0
         if not bool(point.any()):
             return mass + cells.log_slope
-        distance = (cells.z_low[entries.row] - entries.centre) / entries.scale
+        distance = (cells.z_low[entries.row] - self.centre) / entries.scale
         smooth = (-distance.square() / 2).exp() / entries.scale
         if self.exact:
             smooth = torch.where(entries.width > 0, 0, smooth)
@@ -152,6 +167,9 @@ class LeafDistribution:
         return self._sum(entries.share * self._below(rank)) + entries.rest * rank
 
     def draw(self, uniform: Uniform) -> Tensor:
+        if self.kind == "shifted":  # which takes all trees
+            nothing = torch.zeros(self.leaves.seen.shape[1], dtype=torch.float64, device=self.leaves.seen.device)
+            return self.draw_between(nothing, nothing + 1, uniform)
         leaves, forest, n = self.leaves, self.leaves.forest, self.leaves.seen.shape[1]
         tree = (uniform(n) * forest.trees).long().clamp(max=forest.trees - 1)
         node = forest.leaves(leaves.variable, leaves.seen, tree.unsqueeze(1))[:, 0]
@@ -178,7 +196,7 @@ class LeafDistribution:
         entry = torch.searchsorted(through, through[starts] + level, right=True) - 1
         entry = torch.minimum(torch.maximum(entry, starts), ends - 1).clamp(min=0)
         place = below[entry] + second * (above[entry] - below[entry])
-        rank = torch.special.ndtr(entries.centre[entry] + entries.scale[entry] * torch.special.ndtri(place))
+        rank = torch.special.ndtr(self.centre[entry] + entries.scale[entry] * torch.special.ndtri(place))
         if self.exact:
             width = entries.width[entry]
             rank = torch.where(width > 0, entries.start[entry] + place * width, rank)

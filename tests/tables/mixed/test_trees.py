@@ -191,7 +191,7 @@ def test_files_whose_trees_are_none_are_refused(change, model, tmp_path):
         flowlab.load(path)
 
 
-@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [math.nan, 0.0, 1.0]])
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 0.0], [-1.0, 1.0, 1.0, 0.0], [math.nan, 0.0, 1.0, 0.0]])
 def test_weights_that_are_none_are_refused(weights, model, tmp_path):
     path = tmp_path / "model.flow"
     model.save(path)
