@@ -45,8 +45,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
     of held-out rows that none of them was trained on (though these rows decide when training stops, and how many
     components a Gaussian mixture has). Tables of complete numbers get unlike flows: autoregressive ones, Gaussian
     mixtures, a copula, each behind preprocessing that is part of its density. Other tables, and tables with `schema`
-    or `rules`, get `MixedFlow`s, which have a density of any columns given any others and can therefore condition on
-    values and impute; `members=["mixed"]` selects them for any table.
+    or `rules`, get networks and decision trees, mixed column by column, which know any columns given any others and can
+    therefore condition on values and impute; `members=["mixed"]` selects them for any table.
 
     Log-likelihoods, in nats per row, have the same measure for every table; see `score_samples`. Columns are treated
     by what their values are (`schema_`, `summary()`). Values on a decimal grid (integers, prices) and values that
@@ -59,7 +59,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     folds, and the mixture holds every fold's version of a member; from there on a share of the rows is held out.
 
     Args:
-        effort: "fast" (one small network: seconds), "default" (four: minutes at most) or "best" (ten larger ones).
+        effort: "fast" (one small network: seconds), "default" (three or four) or "best" (ten larger ones).
         members: What to mix, in place of the members that `effort` stands for: names of kinds, or `Member` objects.
         preprocessing: For members that leave it open: "auto" takes what a short race on held-out rows finds best; or
             "none", "marginal" (each column made Gaussian), "marginal-whitening", "whitening-marginal".
