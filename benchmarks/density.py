@@ -77,7 +77,7 @@ def run(method: str, train: np.ndarray, test: np.ndarray, cap: float) -> tuple[n
         model = FlowDensity(random_state=SEED, effort=OURS[method]).fit(train)
         used = model.members_.query("weight > 0").sort_values("weight", ascending=False)
         note = ", ".join(f"{kind} {weight:.0%}" for kind, weight in zip(used["kind"], used["weight"], strict=True))
-        return model.score_samples(test), note
+        return model.score_samples(test, measure="density"), note
     with threads(1), threadpool_limits(1):
         return PEERS[method](train, test, cap)
 
