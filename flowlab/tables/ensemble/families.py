@@ -31,7 +31,7 @@ from flowlab.training.rows import representative
 BROAD_DF = 3.0
 BINS = 48  # of the histograms in mixed flows' heads
 FEW_LEVELS = 20  # up to which a column comes before others in the main order of mixed flows
-LEAF = 3  # rows in a leaf at least
+LEAF = 5  # rows in a leaf at least
 TREE_ROWS = 20_000  # rows that a tree is grown on at most
 
 M = TypeVar("M", Flow, MixedFlow)
