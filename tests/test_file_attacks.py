@@ -63,6 +63,16 @@ def layer(header: dict, k: int = 0) -> dict:
     return header["module"]["args"]["layers"][k]
 
 
+def networks(h: dict) -> dict:
+    """The arguments of the networks of a whole table's first member."""
+    return h["module"]["args"]["flows"][0]["args"]["flow"]["args"]
+
+
+def trees(h: dict) -> dict:
+    """The arguments of its trees."""
+    return h["module"]["args"]["flows"][0]["args"]["forest"]["args"]
+
+
 def copied(value: object, times: int) -> list:
     return [json.loads(json.dumps(value)) for _ in range(times)]
 
@@ -125,16 +135,19 @@ GROWTH = {
     "deep wrappers": (MAF, lambda h: h["module"]["args"].update(layers=[wrapped(layer(h), 50)] * 30)),
     "very deep wrappers": (MAF, lambda h: h["module"]["args"].update(layers=[wrapped(layer(h), 200)])),
     "flows": ("FlowMixture", lambda h: h["module"]["args"].update(flows=copied(h["module"]["args"]["flows"][0], 1000))),
-    "blocks": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"].update(blocks=10**6)),
-    "blocks at the limit": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"].update(blocks=60_000)),
-    "classes": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"].update(classes=[0, 0, 10**9])),
+    "blocks": (WHOLE, lambda h: networks(h).update(blocks=10**6)),
+    "blocks at the limit": (WHOLE, lambda h: networks(h).update(blocks=60_000)),
+    "classes": (WHOLE, lambda h: networks(h).update(classes=[0, 0, 10**9])),
     "units": (
         WHOLE,
-        lambda h: h["module"]["args"]["flows"][0]["args"].update(
+        lambda h: networks(h).update(
             columns=list(range(20_000)), classes=list(range(1, 20_001)), nullable=[False] * 20_000, ranks=[], order=None
         ),
     ),
-    "columns": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"].update(columns=[0, 1, 10**9], order=None)),
+    "columns": (WHOLE, lambda h: networks(h).update(columns=[0, 1, 10**9], order=None)),
+    "trees": (WHOLE, lambda h: trees(h).update(trees=10**9)),
+    "nodes": (WHOLE, lambda h: trees(h).update(nodes=10**9)),
+    "entries": (WHOLE, lambda h: trees(h).update(entries=10**9)),
     "space": (POSTERIOR, lambda h: h.update(space={"features": 30_000_000})),
     "shape": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[10**8], "positive"])),
     "empty shape": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[0, 10**9], "positive"])),
@@ -213,9 +226,9 @@ LATE: dict = {
     "layer": (MAF, lambda h: h["module"]["args"].update(layers=[h["module"]["args"]["base"]])),
     "kind": (MAF, lambda h: h.update(kind="FlowDensity")),
     "kind of a list": (MAF, lambda h: h.update(kind=["module"])),
-    "resolution": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"]["ranks"][0]["args"].update(resolution=[1])),
-    "ranks": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"].update(ranks=[])),
-    "head": (WHOLE, lambda h: h["module"]["args"]["flows"][0]["args"].update(head={"class": "Affine", "args": {}})),
+    "resolution": (WHOLE, lambda h: networks(h)["ranks"][0]["args"].update(resolution=[1])),
+    "ranks": (WHOLE, lambda h: networks(h).update(ranks=[])),
+    "head": (WHOLE, lambda h: networks(h).update(head={"class": "Affine", "args": {}})),
     "flow of numbers": (NUMBERS, lambda h: h.update(module=h["module"]["args"]["flows"][0])),
     "space": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[], ["interval", 1.0]])),
     "space of shapes": (POSTERIOR, lambda h: h["space"]["supports"].update(p=[[3], ["greater_than", [1.0, 2.0]]])),

@@ -19,7 +19,7 @@ ROWS = 120
 
 def networks(steps: int = 15) -> FlowDensity:
     """One small network, on all rows."""
-    member = Member("mixed", "none", steps=steps, hidden=(16,), learning_rate=2e-2, dropout=0.0)
+    member = Member("mixed", "none", steps=steps, hidden=(16,), learning_rate=2e-2, dropout=0.0, trees=0)
     return FlowDensity(members=[member], validation=0.0, random_state=0)
 
 
