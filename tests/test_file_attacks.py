@@ -149,6 +149,14 @@ GROWTH = {
         ),
     ),
     "columns": (WHOLE, lambda h: networks(h).update(columns=[0, 1, 10**9], order=None)),
+    "variables of trees": (
+        WHOLE,
+        lambda h: trees(h).update(classes=[0] * 20_000, nullable=[False] * 20_000, order=list(range(20_000))),
+    ),
+    "columns of networks beside trees": (
+        WHOLE,
+        lambda h: networks(h).update(columns=list(range(20_000)), classes=[2] * 20_000, nullable=[False] * 20_000),
+    ),
     "trees": (WHOLE, lambda h: trees(h).update(trees=10**9)),
     "nodes": (WHOLE, lambda h: trees(h).update(nodes=10**9)),
     "entries": (WHOLE, lambda h: trees(h).update(entries=10**9)),

@@ -319,9 +319,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
     ) -> Estimate[float]:
         """Mutual information between two groups of columns under the model, nats, with its simulation error.
 
-        I(a; b) is the mean over draws of log p(a, b) - log p(a) - log p(b). Mixed flows have these densities for every
-        group of columns, and a missing cell is an outcome. Flows of complete numbers have that of all columns only: for
-        other groups, small densities are fitted to draws, whose misfit the standard error does not include.
+        I(a; b) is the mean over draws of log p(a, b) - log p(a) - log p(b). Of all columns that is the model's
+        density; of fewer, small densities are fitted to draws, whose misfit the standard error does not include
+        (networks without trees have these densities, too). A missing cell is an outcome.
 
         Args:
             columns_a: A column or a list of columns: labels, or for arrays positions or "x0", "x1", ….

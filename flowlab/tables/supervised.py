@@ -1,4 +1,4 @@
-"""`FlowClassifier` and `FlowRegressor`: one column of a table by the exact conditionals of a joint `FlowDensity`."""
+"""`FlowClassifier` and `FlowRegressor`: one column of a table by the conditionals of a joint `FlowDensity`."""
 
 import os
 from typing import Any
@@ -159,7 +159,7 @@ def _native(y: Any) -> Any:
 
 
 class FlowClassifier(ClassifierMixin, _Supervised):
-    """A classifier by the exact posterior of a joint density: p(class | row) = p(row, class) / p(row).
+    """A classifier by the posterior of a joint density: p(class | row) = p(row, class) / p(row).
 
     The class is the last column of a `FlowDensity` of mixed flows. Features may be numbers, categories and times, and
     may have missing cells, in training and in prediction: a missing feature is integrated out, or is an outcome of its
@@ -247,7 +247,7 @@ class FlowClassifier(ClassifierMixin, _Supervised):
 
 
 class FlowRegressor(RegressorMixin, _Supervised):
-    """A regressor that predicts a distribution, the exact conditional of a joint density: mean, quantiles, intervals.
+    """A regressor that predicts a distribution, the conditional of a joint density: mean, quantiles, intervals.
 
     The target is the last column of a `FlowDensity` of mixed flows. Features may be of any kind and have missing cells.
     The target's distribution may be skewed, multimodal and heteroscedastic; integers and repeated values have

@@ -203,16 +203,27 @@ def test_classes_of_nullable_types_keep_their_kind(kind):
         FlowClassifier(small(2)).fit(x, target.where(target.index > 0))
 
 
-def test_on_a_real_table_it_predicts_better_than_a_line_and_covers_what_it_says():
+@pytest.fixture(scope="module")
+def prices():
+    """A regressor of diamonds' prices, with the rows that it was fitted to and others."""
     table = datasets.load("diamonds").sample(2_700, random_state=1).reset_index(drop=True)
     x, y = table[["carat", "cut", "color", "clarity", "depth"]], table["price"]
     train, test, y_train, y_test = train_test_split(x, y, random_state=0)
-    model = FlowRegressor(FlowDensity(random_state=0)).fit(train, y_train)
+    return FlowRegressor(FlowDensity(random_state=0)).fit(train, y_train), train, test, y_train, y_test
+
+
+def test_on_a_real_table_it_predicts_better_than_a_line(prices):
+    model, train, test, y_train, y_test = prices
     coded = [pd.get_dummies(part, dtype=float) for part in (train, test)]
     line = LinearRegression().fit(coded[0], y_train)
     assert model.score(test, y_test) > line.score(coded[1], y_test)
+
+
+@pytest.mark.xfail(strict=True, reason="networks and leaves together are too cautious: 90 % lie in the 80 % interval")
+def test_on_a_real_table_it_covers_what_it_says(prices):
+    model, _, test, _, y_test = prices
     low, high = model.predict_interval(test, 0.8).T
-    assert 0.75 < np.mean((low <= y_test) & (y_test <= high)) < 0.93  # of 0.8: small leaves make it cautious
+    assert np.mean((low <= y_test) & (y_test <= high)) == pytest.approx(0.8, abs=0.08)
 
 
 def test_outliers_by_calibrated_p_values():

@@ -78,6 +78,14 @@ def test_missing_cells_are_outcomes_or_unknown(fitted, table):
     np.testing.assert_allclose(fitted.score_samples(complete), fitted.score_samples(complete, missing="unknown"))
 
 
+@pytest.mark.xfail(
+    strict=True, reason="columns after an unknown cell are scored by networks alone, where trees know more"
+)
+def test_no_row_is_less_likely_for_leaving_a_cell_out(fitted, table):
+    rows = table[table["price"].isna()].iloc[:20]
+    assert (fitted.score_samples(rows, missing="unknown") > fitted.score_samples(rows)).all()
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -149,14 +157,15 @@ def test_imputation_leaves_observed_cells_alone(fitted, table):
     assert not again[0].equals(again[1])
 
 
-def test_conditionals_are_those_of_a_known_distribution():
+@pytest.mark.parametrize("effort", ["default", "fast"])
+def test_conditionals_are_those_of_a_known_distribution(effort):
     rng = np.random.default_rng(0)
     n = 4000
     group = rng.choice(["a", "b"], n, p=[0.7, 0.3])
     x = rng.normal(np.where(group == "a", -1.0, 1.0), 1.0)
     y = rng.normal(2 * x, 0.5)
     frame = pd.DataFrame({"y": y, "group": group, "x": x})
-    model = FlowDensity(random_state=0).fit(frame)
+    model = FlowDensity(effort=effort, random_state=0).fit(frame)
     at = pd.DataFrame({"x": [-1.0, 0.0, 1.0]})
     truth = 0.7 * stats.norm.pdf(at["x"], -1) / (0.7 * stats.norm.pdf(at["x"], -1) + 0.3 * stats.norm.pdf(at["x"], 1))
     np.testing.assert_allclose(model.conditional("group", at)["a"], truth, atol=0.1)

@@ -22,7 +22,7 @@ from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.ensemble.mixtures import choose_bandwidth, choose_mixture
 from flowlab.tables.mixed.column_mixture import ColumnMixture
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
-from flowlab.tables.mixed.growing import grow_forest, growth_of
+from flowlab.tables.mixed.growing import Growth, grow_forest
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.training import History, fit
@@ -177,7 +177,7 @@ def column_order(
 def with_trees(flow: MixedFlow, task: Task) -> ColumnMixture:
     """Networks mixed column by column with trees that are grown in the same order."""
     fold = task.fold
-    growth = growth_of(flow, fold.train, fold.weight)
+    growth = Growth(flow, fold.train, fold.weight)
     mixture = ColumnMixture(flow, grow_forest(growth, task.sizes.trees, LEAF, TREE_ROWS, task.seed))
     cells = flow.cells(fold.held_out)
     possible = torch.isfinite(cells).all(1)  # not of a level that this fold's training rows lack

@@ -14,13 +14,14 @@ from flowlab.tables.mixed.distributions import (
     MixedDistribution,
     NumberDistribution,
     choose,
+    uniform_from,
 )
 from flowlab.tables.mixed.forest import Forest
-from flowlab.tables.mixed.heads import FAR, Cells
+from flowlab.tables.mixed.heads import FAR
 from flowlab.tables.mixed.leaves import KINDS, LeafDistribution, Leaves
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z_HIGH, Z_LOW, Z
+from flowlab.tables.mixed.networks import CODE, LOG_SLOPE, MISSING, Z, fields_of, number_cells
 
 PARTS = 1 + len(KINDS)  # networks, and each kind of leaves
 SHRINKAGE = 5.0  # held-out rows that the weights common to all columns count as for each column
@@ -51,8 +52,9 @@ class Seen:
 class ColumnMixture(ConditionalDensity):
     """The density in which p(x_j | x_<j) is a mixture of what networks and trees say, with weights for each variable.
 
-    The order is that of the networks. Trees know a variable's distribution given exactly the variables before it; given
-    any others, the networks speak alone.
+    The order is that of the networks. Trees know a variable's distribution given exactly the variables before it. Where
+    others are known, too, this mixture is tilted by what the networks make of them (`_tilted_classes`); where some
+    before it are not, the networks speak alone.
 
     Args:
         flow: The networks.
@@ -96,7 +98,7 @@ class ColumnMixture(ConditionalDensity):
 
     def _parts(self, cells: Tensor) -> Tensor:
         """Log-densities (parts, variables, n) of each variable given those before it, of each part."""
-        fields = cells.T.reshape(FIELDS, self.features, len(cells))
+        fields = fields_of(cells, self.features)
         missing = fields[MISSING] > 0.5
         codes, numbers = fields[CODE].clamp(min=0), torch.where(missing, torch.nan, fields[Z])
         seen = torch.where(torch.tensor(self.classes, device=cells.device).unsqueeze(-1) > 0, codes, numbers)
@@ -107,7 +109,7 @@ class ColumnMixture(ConditionalDensity):
                 p = self.forest.class_probabilities(variable, seen)
                 out[1:, variable] = p.gather(0, codes[variable].long()[None])[0].log() + of[LOG_SLOPE]
                 continue
-            number = Cells(of[LOW], of[WIDTH], of[Z_LOW], of[Z_HIGH], of[LOG_SLOPE])
+            number = number_cells(of)
             for k, leaves in enumerate(self._leaves(variable, seen), 1):
                 value = leaves.log_prob(number)
                 if self.says_missing(variable):
@@ -125,7 +127,7 @@ class ColumnMixture(ConditionalDensity):
         return torch.cat([self._log_probs(chunk) for chunk in cells.split(AT_ONCE)], 1)
 
     def _log_probs(self, cells: Tensor) -> Tensor:
-        absent = cells.T.reshape(FIELDS, self.features, len(cells))[CODE] < -0.5
+        absent = fields_of(cells, self.features)[CODE] < -0.5
         parts = self._parts(cells)
         weight = self.weights.T.unsqueeze(-1).expand(parts.shape).clone()
         unknown = torch.zeros_like(absent[0])
@@ -136,7 +138,7 @@ class ColumnMixture(ConditionalDensity):
 
     def observe(self, x: Tensor, known: Tensor) -> Seen:
         trees = torch.zeros(self.features, len(x), dtype=torch.float64, device=x.device)
-        networks = self.flow.observe(x, known & False)
+        networks = self.flow.observe(x, torch.zeros_like(known))
         seen = Seen(networks, trees, torch.zeros_like(known.T))
         for variable, observed in enumerate(known.T):
             if bool(observed.any()):
@@ -222,19 +224,15 @@ class ColumnMixture(ConditionalDensity):
         the tilted density over that of the candidates (Rubin 1987, "The SIR algorithm").
         """
         before, weight = self._before(variable, seen)
-        n, device = seen.known.shape[1], seen.known.device
+        n, uniform = seen.known.shape[1], uniform_from(generator, seen.known.device)
         plain, informed = self._number(variable, before, weight), self.flow.number(variable, seen.networks)
         uninformed, marginal = self.flow.number(variable, before.networks), self.marginals()[variable]
         low, high = (end.expand(n) for end in marginal.seen)
 
-        def uniform(count: int) -> Tensor:
-            return torch.rand(count, dtype=torch.float64, device=device, generator=generator)
-
         values, places, log_weights = [], [], []
         for k in range(CANDIDATES):
             value, place = marginal.value_and_middle((informed if k % 2 else plain).draw_between(low, high, uniform))
-            of = self.variable_fields(variable, value)
-            cells = Cells(of[LOW], of[WIDTH], of[Z_LOW], of[Z_HIGH], of[LOG_SLOPE])
+            cells = number_cells(self.variable_fields(variable, value))
             log_p, log_n, log_before = (number.log_prob(cells) for number in (plain, informed, uninformed))
             values.append(value)
             places.append(place)

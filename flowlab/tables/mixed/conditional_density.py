@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowlab.tables.mixed.distributions import NumberDistribution, choose
+from flowlab.tables.mixed.distributions import NumberDistribution, choose, uniform_from
 from flowlab.tables.mixed.heads import quantile
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z
@@ -98,7 +98,8 @@ class ConditionalDensity(nn.Module):
     def in_order(self) -> list[int]:
         """The variables in the main order of their columns."""
         order = range(max(self.columns) + 1) if self.order is None else self.order
-        return [j for column in order for j, place in enumerate(self.columns) if place == column]
+        rank = {column: i for i, column in enumerate(order)}
+        return sorted(range(len(self.columns)), key=lambda j: rank[self.columns[j]])
 
     @torch.no_grad()
     def cells(self, x: Tensor, known: Tensor | None = None) -> Tensor:
@@ -214,11 +215,7 @@ class ConditionalDensity(nn.Module):
         Returns:
             The draws (n,), and their codes or normal quantiles (n,).
         """
-        marginal = self.marginals().get(variable)
-
-        def uniform(n: int) -> Tensor:
-            return torch.rand(n, dtype=torch.float64, device=x.device, generator=generator)
-
+        marginal, uniform = self.marginals().get(variable), uniform_from(generator, x.device)
         if marginal is None:
             probability = self.class_log_prob(variable, seen).exp()
             if not missing:
@@ -250,20 +247,17 @@ class ConditionalDensity(nn.Module):
             generator: Source of the draws.
         """
         marginal = self.marginals().get(variable)
-
-        def uniform(n: int) -> Tensor:
-            return torch.rand(n, dtype=torch.float64, device=device, generator=generator)
-
+        device = next(self.buffers()).device
+        uniform = uniform_from(generator, device)
         if marginal is None:
             log_p = self.class_log_prob(variable, seen)
-            device = log_p.device
             codes = torch.arange(len(log_p), device=device)
             inside = torch.stack([(codes >= low) & (codes <= high) for low, high in allowed]).any(0)
             probability = torch.where(inside.unsqueeze(-1), log_p.exp(), 0)
             code = choose(probability, uniform(log_p.shape[1]))
             return torch.where(code == self.classes[variable], math.nan, code.double()), probability.sum(0).log()
         number = self.number(variable, seen)
-        n, device = len(number.missing), number.missing.device
+        n = len(number.missing)
         ends = torch.tensor(list(allowed), dtype=torch.float64, device=device)
         open_ = torch.isinf(ends)
         first, last = (marginal.cell(end) for end in torch.where(open_, 0, ends).unbind(-1))

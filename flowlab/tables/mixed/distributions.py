@@ -147,6 +147,15 @@ class MixedDistribution:
         return rank
 
 
+def uniform_from(generator: torch.Generator | None, device: torch.device) -> Uniform:
+    """A source of uniform numbers in double precision."""
+
+    def uniform(n: int) -> Tensor:
+        return torch.rand(n, dtype=torch.float64, device=device, generator=generator)
+
+    return uniform
+
+
 def choose(weights: Tensor, uniform: Tensor) -> Tensor:
     """Draw indices (n,) with probabilities proportional to weights (k, n), from uniform numbers (n,)."""
     through = weights.cumsum(0)

@@ -10,11 +10,13 @@ Sources: Reiter 2005, "Using CART to generate partially synthetic public use mic
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from flowlab.registry import register
+from flowlab.tables.mixed.networks import outcomes_of
 
 PRIOR = 1.0  # rows that the marginal distribution of a class counts as in each leaf
 DENSE = 2_000_000  # class probabilities computed at once
@@ -62,18 +64,13 @@ class Forest(nn.Module):
             raise ValueError("classes, nullable and order must be about the same variables")
         self.classes, self.nullable, self.order = list(classes), list(nullable), list(order)
         self.trees, self.nodes, self.entries = trees, nodes, entries
-        self.outcomes = [k + gone if k else 0 for k, gone in zip(classes, nullable, strict=True)]
-        # Where the scores of a class variable's outcomes lie that the trees of another variable see.
-        self.places: dict[tuple[int, int], slice] = {}
-        end = 0
-        for i, variable in enumerate(self.order):
-            for earlier in self.order[:i]:
-                self.places[variable, earlier] = slice(end, end + self.outcomes[earlier])
-                end += self.outcomes[earlier]
+        self.outcomes = outcomes_of(self.classes, self.nullable)
+        # The trees of a variable see each outcome of the classes before it as a score: where those of one class begin,
+        # and where those for one variable do.
+        self.before = [0, *accumulate(self.outcomes[j] for j in self.order)]
+        self.begin = [0, *accumulate(self.before[:-1])]
         whole, real = torch.int32, torch.float32
-        self.register_buffer(
-            "roots", torch.zeros(len(self.order) - 1, trees, dtype=whole)
-        )  # of the order's later variables
+        self.register_buffer("roots", torch.zeros(len(self.order) - 1, trees, dtype=whole))  # of all but the first
         self.register_buffer("feature", torch.full((nodes,), -1, dtype=whole))  # the variable asked; -1 for a leaf
         self.register_buffer("threshold", torch.zeros(nodes, dtype=torch.float64))  # up to it rows go to the left
         self.register_buffer("missing_left", torch.zeros(nodes, dtype=torch.bool))
@@ -85,7 +82,7 @@ class Forest(nn.Module):
         self.register_buffer("code", torch.zeros(entries, dtype=whole))  # outcome of a class; atom of a number, or -1
         self.register_buffer("z", torch.zeros(entries, dtype=real))  # the normal quantile of a number
         self.register_buffer("share", torch.zeros(entries, dtype=real))  # of its leaf's rows
-        self.register_buffer("scores", torch.zeros(end, dtype=real))
+        self.register_buffer("scores", torch.zeros(self.begin[-1], dtype=real))
         self.register_buffer("frequency", torch.zeros(sum(self.outcomes), dtype=torch.float64))  # of all outcomes
         self.register_load_state_dict_post_hook(_check)
 
@@ -103,13 +100,13 @@ class Forest(nn.Module):
                 variables before it count.
             trees: The trees to ask (n, trees), all when None.
         """
-        inputs, earlier = torch.zeros_like(seen, dtype=torch.float32), self.order[: self.order.index(variable)]
-        for other in earlier:
+        i, inputs = self.order.index(variable), torch.zeros_like(seen, dtype=torch.float32)
+        for k, other in enumerate(self.order[:i]):
             if self.classes[other]:
-                inputs[other] = self.scores[self.places[variable, other]].to(inputs)[seen[other].long()]
+                inputs[other] = self.scores.to(inputs)[self.begin[i] + self.before[k] + seen[other].long()]
             else:
                 inputs[other] = seen[other]
-        n, roots = seen.shape[1], self.roots[len(earlier) - 1].long()
+        n, roots = seen.shape[1], self.roots[i - 1].long()
         start = roots.expand(n, -1) if trees is None else roots[trees]
         node = start.flatten()
         row = torch.arange(n, device=seen.device).repeat_interleave(start.shape[1])

@@ -1,7 +1,5 @@
 """Grow a `Forest` by scikit-learn's trees."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,52 +11,42 @@ from torch import Tensor
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.forest import Forest
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
-from flowlab.tables.mixed.networks import CODE, FIELDS, MISSING, Z
+from flowlab.tables.mixed.networks import CODE, MISSING, Z, fields_of, outcomes_of
 
 LEAST_BANDWIDTH = 3e-4  # in the normal scale
 BANDWIDTH = 0.5  # of a leaf's kernels: this times the standard deviation of its values times rows ** -0.2
 MOST = 64  # distinct values of a number that a leaf keeps; of more, quantiles
-EASY = 2.0  # weight of missingness, in standard deviations of the numbers, where trees are grown for both
+MISSING_WEIGHT = 2.0  # of being missing beside one standard deviation of the numbers, where trees tell both
 
 Array = NDArray[np.float64]
 Part = dict[str, NDArray[Any]]
 
 
-@dataclass
 class Growth:
-    """What trees are grown from.
+    """What trees are grown from, in the order of a density.
+
+    Args:
+        density: Says what the variables are.
+        rows: The training rows (n, variables).
+        weight: Their weights (n,).
 
     Attributes:
-        fields: Cells of the training rows, as `ConditionalDensity.cells` makes them: (FIELDS, variables, n).
-        values: The training rows (n, variables).
-        weight: Their weights (n,).
-        classes, nullable: As for `Forest`.
-        says_missing: Whether each variable decides whether its column is missing.
-        marginals: The marginal distributions of the numbers.
+        seen: What trees see of the rows (variables, n): codes and normal quantiles, NaN for missing numbers.
+        outcomes: Outcomes of each class variable, 0 for numbers.
         order: The variables in their order.
     """
 
-    fields: Array
-    values: Array
-    weight: Array
-    classes: Sequence[int]
-    nullable: Sequence[bool]
-    says_missing: Sequence[bool]
-    marginals: dict[int, MarginalCDF]
-    order: Sequence[int]
-    seen: Array = field(init=False)
-
-    def __post_init__(self) -> None:
-        numbers = np.where(self.fields[MISSING] > 0.5, np.nan, self.fields[Z])
-        self.seen = np.where(np.array(self.classes)[:, None] > 0, self.fields[CODE], numbers)
-
-    def outcomes(self, variable: int) -> int:
-        """Outcomes of a class variable."""
-        return self.classes[variable] + int(self.nullable[variable])
+    def __init__(self, density: ConditionalDensity, rows: Tensor, weight: Tensor) -> None:
+        self.density, self.values, self.weight = density, rows.numpy(), weight.numpy()
+        fields = fields_of(density.cells(rows), density.features).numpy()
+        numbers = np.where(fields[MISSING] > 0.5, np.nan, fields[Z])
+        self.seen: Array = np.where(np.array(density.classes)[:, None] > 0, fields[CODE], numbers)
+        self.outcomes = outcomes_of(density.classes, density.nullable)
+        self.order = density.in_order()
 
     def codes(self, variable: int) -> NDArray[np.int64]:
         """Outcomes (n,) of a class variable."""
-        return self.fields[CODE, variable].astype(np.int64)
+        return self.seen[variable].astype(np.int64)
 
 
 def grow_forest(growth: Growth, trees: int, leaf: int, most_rows: int, seed: int) -> Forest:
@@ -78,8 +66,8 @@ def grow_forest(growth: Growth, trees: int, leaf: int, most_rows: int, seed: int
         inputs = []
         for other in growth.order[:i]:
             column = growth.seen[other]
-            if growth.classes[other]:
-                scores.append(level_scores(target, growth.codes(other)[rows], growth.outcomes(other)))
+            if growth.outcomes[other]:
+                scores.append(level_scores(target, growth.codes(other)[rows], growth.outcomes[other]))
                 column = scores[-1][growth.codes(other)]
             inputs.append(column)
         x = np.stack(inputs, 1).astype(np.float32)
@@ -92,13 +80,13 @@ def grow_forest(growth: Growth, trees: int, leaf: int, most_rows: int, seed: int
 
 def target_of(growth: Growth, variable: int) -> tuple[Array, NDArray[np.int64]]:
     """What the trees of a variable are to tell apart (rows, outputs), and the rows for it."""
-    if growth.classes[variable]:
-        return np.eye(growth.outcomes(variable))[growth.codes(variable)], np.arange(len(growth.weight))
+    if growth.outcomes[variable]:
+        return np.eye(growth.outcomes[variable])[growth.codes(variable)], np.arange(len(growth.weight))
     z, there = growth.seen[variable], ~np.isnan(growth.seen[variable])
-    if not growth.says_missing[variable] or there.all():
+    if not growth.density.says_missing(variable) or there.all():
         return z[there, None], np.flatnonzero(there)
     filled = np.where(there, z, z[there].mean() if there.any() else 0.0)
-    return np.stack([filled, ~there * EASY * max(filled.std(), 0.1)], 1), np.arange(len(z))
+    return np.stack([filled, ~there * MISSING_WEIGHT * max(filled.std(), 0.1)], 1), np.arange(len(z))
 
 
 def level_scores(target: Array, codes: NDArray[np.int64], outcomes: int) -> Array:
@@ -139,7 +127,7 @@ def fitted(
         "n_jobs": 1,
     }
     weight = growth.weight[rows]
-    if growth.classes[variable]:
+    if growth.outcomes[variable]:
         options |= {"max_features": None}
         return RandomForestClassifier(**options).fit(inputs, growth.codes(variable)[rows], weight)
     return RandomForestRegressor(**options).fit(inputs, target[:, 0] if target.shape[1] == 1 else target, weight)
@@ -160,7 +148,7 @@ def tree_arrays(growth: Growth, variable: int, tree: Any, inputs: NDArray[np.flo
         "gone": np.zeros(count),
         "bandwidth": np.ones(count),
     }
-    if growth.classes[variable]:
+    if growth.outcomes[variable]:
         code = growth.codes(variable)[rows]
         return part | entries_of(leaf, code, np.zeros(len(code)), weight, count)
     z = growth.seen[variable][rows]
@@ -172,7 +160,7 @@ def tree_arrays(growth: Growth, variable: int, tree: Any, inputs: NDArray[np.flo
     mean = np.bincount(leaf, weight * z, count) / mass
     variance = np.bincount(leaf, weight * (z - mean[leaf]) ** 2, count) / mass
     part["bandwidth"] = np.maximum(BANDWIDTH * np.sqrt(variance) * np.maximum(mass, 1) ** -0.2, LEAST_BANDWIDTH)
-    atom = atoms_of(growth.marginals[variable], growth.values[rows, variable][there])
+    atom = atoms_of(growth.density.marginals()[variable], growth.values[rows, variable][there])
     return part | entries_of(leaf, atom, z, weight, count)
 
 
@@ -211,7 +199,7 @@ def assembled(growth: Growth, parts: list[Part], scores: list[Array], trees: int
     for part, start in zip(parts, starts, strict=False):
         part["right"] = np.where(part["feature"] >= 0, part["right"] + start, 0)
     entries = sum(len(part["code"]) for part in parts)
-    forest = Forest(growth.classes, growth.nullable, growth.order, trees, int(starts[-1]), entries)
+    forest = Forest(growth.density.classes, growth.density.nullable, growth.order, trees, int(starts[-1]), entries)
 
     def fill(name: str, value: Any) -> None:
         buffer = forest.get_buffer(name)
@@ -224,24 +212,10 @@ def assembled(growth: Growth, parts: list[Part], scores: list[Array], trees: int
     if scores:
         fill("scores", np.concatenate(scores))
     shares = []
-    for variable, classes in enumerate(growth.classes):
-        if classes:
-            count = np.bincount(growth.codes(variable), growth.weight, growth.outcomes(variable)) + 0.5
+    for variable, outcomes in enumerate(growth.outcomes):
+        if outcomes:
+            count = np.bincount(growth.codes(variable), growth.weight, growth.outcomes[variable]) + 0.5
             shares.append(count / count.sum())
     if shares:
         fill("frequency", np.concatenate(shares))
     return forest
-
-
-def growth_of(density: ConditionalDensity, rows: Tensor, weight: Tensor) -> Growth:
-    """What trees are grown from, in the order of a density: rows (n, features) and their weights (n,)."""
-    return Growth(
-        density.cells(rows).T.reshape(FIELDS, density.features, len(rows)).numpy(),
-        rows.numpy(),
-        weight.numpy(),
-        density.classes,
-        density.nullable,
-        [density.says_missing(j) for j in range(density.features)],
-        density.marginals(),
-        density.in_order(),
-    )

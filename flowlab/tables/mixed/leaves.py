@@ -96,8 +96,9 @@ class Leaves:
         atom = self.forest.code[entry].long()
         if not self.marginal.atoms:
             return torch.zeros_like(atom, dtype=torch.float64), torch.zeros_like(atom, dtype=torch.float64)
-        place = atom.clamp(min=0)
-        return tuple(torch.where(atom >= 0, part[place], 0) for part in (self.marginal.starts, self.marginal.shares))  # type: ignore[return-value]
+        place, exact = atom.clamp(min=0), atom >= 0
+        starts, shares = self.marginal.starts[place], self.marginal.shares[place]
+        return torch.where(exact, starts, 0), torch.where(exact, shares, 0)
 
 
 class LeafDistribution:

@@ -17,7 +17,7 @@ from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.distributions import HeadDistribution
 from flowlab.tables.mixed.heads import Head
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
-from flowlab.tables.mixed.networks import ConditionalNetworks
+from flowlab.tables.mixed.networks import ConditionalNetworks, outcomes_of
 
 
 def check_variables(
@@ -74,8 +74,7 @@ class MixedFlow(ConditionalDensity):
         self.head, self.hidden, self.blocks, self.dropout = head, hidden, blocks, dropout
         self.order = order
         self.features = len(self.columns)
-        # For a class variable, missing is one more outcome.
-        outcomes = [k + gone if k else 0 for k, gone in zip(self.classes, self.nullable, strict=True)]
+        outcomes = outcomes_of(self.classes, self.nullable)
         self.network = ConditionalNetworks(columns, outcomes, nullable, head, hidden, blocks, dropout, order, generator)
 
     def marginals(self) -> dict[int, MarginalCDF]:

@@ -136,7 +136,7 @@ class ConditionalNetworks(Random):
 
     def fields(self, cells: Tensor) -> Tensor:
         """Cells (n, features) as fields (FIELDS, variables, n)."""
-        return cells.T.reshape(FIELDS, len(self.columns), len(cells))
+        return fields_of(cells, len(self.columns))
 
     def inputs(self, fields: Tensor) -> Tensor:
         """The networks' inputs (inputs, n) from the fields of all variables."""
@@ -213,7 +213,7 @@ class ConditionalNetworks(Random):
 
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:
         """Log-probability (variables, n) of numbers, or of missing cells, from fields (FIELDS, variables, n)."""
-        cells = Cells(fields[LOW], fields[WIDTH], fields[Z_LOW], fields[Z_HIGH], fields[LOG_SLOPE])
+        cells = number_cells(fields)
         params, logit = params.split([self.head.count, 1], 1)  # one gradient copy; slices would make several
         value, logit, missing = self.head.log_prob(params, cells), logit.squeeze(1), fields[MISSING] > 0.5
         # Only the first variable of a column has a factor for its being missing.
@@ -223,6 +223,21 @@ class ConditionalNetworks(Random):
     def says_missing(self, variable: int) -> bool:
         """Whether a variable decides whether its column is missing."""
         return self.nullable[variable] and (variable == 0 or self.columns[variable - 1] != self.columns[variable])
+
+
+def fields_of(cells: Tensor, variables: int) -> Tensor:
+    """Cells (n, FIELDS · variables) as fields (FIELDS, variables, n)."""
+    return cells.T.reshape(FIELDS, variables, len(cells))
+
+
+def number_cells(fields: Tensor) -> Cells:
+    """What heads see of the fields (FIELDS, ...) of numbers."""
+    return Cells(fields[LOW], fields[WIDTH], fields[Z_LOW], fields[Z_HIGH], fields[LOG_SLOPE])
+
+
+def outcomes_of(classes: Sequence[int], nullable: Sequence[bool]) -> list[int]:
+    """Outcomes of each variable: its classes, of which missing is one more; 0 for numbers."""
+    return [k + gone if k else 0 for k, gone in zip(classes, nullable, strict=True)]
 
 
 def bucket(outcomes: int) -> int:

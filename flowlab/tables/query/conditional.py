@@ -39,11 +39,9 @@ def draw(
 
 
 def earliest(mixture: FlowMixture, given: Tensor) -> FlowMixture:
-    """The members of a mixture in whose order the fewest others come before given variables (variables,)."""
-    before = [
-        len(given) - int(given[member.in_order()].flip(0).long().argmax()) - int(given.sum()) for member in mixture
-    ]
-    kept = [k for k, count in enumerate(before) if count == min(before)]
+    """The members of a mixture in whose order the last of the given variables (variables,) comes earliest."""
+    last = [int(given[member.in_order()].nonzero().max()) for member in mixture]
+    kept = [k for k, place in enumerate(last) if place == min(last)]
     return FlowMixture([mixture.flows[k] for k in kept], mixture.weights[kept])
 
 

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from flowlab.distribution import Estimate
 from flowlab.flow import CHUNK
 from flowlab.runtime import progress_bar, threads_for
+from flowlab.tables.ensemble.ensemble import fit_ensemble
+from flowlab.tables.ensemble.member import recipe
 from flowlab.tables.fitted import Fitted
-from flowlab.tables.query.conditional import fill, joint_log_prob, networks_of
-from flowlab.tables.query.scoring import scored_draws
+from flowlab.tables.mixed.column_mixture import ColumnMixture
+from flowlab.tables.query.conditional import fill, joint_log_prob
+from flowlab.tables.query.scoring import draw, scored_draws
 
 Array = NDArray[np.float64]
 LogDensity = Callable[[list[int]], Array]  # of some variables, at fixed rows
+TO_LEARN = 10_000  # draws that small densities are fitted to at least
 BLOCK = 4096  # draws at a time: large for speed, small enough for a bar to move
 
 
@@ -50,7 +55,9 @@ def information(fitted: Fitted, a: list[int], b: list[int], log_density: LogDens
 
 def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: int, progress: bool) -> LogDensity:
     """The log-density of any of the drawn variables at draws of them, from a mixture of mixed flows."""
-    mixture, generator = networks_of(fitted.density()), torch.Generator(fitted.device).manual_seed(seed)
+    if any(isinstance(member, ColumnMixture) for member in fitted.density()):
+        return small_log_density(fitted, n_samples, seed, progress)
+    mixture, generator = fitted.density(), torch.Generator(fitted.device).manual_seed(seed)
 
     def known(of: list[int], chunk: torch.Tensor) -> torch.Tensor:
         return torch.tensor([j in of for j in range(mixture.features)], device=fitted.device).expand_as(chunk)
@@ -67,6 +74,41 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
     def log_density(of: list[int]) -> Array:
         parts = [joint_log_prob(mixture, x, known(of, x)).logsumexp(0) for x in rows.split(CHUNK)]
         return torch.cat(parts).cpu().numpy()
+
+    return log_density
+
+
+def small_log_density(fitted: Fitted, n_samples: int, seed: int, progress: bool) -> LogDensity:
+    """The log-density of any variables at draws; of fewer than all from mixed flows of these alone.
+
+    Trees know a variable given all those before it: the density of a few variables is not theirs, and networks beside
+    them are trained for too few steps. The mixed flows are fitted to other draws.
+    """
+    mixture, generator = fitted.density(), torch.Generator(fitted.device).manual_seed(seed)
+    with blocks(fitted, n_samples + max(n_samples, TO_LEARN), progress) as sizes:
+        drawn = np.concatenate([draw(fitted, size, generator) for size in sizes])
+    rows, training, variables = drawn[:n_samples], drawn[n_samples:], fitted.table.variables
+
+    def log_density(of: list[int]) -> Array:
+        if len(of) == len(variables):
+            with torch.no_grad():
+                return mixture.log_prob(torch.from_numpy(rows).to(fitted.device)).cpu().numpy()
+        columns = sorted({variables[j].column for j in of})
+        chosen = sorted(of)
+        kept = [replace(variables[j], column=columns.index(variables[j].column)) for j in chosen]
+        part = torch.from_numpy(np.ascontiguousarray(training[:, chosen]))
+        ensemble = fit_ensemble(
+            part,
+            torch.ones(len(part), dtype=torch.float64),
+            recipe("fast", len(part), len(kept), mixed=True),
+            np.random.default_rng(seed),
+            folds=1,
+            n_jobs=1,
+            device=str(fitted.device),
+            variables=kept,
+        )
+        with torch.no_grad():
+            return ensemble.flow.log_prob(torch.from_numpy(rows[:, chosen])).numpy()
 
     return log_density
 

@@ -114,8 +114,9 @@ def test_draws_under_conditions_agree_with_free_draws(model):
         assert given["count"].mean() == pytest.approx(kept["count"].mean(), abs=0.15)
 
 
-def test_rare_groups_are_told_apart():
-    """36 of 6,000 rows are apart from all others, by 3 in each number: free draws and draws given that agree."""
+@pytest.fixture(scope="module")
+def frauds() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """36 of 6,000 rows that are apart from all others, by 3 in each number; draws given that, and free ones with it."""
     rng = np.random.default_rng(0)
     fraud = np.zeros(6000, dtype=bool)
     fraud[rng.choice(6000, 36, replace=False)] = True
@@ -124,9 +125,22 @@ def test_rare_groups_are_told_apart():
     with pytest.warns(UserWarning, match="training rows"):
         given = model.sample(2000, random_state=0, given={"fraud": True})
     free = model.sample(60_000, random_state=0)
-    for name, sign in (("a", 1), ("b", -1)):
-        assert sign * given[name].mean() > 1.5, name
-        assert sign * free.loc[free["fraud"], name].mean() > 1.5, name
+    return frame[fraud], given, free[free["fraud"]]
+
+
+def test_rare_groups_are_told_apart(frauds):
+    _, *drawn = frauds
+    for rows in drawn:
+        assert rows["a"].mean() > 1.5
+        assert rows["b"].mean() < -1.5
+
+
+@pytest.mark.xfail(strict=True, reason="a column's weights come from all rows, of which rare ones are few")
+def test_rare_groups_are_drawn_as_they_are(frauds):
+    real, *drawn = frauds
+    for rows in drawn:
+        for name in ("a", "b"):
+            assert rows[name].mean() == pytest.approx(real[name].mean(), abs=2 * real[name].std() / 6), name
 
 
 def test_files_and_copies_keep_everything(model, tmp_path):
