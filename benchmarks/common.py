@@ -124,5 +124,18 @@ def continuous(name: str, seed: int) -> "pd.DataFrame":
     frame = distinct_numbers(name)
     rng = np.random.default_rng(seed)
     table, _ = Table.learn(frame, None, None)
-    x = table.dequantized(table.encode(frame), rng)
+    x = dequantized(table, frame, rng)
     return pd.DataFrame(x[rng.permutation(len(x))[:ROWS]], columns=frame.columns)
+
+
+def dequantized(table: Any, frame: "pd.DataFrame", rng: Any) -> Any:
+    """The numbers (n, variables) of a table, values on a grid and repeated ones spread uniformly over their cells."""
+    import numpy as np
+
+    x = table.encode(frame)
+    for k, variable in enumerate(table.variables):
+        width = variable.step or variable.atom_width
+        if width:
+            noise = (rng.random(len(x)) - 0.5) * width
+            x[:, k] += noise if variable.step else np.where(np.isin(x[:, k], variable.atoms), noise, 0.0)
+    return x

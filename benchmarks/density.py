@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import RESULTS, circumstances, table
+from common import RESULTS, circumstances, dequantized, table
 from density_peers import PEERS
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
@@ -64,7 +64,7 @@ def rows_of(name: str) -> tuple[np.ndarray, np.ndarray]:
     frame = frame_of(name).select_dtypes("number").dropna().drop_duplicates()
     rng = np.random.default_rng(SEED)
     table, _ = Table.learn(frame, None, None)
-    x = table.dequantized(table.encode(frame), rng)
+    x = dequantized(table, frame, rng)
     x = x[rng.permutation(len(x))]
     held = round(TEST * len(x))
     test, train = x[:held], x[held:]

@@ -19,7 +19,9 @@ PHRASES = (  # what the library says -> what to do in a shell; NAME is the colum
     (r", \.dt\.as_unit\('s'\)", ""),
     (r"make it a string if", "read it with --dtype NAME=text if"),
     (r"cast it to fewer, or to floats", "--dtype NAME=number rounds it"),
-    (r"(?:fit with )?FlowDensity\(members=\[\"mixed\"\]\)", "fit with --members mixed"),
+    (r"fit with members=\[\"mixed\"\]", "fit with --members mixed"),
+    (r"fit with members=\[[^\]]*\]", "fit with --members autoregressive,mixture,copula,broad"),
+    (r"leave members out, or name \"mixed\" among them", "leave --members out, or name mixed among them"),
     (r"model\.score_samples", "flowlab score"),
     (r"model\.sample\b", "flowlab sample"),
 )

@@ -243,7 +243,13 @@ def _table(model: Any, what: What) -> _Rows:
         raise ExportError('a FlowDensity has no sampler from noise: use model.sample, or export what="log_prob"')
     if model.flow_ is None:
         raise ExportError("every column of this table is constant: there is no density to export")
-    return _Rows(_private(model.flow_), model.columns_, model._model.log_mass)
+    joint = model._model.joint
+    if joint is None or len(model.flow_.flows) > 1:
+        raise ExportError(
+            "members with conditional densities, of which FlowDensity has some unless told otherwise, have no form in "
+            'ONNX: fit with members=["autoregressive", "mixture", "copula", "broad"], or other kinds than "mixed"'
+        )
+    return _Rows(_private(joint.flow), model.columns_, float(joint.log_mass))
 
 
 def _private(flow: Flow | FlowMixture) -> Any:

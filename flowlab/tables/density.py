@@ -171,9 +171,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
         return scoring.score(model, self._read(X), missing, measure)
 
     def _read(self, X: Any) -> Any:
-        """Rows as a DataFrame or an array; for flows of complete numbers, names are checked by scikit-learn's rules."""
+        """Rows as a DataFrame or an array; of complete numbers, names are checked by scikit-learn's rules."""
         rows = read_rows(X)
-        if isinstance(rows, pd.DataFrame) and not self._model.conditional:
+        if isinstance(rows, pd.DataFrame) and self._model.table.complete and not self._model.table.rules:
             known = self._model.table.names
             _check_feature_names(self, rows[known] if set(known) <= set(rows.columns) else rows, reset=False)
         return rows
@@ -335,12 +335,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         model, count = self._model, questions.number_of_draws(n_samples)
         a, b = questions.two_groups(model, columns_a, columns_b)
         seed = seed_from(random_state)
-        if model.conditional:
-            log_density = questions.known_log_density(model, a + b, count, seed, self.progress)
-        else:
-            options: Any = {"device": self.device, "n_jobs": self.n_jobs, "progress": self.progress}
-            small = FlowDensity(effort="fast", random_state=seed % 2**31, **options)
-            log_density = questions.fitted_log_density(model, small, count, seed, self.progress)
+        log_density = questions.known_log_density(model, a + b, count, seed, self.progress)
         return questions.information(model, a, b, log_density, count)
 
     def _scores_of_draws(self, score: Callable[[Any], Array], n_samples: int, random_state: int | None) -> Array:
@@ -364,8 +359,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
     @property
     def columns_(self) -> Columns | None:
-        """How each column is treated, where the flows are of complete numbers; None for mixed flows."""
-        return None if not self._model.numeric else Columns.of(self.schema_.columns)
+        """How each column is treated in a table of complete numbers; None for other tables."""
+        return Columns.of(self.schema_.columns) if self._model.table.complete else None
 
     @property
     def flow_(self) -> FlowMixture | None:

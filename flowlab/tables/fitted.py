@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowlab import files
+from flowlab.flow import Flow
 from flowlab.hints import check_arguments
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
@@ -19,12 +20,10 @@ from flowlab.tables import parameters
 from flowlab.tables.codec.table import Table
 from flowlab.tables.ensemble.calibration import goodness_of_fit
 from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
+from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member, choose_members, fold_count
-from flowlab.tables.ensemble.support import measure_support
 from flowlab.tables.frames.arrow import TableFormat
-from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.schema import stored
-from flowlab.tables.schema.rules import read_rules
 
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
@@ -45,8 +44,6 @@ class Fitted:
         held_out: Sorted log-likelihoods of held-out rows, nats.
         validation_score: Their mean.
         calibration: Tests of fit on the held-out rows.
-        log_mass: Log of the probability that a density of complete numbers gives to the columns' supports.
-        reach: How far beyond the training rows' range its draws may lie, in widths of the range.
     """
 
     table: Table
@@ -58,18 +55,12 @@ class Fitted:
     held_out: Array = field(default_factory=lambda: np.zeros(0))
     validation_score: float = math.nan
     calibration: pd.DataFrame = field(default_factory=lambda: goodness_of_fit(np.zeros((0, 1)), []))
-    log_mass: float = 0.0
-    reach: float = 0.0
 
     @property
-    def conditional(self) -> bool:
-        """Whether the mixture has a density of any columns given any others."""
-        return is_conditional(self.mixture)
-
-    @property
-    def numeric(self) -> bool:
-        """Whether the mixture is one of densities of complete numbers, in which cells of a grid are intervals."""
-        return self.table.complete and not self.conditional
+    def joint(self) -> JointDensity | None:
+        """The member that is made of flows of numbers, if there is one."""
+        first = None if self.mixture is None else self.mixture.flows[0]
+        return first if isinstance(first, JointDensity) else None
 
     @property
     def device(self) -> torch.device:
@@ -90,12 +81,13 @@ class Fitted:
         """The mixture, for questions that need conditional densities.
 
         Raises:
-            ValueError: It has none; `what` begins the message.
+            ValueError: No member has them; `what` begins the message.
         """
-        if self.mixture is not None and not self.conditional:
+        if self.mixture is not None and self.joint is not None and len(self.mixture.flows) == 1:
+            kinds = sorted({report.member.kind for report in self.reports})
             raise ValueError(
-                f"{what} a density of any columns given others, which the densities fitted to this table of complete "
-                'numbers do not have: fit with FlowDensity(members=["mixed"])'
+                f"{what} a density of any columns given others, which the members asked for do not have "
+                f'({", ".join(kinds)}): leave members out, or name "mixed" among them'
             )
         return self.density()
 
@@ -129,8 +121,8 @@ def fit_table(
     effort, validation = params["effort"], params["validation"]
     if rows < LEAST_HELD_OUT and validation:
         warnings.warn(f"only {rows} rows: none is held out, and how well the model fits is not known", stacklevel=5)
-    conditional = bool(params["schema"] is not None or read_rules(params["rules"]) or not table.complete)
-    members = choose_members(params["members"], effort, params["preprocessing"], table, rows, conditional)
+    joint = table.complete and last is None  # a target is asked of conditional densities alone
+    members = choose_members(params["members"], effort, params["preprocessing"], table, rows, joint)
     return fit_matrix(
         table,
         matrix,
@@ -144,11 +136,6 @@ def fit_table(
         folds=fold_count(effort, rows, features, any(member.kind == "mixed" for member in members)),
         **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},
     )
-
-
-def is_conditional(mixture: FlowMixture | None) -> bool:
-    """Whether a mixture's members have a density of any columns given any others."""
-    return mixture is not None and all(isinstance(member, ConditionalDensity) for member in mixture)
 
 
 def fit_matrix(
@@ -165,13 +152,7 @@ def fit_matrix(
     fitted = Fitted(table, None, len(matrix), table_format)
     if not matrix.shape[1]:
         return fitted
-    conditional = all(member.kind == "mixed" for member in members)
-    if not conditional:
-        matrix = table.dequantized(matrix, rng)
-
-    def log_width(rows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(table.log_width(table.quantized(rows.numpy())))
-
+    joint = any(member.kind != "mixed" for member in members)
     with threads(1):  # members run side by side; what is left are many small operations
         ensemble = fit_ensemble(
             torch.from_numpy(matrix),
@@ -180,13 +161,11 @@ def fit_matrix(
             rng,
             device=device,
             variables=table.variables,
-            log_width=None if conditional else log_width,
+            numbers=Numbers.of(table, matrix) if joint else None,
             **options,
         )
-        if not conditional:
-            fitted.log_mass, fitted.reach = measure_support(ensemble.flow, table, int(rng.integers(2**62)))
     fitted.mixture, fitted.reports, fitted.race = ensemble.flow.to(device), ensemble.reports, ensemble.race
-    held_out, held_weight = ensemble.held_out - fitted.log_mass, ensemble.held_weight
+    held_out, held_weight = ensemble.held_out, ensemble.held_weight
     fitted.held_out = held_out.sort().values.numpy()
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())
@@ -199,8 +178,6 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
     state = {
         "kind": None if fitted.format is None else fitted.format.to_json(),
         "table": fitted.table.to_json(),
-        "log_mass": fitted.log_mass,
-        "reach": fitted.reach,
         "rows": fitted.rows,
         "race": fitted.race,
         "reports": [{**asdict(report), "member": report.member.to_json()} for report in fitted.reports],
@@ -229,11 +206,11 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     ):
         raise files.FileError("the columns do not fit the flow")
     if mixture is not None:
+        if all(isinstance(member, Flow) for member in mixture):  # of an earlier version
+            mixture = early_joint(table, mixture, record)
         check_flow(table.variables, mixture)
-        if not is_conditional(mixture) and not table.complete:
+        if not table.complete and isinstance(mixture.flows[0], JointDensity):
             raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
-    known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
-    check_arguments("FlowDensity", known, dict.fromkeys(known, float))
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)
     return Fitted(
@@ -246,5 +223,13 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
         stored.held_out_from(state["held_out"]),
         stored.with_nan(state, ["validation_score"])["validation_score"],
         stored.calibration_from(state["calibration"]),
-        **known,
     )
+
+
+def early_joint(table: Table, flow: FlowMixture, record: dict[str, Any]) -> FlowMixture:
+    """Flows of numbers from a file of an earlier version, which has what they need in the record of the table."""
+    known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
+    check_arguments("FlowDensity", known, dict.fromkeys(known, float))
+    if not table.complete:
+        raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
+    return FlowMixture([Numbers.of(table).density(flow, **known)])

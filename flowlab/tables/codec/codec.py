@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from flowlab.tables.codec.columns import (
     Variable,
     column_variables,
-    combined,
     comparable,
     decode_column,
     derived_numbers,
@@ -112,22 +111,6 @@ class Codec:
             own, variables = self.schema[source], self.variables[self._places[source]]
             total = total + weight * number_of(own, variables[0], matrix[:, self._places[source].start])
         return on_grid(total, column.resolution) + 0.0 if column.resolution else total
-
-    def numbers(self, matrix: Array) -> Array:
-        """The values (n, columns) of a table of complete numbers, as `decode` gives them but for their types."""
-        found: dict[Any, Array] = {}
-        for column in self.schema:
-            if column.modelled:
-                place = self._places[column.name]
-                x = number_of(column, self.variables[place][0], matrix[:, place.start])
-                found[column.name] = (on_grid(x, column.decimals) if column.decimals else x) + 0.0
-            elif column.kind == "constant":
-                found[column.name] = np.full(len(matrix), float(column.value))
-            elif column.kind == "duplicate":
-                found[column.name] = found[column.duplicate_of]
-            elif column.kind == "derived":
-                found[column.name] = np.broadcast_to(combined(column, found), len(matrix))
-        return np.column_stack(list(found.values())) if found else np.empty((len(matrix), 0))
 
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
         """The table of a matrix (rows, variables), with the data's columns, order, types and decimals.

@@ -49,13 +49,6 @@ class Variable:
         """Width of the cells over which densities of numbers are spread, 0 for continuous values."""
         return self.coarse or self.resolution
 
-    def log_step(self, x: Array) -> Array:
-        """As `log_width`, of the cells over which densities of numbers are spread."""
-        if not self.coarse:
-            return self.log_width(x)
-        tied = np.abs(x - on_grid(x, self.coarse)) <= 1e-6 * self.coarse
-        return np.where(tied, np.log(self.coarse), self.log_width(x))
-
     def log_width(self, x: Array) -> Array:
         """Log-widths (n,) of the cells of values x that have a probability; 0 for all others.
 

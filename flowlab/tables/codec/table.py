@@ -1,7 +1,7 @@
 """`Table`: columns and rules of a table, and the conversion between its rows and the models' matrix."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,12 @@ from sklearn.utils.validation import check_array
 
 from flowlab.hints import fits
 from flowlab.tables.codec.codec import Codec
-from flowlab.tables.codec.columns import Variable, decode_column, encode_column, supports
+from flowlab.tables.codec.columns import Variable, decode_column, encode_column
 from flowlab.tables.codec.trial import check_combinations, check_ends, check_rule, try_codec
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import Array
-from flowlab.tables.frames.validation import numpy_dtype, only_known
+from flowlab.tables.frames.validation import only_known
 from flowlab.tables.schema.column import LEVELLED
-from flowlab.tables.schema.grid import on_grid
 from flowlab.tables.schema.levels import UNKNOWN
 from flowlab.tables.schema.rules import FixedCombinations, LessThan, Rule, read_rules
 from flowlab.tables.schema.rules.chain import check_chain, check_included, in_order, read_rule
@@ -115,79 +114,6 @@ class Table:
         numeric = all(pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in dtypes)
         plain = not any(column.missing or column.kind in LEVELLED for column in self.schema)
         return numeric and plain and len(dtypes) == len(self.schema)
-
-    # Flows of complete numbers are fitted to dequantised values -----------------------------------------------------
-
-    def dequantized(self, matrix: Array, rng: np.random.Generator) -> Array:
-        """The matrix with values on a grid and repeated values spread uniformly over their cells."""
-        out = matrix.copy()
-        for k, variable in enumerate(self.variables):
-            width = variable.step or variable.atom_width
-            if width:
-                noise = (rng.random(len(matrix)) - 0.5) * width
-                tied = True if variable.step else np.isin(matrix[:, k], variable.atoms)
-                out[:, k] += np.where(tied, noise, 0.0)
-        return out
-
-    def quantized(self, matrix: Array) -> Array:
-        """The matrix with each number in a cell, of a grid or of a repeated value, replaced by the cell's value."""
-        out = matrix.copy()
-        for k, variable in enumerate(self.variables):
-            if variable.step:
-                out[:, k] = on_grid(out[:, k], variable.step)
-            elif variable.atoms:
-                atoms = np.array(variable.atoms)
-                nearest = atoms[np.abs(out[:, k, None] - atoms).argmin(1)]
-                out[:, k] = np.where(np.abs(out[:, k] - nearest) <= variable.atom_width / 2, nearest, out[:, k])
-        return out
-
-    def log_width(self, matrix: Array) -> Array:
-        """Log-volume (n,) of each row's cell, in the columns' units: the log-ratio of a probability to a density.
-
-        Levels, missing cells and values that do not repeat have width 1.
-        """
-        return sum(
-            (variable.log_step(matrix[:, k]) for k, variable in enumerate(self.variables)), np.zeros(len(matrix))
-        )
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the support of some column is bounded."""
-        return any(column.lower is not None or column.upper is not None for column in self.schema)
-
-    def supported(self, numbers: Array) -> NDArray[np.bool_]:
-        """Which rows (n, columns) of a complete table lie within the supports of all columns, without tolerance."""
-        inside = [supports(column, x, 0.0, seen=False) for column, x in zip(self.schema, numbers.T, strict=True)]
-        return np.all(inside, axis=0) if inside else np.ones(len(numbers), dtype=bool)
-
-    def storable(self, numbers: Array) -> NDArray[np.bool_]:
-        """Which rows (n, columns) of a complete table are finite and within the ranges of the columns' dtypes."""
-        ok = np.asarray(np.isfinite(numbers).all(axis=1))
-        for column, x in zip(self.schema, numbers.T, strict=True):
-            dtype = numpy_dtype(column.dtype)
-            limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
-            ok &= (x >= limits.min) & (x <= limits.max)
-        return ok
-
-    def excess(self, numbers: Array, asked: Mapping[int, Sequence[tuple[float, float]]] | None = None) -> Array:
-        """How far (n,) rows of a complete table lie outside the range of the training rows, in widths of that range.
-
-        Args:
-            numbers: The rows (n, columns).
-            asked: Intervals that columns are conditioned on; a column whose intervals all lie outside its range is
-                ignored.
-        """
-        worst = np.zeros(len(numbers))
-        for j, column in enumerate(self.schema):
-            if not column.seen or column.kind == "constant":
-                continue
-            least, most = column.seen
-            if asked and j in asked and all(high < least or low > most for low, high in asked[j]):
-                continue
-            slack = 0.0 if column.modelled else column.tolerance
-            beyond = np.maximum(least - numbers[:, j], numbers[:, j] - most) - slack
-            worst = np.maximum(worst, beyond / (most - least))
-        return worst
 
     # Rows ------------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The ensemble of `FlowDensity`: members are fitted separately, in parallel, and weighted by held-out likelihood."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from flowlab.mixture import FlowMixture, stack
 from flowlab.runtime import progress_bar, threads
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
+from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member
-from flowlab.tables.ensemble.preprocessing import Marginals, Prepared, Preprocessing
+from flowlab.tables.ensemble.preprocessing import Marginals, Preprocessing
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training import History
@@ -31,6 +33,8 @@ CLOSE = 0.3  # nats per row behind the winner of the race up to which a preproce
 NEGLIGIBLE = 0.003  # weight below which members are dropped
 RACE_TIME, TRAINING_TIME = 0.2, 0.8  # shares of the remaining time; scoring and mixing take the rest
 SPREAD_WORK = 20_000  # rows × columns × folds from which starting processes pays
+
+Split = tuple[Tensor, Tensor]  # of rows to train on and rows held out, by their indices
 
 
 @dataclass
@@ -103,7 +107,7 @@ def fit_ensemble(
     device: str = "cpu",
     progress: bool = False,
     variables: Sequence[Variable],
-    log_width: Callable[[Tensor], Tensor] | None = None,
+    numbers: Numbers | None = None,
     last: int | None = None,
 ) -> Ensemble:
     """Fit members to rows (n, features) and mix them.
@@ -125,32 +129,31 @@ def fit_ensemble(
         device: Where networks train.
         progress: Show a bar.
         variables: The variables of the table.
-        log_width: Returns what to add to the log-densities of rows (n, features) to report them in the table's measure.
+        numbers: What is known of the variables where all are complete numbers, for joint members.
         last: The column that comes last in the order of mixed flows; any when None.
     """
     started = time.perf_counter()
     n, features = rows.shape
-    parts = make_folds(rows, weight, rng, validation, folds)
-    offsets = [torch.zeros(len(part.held_out)) if log_width is None else log_width(part.held_out) for part in parts]
+    splits = make_splits(n, rng, validation, folds)
     seed = int(rng.integers(2**62))
+    parts = [make_fold(rows, weight, *split) for split in splits]
     jobs = n_jobs or (
         joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
     )
     starting = _start(jobs)
-    prepared: list[Prepared]
-    if all(member.kind != "mixed" for member in members):
-        first = Preprocessing(parts[0].subsample(50 * CHUNK, seed))
-        prepared = [first, *(Preprocessing(fold.subsample(50 * CHUNK, seed), first) for fold in parts[1:])]
-    else:
-        prepared = [Marginals(fold.train, fold.weight, variables, rows) for fold in parts]
+    ground: dict[str, tuple[list[Fold], Sequence[Marginals | Preprocessing]]] = {}
+    ground["mixed"] = (parts, [Marginals(fold.train, fold.weight, variables, rows) for fold in parts])
+    if numbers is not None:
+        ground["numbers"] = _of_numbers(numbers, rows, weight, splits, seed)
     members = [member.sized(len(parts[0].train), features) for member in members]
     ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
 
     def task(member: Member, k: int, place: int, seconds: float | None = None) -> Task:
         member_seed = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
-        sizes, layers = member.sizes(len(parts[0].train), features), prepared[k].layers(member.preprocessing)
-        return Task(member, sizes, parts[k], layers, variables, member_seed, last, device, seconds, shown)
+        own, prepared = ground["mixed" if member.kind == "mixed" else "numbers"]
+        sizes, layers = member.sizes(len(own[0].train), features), prepared[k].layers(member.preprocessing)
+        return Task(member, sizes, own[k], layers, variables, member_seed, last, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
@@ -159,7 +162,7 @@ def fit_ensemble(
         short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
         list(starting)
         results = _run_all(short, jobs, progress)
-        race = {n: _mean(r.log_prob + offsets[0], parts[0].held_weight) for n, r in zip(RACE, results, strict=True)}
+        race = {n: _mean(r.log_prob, parts[0].held_weight) for n, r in zip(RACE, results, strict=True)}
     order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
     order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
     members = [
@@ -183,9 +186,19 @@ def fit_ensemble(
         ):
             run(places, seconds)
     left_out = [member for i, member in enumerate(members) if i not in grid]
-    return _mix(
-        [members[i] for i in sorted(grid)], [grid[i] for i in sorted(grid)], left_out, parts, offsets, race, seed
-    )
+    done = sorted(grid)
+    return _mix([members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
+
+
+def _of_numbers(
+    numbers: Numbers, rows: Tensor, weight: Tensor, splits: Sequence[Split], seed: int
+) -> tuple[list[Fold], list[Preprocessing]]:
+    """Folds and preprocessing of flows of numbers, which see values spread over their cells."""
+    spread = numbers.cells.spread(rows, torch.Generator().manual_seed(seed))
+    log_width = numbers.cells.log_width(rows)
+    folds = [replace(make_fold(spread, weight, *split), log_width=log_width[split[1]]) for split in splits]
+    first = Preprocessing(folds[0].subsample(50 * CHUNK, seed))
+    return folds, [first, *(Preprocessing(fold.subsample(50 * CHUNK, seed), first) for fold in folds[1:])]
 
 
 def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tuple[list[int], float]]:
@@ -206,23 +219,19 @@ def _mix(
     grid: list[list[_Result]],
     left_out: list[Member],
     folds: list[Fold],
-    offsets: list[Tensor],
+    numbers: Numbers | None,
     race: dict[str, float],
     seed: int,
 ) -> Ensemble:
     held_weight = torch.cat([fold.held_weight for fold in folds])
     log_probs = torch.stack([torch.cat([r.log_prob for r in results]) for results in grid])
-    # The broad member keeps its prior weight: it covers rows unlike all others, which held-out rows may lack.
-    prior = torch.tensor([1.0 if member.kind == "broad" else 0.0 for member in members])
-    insured = prior > 0
-    shares = (
-        stack(log_probs, held_weight, prior)
-        if log_probs.shape[1]
-        else torch.full((len(members),), 1 / len(members)).double()
-    )
-    shares = torch.where((shares < NEGLIGIBLE) & ~insured, 0, shares)
-    shares = shares / shares.sum()
-    log_probs = log_probs + torch.cat(offsets)
+    shares, density = _weights(members, log_probs, held_weight), None
+    if numbers is not None and (joint := [i for i, m in enumerate(members) if m.kind != "mixed" and shares[i] > 0]):
+        flows = [grid[i][k].flow for i in joint for k in range(len(folds))]
+        measured = numbers.measured(FlowMixture(flows, shares[joint].repeat_interleave(len(folds))), seed)
+        density = functools.partial(numbers.like, measured)
+        log_probs[[i for i, member in enumerate(members) if member.kind != "mixed"]] -= measured.log_mass
+        shares = _weights(members, log_probs, held_weight)
     reports = [
         Report(
             member,
@@ -240,30 +249,66 @@ def _mix(
     generator = torch.Generator().manual_seed(seed)
     noise = []
     for k, fold in enumerate(folds):
-        of_fold = FlowMixture([grid[i][k].flow for i in used], shares[used])
+        of_fold = assembled([grid[i][k].flow for i in used], shares[used], density)
         noise += [of_fold.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
-    flow = FlowMixture(
-        [grid[i][k].flow for i in used for k in range(len(folds))],
-        [float(shares[i]) / len(folds) for i in used for k in range(len(folds))],
-    )
+    flows = [grid[i][k].flow for i in used for k in range(len(folds))]
+    flow = assembled(flows, shares[used].repeat_interleave(len(folds)) / len(folds), density)
     held_out = (log_probs + shares.log().unsqueeze(1)).logsumexp(0)
     return Ensemble(flow, reports, race, held_out, held_weight, torch.cat(noise))
 
 
-def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validation: float, folds: int) -> list[Fold]:
+def _weights(members: Sequence[Member], log_probs: Tensor, held_weight: Tensor) -> Tensor:
+    """The members' weights, by log-densities (members, n) of held-out rows."""
+    if not log_probs.shape[1]:
+        return torch.full((len(members),), 1 / len(members), dtype=torch.float64)
+    # The broad member keeps a prior weight: it covers rows unlike all others, which held-out rows may lack. So does the
+    # best of those with conditional densities, beside members without: conditions and missing cells need it.
+    kinds = [member.kind for member in members]
+    prior = torch.tensor([1.0 if kind == "broad" else 0.0 for kind in kinds])
+    conditional = [i for i, kind in enumerate(kinds) if kind == "mixed"]
+    if 0 < len(conditional) < len(members):
+        prior[max(conditional, key=lambda i: _mean(log_probs[i], held_weight))] = 1.0
+    shares = stack(log_probs, held_weight, prior)
+    shares = torch.where((shares < NEGLIGIBLE) & (prior == 0), 0, shares)
+    return shares / shares.sum()
+
+
+def assembled(
+    flows: Sequence[Flow | ConditionalDensity],
+    shares: Tensor,
+    density: Callable[[FlowMixture], JointDensity] | None,
+) -> FlowMixture:
+    """A mixture of a table's rows, in which flows of numbers come first, together, as one joint density.
+
+    Args:
+        flows: The members.
+        shares: Their weights.
+        density: Makes a density of rows of a mixture of flows of numbers; may be None where there are none.
+    """
+    joint = [k for k, flow in enumerate(flows) if isinstance(flow, Flow)]
+    others = [k for k in range(len(flows)) if k not in joint]
+    parts: list[Any] = [flows[k] for k in others]
+    weights = shares[others]
+    if joint and density is not None:
+        whole = density(FlowMixture([flows[k] for k in joint], shares[joint]))
+        parts, weights = [whole, *parts], torch.cat([shares[joint].sum()[None], weights])
+    return FlowMixture(parts, weights)
+
+
+def make_splits(n: int, rng: np.random.Generator, validation: float, folds: int) -> list[Split]:
     """The folds of a small table; for a larger one, or with `folds` of one, a single split."""
-    n = len(rows)
     order = torch.from_numpy(rng.permutation(n))
     if not validation or n < 8:
-        return [_fold(rows, weight, order, order[:0])]
+        return [(order, order[:0])]
     if n < FOLD_ROWS and folds > 1:
         parts = order.tensor_split(folds)
-        return [_fold(rows, weight, torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(folds)]
+        return [(torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(folds)]
     held = max(round(validation * n), 1)
-    return [_fold(rows, weight, order[held:], order[:held])]
+    return [(order[held:], order[:held])]
 
 
-def _fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold:
+def make_fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold:
+    """Rows to train on and rows held out."""
     weight = weight / weight.mean()
     return Fold(rows[train], weight[train], rows[held_out], weight[held_out])
 
@@ -289,6 +334,7 @@ def _run(task: Task) -> _Result:
         flow, history = FAMILIES[task.member.kind].fit(task)
         with torch.no_grad():
             log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])
+            log_prob = log_prob + task.fold.log_width
     return _Result(flow, history, log_prob, time.perf_counter() - started)
 
 
@@ -321,13 +367,14 @@ def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
 
 
 def check_flow(variables: Sequence[Variable], flow: FlowMixture) -> None:
-    """Raise a ValueError unless a mixture's members, all flows or all mixed flows, match a table's variables."""
+    """Raise a ValueError unless a mixture's members match a table's variables: one joint density at most, first."""
     wanted = [(variable.column, variable.classes, variable.nullable) for variable in variables]
-    kind = ConditionalDensity if isinstance(flow.flows[0], ConditionalDensity) else Flow
-    for member in flow:
-        if not isinstance(member, kind) or member.context_features:
-            raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
-        if isinstance(member, ConditionalDensity):
-            columns, classes, nullable = member.columns, member.classes, member.nullable
-            if list(zip(columns, classes, nullable, strict=True)) != wanted:
-                raise ValueError("the variables of the mixture are not those of the table")
+    for k, member in enumerate(flow):
+        if not isinstance(member, ConditionalDensity):
+            plain = isinstance(member, JointDensity) and all(isinstance(part, Flow) for part in member.flow)
+            if not plain or k or any(classes or nullable for _, classes, nullable in wanted):
+                raise ValueError(f"a {type(member).__name__} of the mixture does not fit the table")
+            if any(part.context_features for part in member.flow):
+                raise ValueError("a flow of the mixture wants a context, and a table has none")
+        elif list(zip(member.columns, member.classes, member.nullable, strict=True)) != wanted:
+            raise ValueError("the variables of the mixture are not those of the table")

@@ -40,12 +40,17 @@ Fit = tuple[Flow | ConditionalDensity, History | None]
 
 @dataclass
 class Fold:
-    """Rows to train on and rows held out, with their weights, which average one; all in double precision."""
+    """Rows to train on and rows held out, with their weights, which average one; all in double precision.
+
+    Attributes:
+        log_width: What to add to the log-densities of held-out rows, for the table's measure.
+    """
 
     train: Tensor
     weight: Tensor
     held_out: Tensor
     held_weight: Tensor
+    log_width: Tensor | float = 0.0
 
     def subsample(self, most: int, seed: int) -> Tensor:
         """Training rows for what cannot weigh them: a row comes as often as its weight says."""

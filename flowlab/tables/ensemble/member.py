@@ -69,8 +69,8 @@ class Member:
         kind: "autoregressive" (masked networks, Gaussian mixture maps, random orders of the columns), "spline" (the
             same with rational-quadratic splines), "mixture" (Gaussian mixture with full covariances, its number of
             components and its regularisation chosen on held-out rows), "kernel" (a Gaussian around each row), "copula"
-            (Gaussian), "broad" (Student-t tails); or "mixed" (`MixedFlow`), for any table, which cannot be combined
-            with the others.
+            (Gaussian), "broad" (Student-t tails), all for tables of complete numbers; or "mixed" (`MixedFlow`), for
+            any table.
         preprocessing: Layers on the data side: "none" (networks still standardise columns), "marginal" (each column
             made Gaussian), "marginal-whitening", "whitening-marginal", or "auto", which a short race decides.
         rank: With "auto", the place in the race whose preprocessing is taken, 0 for the winner. For "mixed": 0 for the
@@ -154,15 +154,20 @@ def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> in
     return 1 if effort == "fast" and wide and not mixed else 3 if effort == "fast" or mixed or wide else 5
 
 
-def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[Member]:
-    """The members that an effort fits to a table."""
-    if mixed:
-        if effort == "fast":
-            return [Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5)]
+def recipe(effort: str, rows: int, features: int, joint: bool = False) -> list[Member]:
+    """The members that an effort fits to a table: with conditional densities, and for complete numbers joint ones."""
+    if effort == "fast":
+        conditional = [Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5)]
+    else:
         many: dict[str, Any] = (
             {"steps": min(max(60 * rows // 128, 1_000), 6_000), "trees": 20} if effort == "best" else {}
         )
-        return [Member("mixed", "none", rank=i, **many) for i in range(3 if effort == "default" else 10)]
+        conditional = [Member("mixed", "none", rank=i, **many) for i in range(3 if effort == "default" else 10)]
+    return [*joint_recipe(effort, rows, features), *conditional] if joint else conditional
+
+
+def joint_recipe(effort: str, rows: int, features: int) -> list[Member]:
+    """The members without conditional densities that an effort fits to a table of complete numbers."""
     mixtures = [Member("mixture", p) for p in ("none", "marginal", "whitening-marginal")]
     simple = [Member("copula", "marginal-whitening"), Member("broad", "marginal-whitening")]
     if rows <= 5_000:
@@ -185,9 +190,9 @@ def recipe(effort: str, rows: int, features: int, mixed: bool = False) -> list[M
 
 
 def choose_members(
-    asked: Sequence[Member | str] | None, effort: str, preprocessing: str, table: Table, rows: int, conditional: bool
+    asked: Sequence[Member | str] | None, effort: str, preprocessing: str, table: Table, rows: int, joint: bool
 ) -> list[Member]:
-    """The members to fit to a table: all of them mixed flows, or none of them.
+    """The members to fit to a table.
 
     Args:
         asked: Members, or names of their kinds; None takes those that the effort stands for.
@@ -195,28 +200,28 @@ def choose_members(
         preprocessing: For members that leave it open.
         table: The table.
         rows: Rows of the training matrix.
-        conditional: Whether mixed flows are needed: for what is no complete number, for a schema or rules.
+        joint: Whether there may be members without conditional densities: for complete numbers alone.
 
     Raises:
-        ValueError: No member is named, or the members do not go together with the table.
+        ValueError: No member is named, or a member cannot model the table.
     """
     features = len(table.variables)
     if not features:
         return []
     if asked is None:
-        members = recipe(effort, rows, features, conditional)
+        members = recipe(effort, rows, features, joint)
     else:
         members = [Member(member) if isinstance(member, str) else member for member in asked]
     if not members:
         raise ValueError("members is empty: name at least one, or leave it None")
-    kinds = {member.kind == "mixed" for member in members}
-    if len(kinds) > 1 or (conditional and kinds == {False}):
+    kinds = sorted({member.kind for member in members if member.kind != "mixed"})
+    if kinds and not joint:
         numeric = ("continuous", "integer", "derived", "constant", "duplicate")
         odd = [c.name for c in table.schema if c.missing or c.kind not in numeric]
         raise ValueError(
-            f"members {', '.join(sorted({m.kind for m in members}))} do not go together with whole tables, which "
-            f'"mixed" members alone model: columns {odd or [c.name for c in table.schema]} hold what is no number, '
-            "or a missing cell, or have a schema or rules"
+            f"members {', '.join(kinds)} model tables of complete numbers alone, and "
+            + (f"columns {odd} hold what is no number, or a missing cell" if odd else "a target is asked of the others")
+            + ': take "mixed" members'
         )
     if preprocessing == "auto":
         return members

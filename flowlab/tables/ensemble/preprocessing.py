@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,13 +19,6 @@ LAYERS: dict[str, tuple[type[Layer], ...]] = {
     "marginal-whitening": (Whitening, Marginal),
     "whitening-marginal": (Marginal, Whitening),
 }
-
-
-class Prepared(Protocol):
-    """Preprocessing fitted to the rows of one fold, once for all members."""
-
-    def layers(self, name: str) -> list[Any]:
-        """A copy for one member, by the name of its preprocessing."""
 
 
 class Preprocessing:

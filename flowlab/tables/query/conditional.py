@@ -16,26 +16,93 @@ from flowlab.tables.query.conditions import ConditionError, Conditions
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
 RARE = 1e-4  # share of accepted draws below which sampling gives up
 ENOUGH = 50 * CHUNK  # draws after which it may give up
+CANDIDATES = 8  # proposals for a row where a joint density has weight
+LEAST_EFFECTIVE = 2.0  # of them on average, below which there are no draws
 
 
 @torch.no_grad()
 def draw(
     mixture: FlowMixture, conditions: Conditions, n: int, generator: torch.Generator | None
-) -> tuple[Tensor, float]:
-    """Rows (n, variables) under conditions, and the share of draws that was accepted: see `draw_by_networks`.
+) -> tuple[Tensor, float, float]:
+    """Rows (n, variables) under conditions, the share of draws that was accepted, and their effective share.
 
-    Where trees have a part in the density, networks draw the cells that conditions are on, and all parts the others.
+    Members with conditional densities propose rows: networks the cells that conditions are on, all parts the others.
+    Where a joint density has weight, each row is chosen from several proposals: see `resampled`.
 
     Raises:
         ConditionError: A condition has (nearly) no probability; the message says which.
     """
+    whole, mixture = mixture, conditionals_of(mixture)
     networks = networks_of(mixture)
-    rows, accepted = draw_by_networks(networks, conditions, n, generator)
-    if all(a is b for a, b in zip(mixture, networks, strict=True)):
-        return rows, accepted
-    given = torch.tensor([j in conditions.values or j in conditions.allowed for j in range(mixture.features)])
-    given = given.to(rows.device)
-    return fill(earliest(mixture, given), rows, given.expand(rows.shape), generator=generator), accepted
+    wanted = n if whole is mixture else n * CANDIDATES
+    rows, accepted = draw_by_networks(networks, conditions, wanted, generator)
+    if any(a is not b for a, b in zip(mixture, networks, strict=True)):
+        given = torch.tensor([j in conditions.values or j in conditions.allowed for j in range(mixture.features)])
+        given, first = given.to(rows.device), earliest(mixture, given)
+        chunks = rows.split(CHUNK)
+        rows = torch.cat([fill(first, chunk, given.expand(chunk.shape), generator=generator)[0] for chunk in chunks])
+    if whole is mixture:
+        return rows, accepted, 1.0
+    rows, effective = resampled(whole, rows.view(CANDIDATES, n, -1), generator)
+    return rows, accepted, effective
+
+
+def conditionals_of(mixture: FlowMixture) -> FlowMixture:
+    """The members that have conditional densities, with their shares of the weight; the mixture if all have."""
+    kept = [k for k, member in enumerate(mixture) if isinstance(member, ConditionalDensity)]
+    if len(kept) == len(mixture.flows):
+        return mixture
+    return FlowMixture([mixture.flows[k] for k in kept], mixture.weights[kept])
+
+
+def log_ratio(mixture: FlowMixture, x: Tensor) -> Tensor:
+    """Log of a mixture's density of rows (n, variables) over that of its members with conditional densities: (n,)."""
+    log_p = torch.cat([mixture.member_log_prob(chunk) for chunk in x.split(CHUNK)], 1)
+    log_p = log_p + mixture.log_weights.unsqueeze(-1)
+    kept = torch.tensor([isinstance(member, ConditionalDensity) for member in mixture], device=x.device)
+    return log_p.logsumexp(0) - log_p[kept].logsumexp(0) + mixture.weights[kept].sum().log()
+
+
+def resampled(mixture: FlowMixture, rows: Tensor, generator: torch.Generator | None) -> tuple[Tensor, float]:
+    """One of several proposals for each row, so that rows have the density of the whole mixture.
+
+    Members with conditional densities made the proposals; each is chosen with a probability in proportion to the
+    mixture's density over theirs (Rubin 1987, "The SIR algorithm").
+
+    Args:
+        mixture: The whole mixture.
+        rows: Proposals (proposals, n, variables).
+        generator: Source of the choice.
+
+    Returns:
+        The rows (n, variables), and their effective share: the mean effective number of proposals over their number.
+
+    Raises:
+        ConditionError: The effective share is too small.
+    """
+    log_v = log_ratio(mixture, rows.flatten(0, 1)).view(rows.shape[:2])
+    shares = log_v.softmax(0)
+    effective = effective_share(shares)
+    chosen = choose(shares, torch.rand(rows.shape[1], dtype=torch.float64, device=rows.device, generator=generator))
+    return rows.gather(0, chosen[None, :, None].expand(1, -1, rows.shape[2]))[0], effective
+
+
+def effective_share(shares: Tensor) -> float:
+    """The effective number of proposals over their number, from their shares (proposals, n), averaged over rows.
+
+    Raises:
+        ConditionError: Fewer than `LEAST_EFFECTIVE` of them are.
+    """
+    if not shares.numel():
+        return 1.0
+    effective = float((1 / shares.square().sum(0)).mean())
+    if effective < LEAST_EFFECTIVE:
+        raise ConditionError(
+            f"draws given other cells are not to be had from this model: of {len(shares)} proposals for a row "
+            f"{effective:.1f} are effective, since the members that know conditional distributions are far from the "
+            'others. Fit with members=["mixed"] for this question, or with effort="best"'
+        )
+    return effective / len(shares)
 
 
 def earliest(mixture: FlowMixture, given: Tensor) -> FlowMixture:
@@ -160,12 +227,21 @@ def fill(
     missing: bool = True,
     generator: torch.Generator | None = None,
     variables: Sequence[int] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """Draw the unknown cells of rows (n, variables), or those of some variables only, given the known ones.
+
+    Returns:
+        The rows, and their effective share: 1 unless a joint density has weight; see `resampled`.
 
     Raises:
         ConditionError: The known cells of a row cannot occur together; the message names the row.
     """
+    conditional = conditionals_of(mixture)
+    if conditional is not mixture:
+        rows, masks = x.repeat(CANDIDATES, 1), known.repeat(CANDIDATES, 1)
+        chunks = zip(rows.split(CHUNK), masks.split(CHUNK), strict=True)
+        parts = [fill(conditional, *chunk, missing, generator)[0] for chunk in chunks]
+        return resampled(mixture, torch.cat(parts).view(CANDIDATES, *x.shape), generator)
     uniform = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
     which = choose(member_shares(mixture, x, known), uniform)
     out = x.clone()
@@ -173,7 +249,26 @@ def fill(
         rows = which == k
         if bool(rows.any()):
             out[rows] = flow.fill(x[rows], known[rows], missing, generator, variables)
-    return out
+    return out, 1.0
+
+
+@torch.no_grad()
+def marginal_log_prob(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
+    """Log-density (n,) of the known cells of rows (n, variables), nats.
+
+    Members with conditional densities know it. That of a joint density is estimated from `CANDIDATES` completions of
+    each row by these members, with always the same seed.
+    """
+    conditional = conditionals_of(mixture)
+    log_p = joint_log_prob(conditional, x, known).logsumexp(0)
+    possible = torch.isfinite(log_p)
+    if conditional is mixture or not bool(possible.any()):
+        return log_p
+    generator, rows, masks = torch.Generator(x.device).manual_seed(0), x[possible], known[possible]
+    done = torch.cat([fill(conditional, rows, masks, generator=generator)[0] for _ in range(CANDIDATES)])
+    log_v = log_ratio(mixture, done).view(CANDIDATES, -1)
+    log_p[possible] += log_v.logsumexp(0) - math.log(CANDIDATES)
+    return log_p
 
 
 @torch.no_grad()

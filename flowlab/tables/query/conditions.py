@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from flowlab.tables.codec.table import Table
 from flowlab.tables.frames.arrow import to_pandas
-from flowlab.tables.schema.column import ColumnSchema
-from flowlab.tables.schema.grid import on_grid
 
 
 class ConditionError(ValueError):
@@ -28,11 +26,13 @@ class Conditions:
         values: Known values by variable; NaN for a missing cell.
         allowed: Closed intervals of numbers or codes by variable.
         text: The condition as text for messages, by variable.
+        derived: Conditions on columns that are not modelled, by name: rows are rejected that do not keep them.
     """
 
     values: dict[int, float] = field(default_factory=dict)
     allowed: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     text: dict[int, str] = field(default_factory=dict)
+    derived: dict[Any, Any] = field(default_factory=dict)
 
 
 def read_given(given: Any) -> pd.DataFrame | dict[Any, Any]:
@@ -114,6 +114,9 @@ def read_conditions(table: Table, given: Mapping[Any, Any]) -> Conditions:
     for name, condition in given.items():
         listed, low_high = listed_values(name, condition)
         single = is_single(condition)
+        if name in table.schema and table.schema[name].kind in ("derived", "duplicate"):
+            conditions.derived[name] = condition
+            continue
         variables = range(len(table.variables))[table.place(name)]
         if low_high:
             rows = interval_ends(table, name, condition)
@@ -154,64 +157,29 @@ def listed_values(name: Any, condition: Any) -> tuple[list[Any], bool]:
     return listed, low_high
 
 
-def read_ranges(table: Table, given: Mapping[Any, Any]) -> dict[int, list[tuple[float, float]]]:
-    """Conditions on a table of complete numbers, as closed intervals by the column's place; see `read_conditions`.
-
-    Raises:
-        ValueError: There is no such column, it cannot have such a value, or the value has no probability.
-    """
-    names = [str(column.name) for column in table.schema]
-    ranges: dict[int, list[tuple[float, float]]] = {}
-    for name, condition in given.items():
-        if str(name) not in names:
-            raise ValueError(f"there is no column {name!r}; there are {', '.join(map(repr, names))}")
-        j = names.index(str(name))
-        listed, low_high = listed_values(name, condition)
-        try:
-            values = [math.nan if value is None else float(value) for value in listed]
-        except (TypeError, ValueError):
-            raise ValueError(f"column {name!r} holds numbers, not {condition!r}") from None
-        column = table.schema.columns[j]
-        if low_high:
-            slack = 1e-6 * column.step
-            low, high = (end if math.isnan(value) else value for value, end in zip(values, (-math.inf, math.inf)))
-            if not low <= high:
-                raise ValueError(f"column {name!r}: the interval {condition!r} is empty")
-            ranges[j] = [(low - slack, high + slack)]
-        else:
-            ranges[j] = [around(column, value) for value in values]
-    return ranges
-
-
-def around(column: ColumnSchema, value: float) -> tuple[float, float]:
-    """The interval around one value of a column of complete numbers that has a probability."""
-    if math.isnan(value):
-        raise ValueError(f"column {column.name!r} cannot be missing: every cell of it was there in training")
-    step = column.step
-    if step and column.kind != "constant":
-        near, half, holds = on_grid(np.array(value), step), step / 4, "multiples of its step"
-        known = abs(float(near) - value) < half
-    elif column.kind == "constant":
-        half, holds, known = column.tolerance, "one value", abs(value - column.value) <= column.tolerance
-    else:
-        half, holds, known = 0.0, "", value in column.atoms
-        if not known:
-            raise ValueError(
-                f"column {column.name!r} holds numbers that do not repeat, and one of them, {value:g}, has no "
-                "probability: give an interval (low, high), or fit with "
-                'FlowDensity(members=["mixed"]), which can tell what a value says of the others'
-            )
-    if not known:
-        raise ValueError(f"column {column.name!r} cannot be {value:g}: it holds {holds} {step or column.value:g}")
-    return value - half, value + half
-
-
-def inside(rows: NDArray[np.float64], ranges: Mapping[int, list[tuple[float, float]]]) -> NDArray[np.bool_]:
-    """Which rows (n, columns) lie within the intervals of `read_ranges`."""
-    kept = np.ones(len(rows), dtype=bool)
-    for j, intervals in ranges.items():
-        kept &= np.any([(rows[:, j] >= low) & (rows[:, j] <= high) for low, high in intervals], axis=0)
+def inside(matrix: NDArray[np.float64], conditions: Conditions) -> NDArray[np.bool_]:
+    """Which rows (n, variables) keep conditions on modelled columns."""
+    kept = np.ones(len(matrix), dtype=bool)
+    for j, value in conditions.values.items():
+        kept &= np.abs(matrix[:, j] - value) <= 1e-9 * abs(value)
+    for j, intervals in conditions.allowed.items():
+        kept &= np.any([(matrix[:, j] >= low) & (matrix[:, j] <= high) for low, high in intervals], axis=0)
     return kept
+
+
+def keeps(values: pd.Series, condition: Any) -> NDArray[np.bool_]:
+    """Which cells of a column that is not modelled keep a condition."""
+    kept = pd.Series(True, index=values.index)
+    if isinstance(condition, tuple):
+        for end, side in zip(condition, (values.ge, values.le), strict=True):
+            if end is not None and not pd.isna(end):
+                kept &= side(end).fillna(False).astype(bool)
+        return np.asarray(kept & values.notna(), dtype=bool)
+    wanted = [condition] if is_single(condition) else condition
+    if pd.api.types.is_numeric_dtype(values.dtype) and all(isinstance(value, int | float) for value in wanted):
+        x = values.to_numpy(dtype=float, na_value=np.nan)[:, None]
+        return np.asarray(np.isclose(x, np.array(wanted, dtype=float), rtol=1e-9, atol=0.0, equal_nan=True).any(1))
+    return np.asarray(values.isin(wanted) | (values.isna() & any(map(pd.isna, wanted))), dtype=bool)
 
 
 def interval_ends(table: Table, name: Any, condition: tuple[Any, Any]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Cells of a row given its other cells: draws for imputation and tables of conditions, and distributions."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,24 @@ def fill(
     known: Known,
     missing: bool,
     generator: torch.Generator,
-) -> Array:
-    """Rows (n, variables) with their unknown cells drawn given the known ones; see `conditional.fill`."""
+) -> tuple[Array, float]:
+    """Rows (n, variables) with their unknown cells drawn given the known ones, and their effective share.
+
+    See `conditional.fill`.
+    """
     mixture, device = fitted.density(), fitted.device
     with threads_for(min(len(x), CHUNK) * x.shape[1]):
         chunks = zip(torch.from_numpy(x).split(CHUNK), torch.from_numpy(known).split(CHUNK), strict=True)
         parts = [
             conditional.fill(mixture, rows.to(device), which.to(device), missing, generator) for rows, which in chunks
         ]
-    return torch.cat(parts).cpu().numpy()
+    drawn, effective = zip(*parts, strict=True)
+    return torch.cat(drawn).cpu().numpy(), float(np.average(effective, weights=[len(rows) for rows in drawn]))
 
 
-def fill_keeping(fitted: Fitted, x: Array, known: Known, missing: bool, generator: torch.Generator) -> Array:
+def fill_keeping(
+    fitted: Fitted, x: Array, known: Known, missing: bool, generator: torch.Generator
+) -> tuple[Array, float]:
     """As `fill`, but redraw rows that break a rule, or in which a derived column leaves its support.
 
     Rows outside the range of training are redrawn as well, for a limited number of rounds: their known cells may
@@ -51,17 +58,18 @@ def fill_keeping(fitted: Fitted, x: Array, known: Known, missing: bool, generato
     """
     table = fitted.table
     out = x.copy()
-    remaining = np.arange(len(x))
+    remaining, effective = np.arange(len(x)), 1.0
     for turn in range(ROUNDS):
         seen = turn < ROUNDS_WITHIN
-        out[remaining] = fill(fitted, x[remaining], known[remaining], missing, generator)
+        out[remaining], share = fill(fitted, x[remaining], known[remaining], missing, generator)
+        effective = effective if turn else share
         fine = table.codec.fits(out[remaining], seen)
         if table.rejects and fine.any():
             rows = table.decode(out[remaining][fine])
             fine[fine] = table.acceptable(rows) if seen else table.unbroken(rows)
         remaining = remaining[~fine]
         if not len(remaining):
-            return out
+            return out, effective
     raise ConditionError(
         f"{len(remaining)} of {len(x)} rows keep {table.why_rejected() or 'the supports of their columns'} in none of "
         f"{ROUNDS} draws, given their known cells; the first is row {remaining[0]}"
@@ -77,8 +85,9 @@ def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator
     for name in given.columns:
         place = table.place(name)
         x[:, place], known[:, place] = table.codec.encode_cells(name, given[name]), True
-    rows = table.decode(fill_keeping(fitted, x, known, True, generator))
-    rows.index = given.index
+    drawn, effective = fill_keeping(fitted, x, known, True, generator)
+    rows = table.decode(drawn).set_axis(given.index)
+    rows.attrs["effective_share"] = effective
     return rows
 
 
@@ -99,9 +108,11 @@ def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> lis
     for _ in range(n):
         out = full.copy()
         if holes.any():
-            drawn = table.decode(fill_keeping(fitted, matrix, ~np.isnan(matrix), False, generator))
+            filled, effective = fill_keeping(fitted, matrix, ~np.isnan(matrix), False, generator)
+            drawn = table.decode(filled)
             for name in drawn.columns:
                 out[name] = cells.filled(out[name], np.flatnonzero(holes), drawn[name])
+            out.attrs["effective_share"] = effective
         done.append(out)
     return done
 
@@ -123,9 +134,24 @@ def distribution(fitted: Fitted, column: Any, given: Any, n: int, generator: tor
         question = torch.from_numpy(x).to(fitted.device), torch.from_numpy(known).to(fitted.device)
         shares = conditional.class_probabilities(mixture, *question, variable)
         return pd.DataFrame(shares.cpu().numpy(), columns=table.schema[column].categories, index=rows.index)
-    wide, mask = np.repeat(x, n, axis=0), np.repeat(known, n, axis=0)
-    drawn = fill(fitted, wide, mask, False, generator)[:, place]
-    grouped = table.decode_part(column, drawn).groupby(np.repeat(np.arange(len(rows)), n))
+    drawn, effective = draws_of(fitted, x, known, n, generator)
+    grouped = table.decode_part(column, drawn[:, place]).groupby(np.repeat(np.arange(len(rows)), n))
     out = {"mean": grouped.mean(), "sd": grouped.std()}
     out |= {f"{level:.0%}": grouped.quantile(level) for level in QUANTILES}
-    return pd.DataFrame(out).set_axis(rows.index)
+    done = pd.DataFrame(out).set_axis(rows.index)
+    done.attrs["effective_share"] = effective
+    return done
+
+
+def draws_of(fitted: Fitted, x: Array, known: Known, n: int, generator: torch.Generator) -> tuple[Array, float]:
+    """n draws of each row (rows · n, variables) given its known cells, and their effective share."""
+    mixture, conditional_part = fitted.density(), conditional.conditionals_of(fitted.density())
+    part = replace(fitted, mixture=conditional_part)
+    drawn, effective = fill(part, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator)
+    if part.mixture is mixture or not len(x):
+        return drawn, effective
+    with threads_for(drawn.size), torch.no_grad():
+        shares = conditional.log_ratio(mixture, torch.from_numpy(drawn).to(fitted.device)).view(-1, n).softmax(1)
+    effective = conditional.effective_share(shares.T)
+    chosen = torch.multinomial(shares, n, replacement=True, generator=generator).cpu().numpy()
+    return drawn.reshape(len(x), n, -1)[np.arange(len(x))[:, None], chosen].reshape(len(x) * n, -1), effective

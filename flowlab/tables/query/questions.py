@@ -14,11 +14,12 @@ from flowlab.distribution import Estimate
 from flowlab.flow import CHUNK
 from flowlab.runtime import progress_bar, threads_for
 from flowlab.tables.ensemble.ensemble import fit_ensemble
+from flowlab.tables.ensemble.joint_density import numbers_of
 from flowlab.tables.ensemble.member import recipe
 from flowlab.tables.fitted import Fitted
-from flowlab.tables.mixed.column_mixture import ColumnMixture
+from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.query.conditional import fill, joint_log_prob
-from flowlab.tables.query.scoring import draw, scored_draws
+from flowlab.tables.query.scoring import scored_draws
 
 Array = NDArray[np.float64]
 LogDensity = Callable[[list[int]], Array]  # of some variables, at fixed rows
@@ -33,18 +34,10 @@ def mean_of(values: Array) -> Estimate[float]:
 
 def entropy(fitted: Fitted, n_samples: int, seed: int, progress: bool) -> Estimate[float]:
     """See `FlowDensity.entropy`."""
-    rows, log_prob = log_density_of_draws(fitted, n_samples, seed, progress)
-    if not fitted.conditional:
-        log_prob = log_prob + fitted.table.log_width(fitted.table.quantized(rows))
-    return mean_of(-log_prob)
-
-
-def log_density_of_draws(fitted: Fitted, n_samples: int, seed: int, progress: bool) -> tuple[Array, Array]:
-    """Draws of the matrix, before quantisation, and the mixture's log-densities of them."""
     fitted.density()
     generator = torch.Generator(fitted.device).manual_seed(seed)
     with blocks(fitted, n_samples, progress) as sizes:
-        return scored_draws(fitted, sizes, generator)
+        return mean_of(-scored_draws(fitted, sizes, generator)[1])
 
 
 def information(fitted: Fitted, a: list[int], b: list[int], log_density: LogDensity, n_samples: int) -> Estimate[float]:
@@ -54,8 +47,8 @@ def information(fitted: Fitted, a: list[int], b: list[int], log_density: LogDens
 
 
 def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: int, progress: bool) -> LogDensity:
-    """The log-density of any of the drawn variables at draws of them, from a mixture of mixed flows."""
-    if any(isinstance(member, ColumnMixture) for member in fitted.density()):
+    """The log-density of any of the drawn variables at draws of them."""
+    if any(not isinstance(member, MixedFlow) for member in fitted.density()):
         return small_log_density(fitted, n_samples, seed, progress)
     mixture, generator = fitted.density(), torch.Generator(fitted.device).manual_seed(seed)
 
@@ -66,7 +59,7 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
     empty = torch.full(shape, np.nan, dtype=torch.float64, device=fitted.device)
     with blocks(fitted, n_samples, progress) as sizes:
         parts = [
-            fill(mixture, x, known([], x), generator=generator, variables=drawn) for x in (empty[:n] for n in sizes)
+            fill(mixture, x, known([], x), generator=generator, variables=drawn)[0] for x in (empty[:n] for n in sizes)
         ]
     rows = torch.cat(parts)
 
@@ -79,57 +72,37 @@ def known_log_density(fitted: Fitted, drawn: list[int], n_samples: int, seed: in
 
 
 def small_log_density(fitted: Fitted, n_samples: int, seed: int, progress: bool) -> LogDensity:
-    """The log-density of any variables at draws; of fewer than all from mixed flows of these alone.
+    """The log-density of any variables at draws; of fewer than all from small densities of these alone.
 
-    Trees know a variable given all those before it: the density of a few variables is not theirs, and networks beside
-    them are trained for too few steps. The mixed flows are fitted to other draws.
+    Trees know a variable given all those before it, and flows of numbers that of all: the density of a few variables is
+    not theirs, and networks beside trees are trained for too few steps. The small densities are fitted to other draws.
     """
-    mixture, generator = fitted.density(), torch.Generator(fitted.device).manual_seed(seed)
+    generator = torch.Generator(fitted.device).manual_seed(seed)
     with blocks(fitted, n_samples + max(n_samples, TO_LEARN), progress) as sizes:
-        drawn = np.concatenate([draw(fitted, size, generator) for size in sizes])
+        drawn, log_prob = scored_draws(fitted, sizes, generator)
     rows, training, variables = drawn[:n_samples], drawn[n_samples:], fitted.table.variables
+    joint, rng = fitted.joint, np.random.default_rng(seed)
 
     def log_density(of: list[int]) -> Array:
         if len(of) == len(variables):
-            with torch.no_grad():
-                return mixture.log_prob(torch.from_numpy(rows).to(fitted.device)).cpu().numpy()
-        columns = sorted({variables[j].column for j in of})
+            return log_prob[:n_samples]
         chosen = sorted(of)
+        columns = sorted({variables[j].column for j in chosen})
         kept = [replace(variables[j], column=columns.index(variables[j].column)) for j in chosen]
         part = torch.from_numpy(np.ascontiguousarray(training[:, chosen]))
         ensemble = fit_ensemble(
             part,
             torch.ones(len(part), dtype=torch.float64),
-            recipe("fast", len(part), len(kept), mixed=True),
-            np.random.default_rng(seed),
+            recipe("fast", len(part), len(kept), joint is not None),
+            rng,
             folds=1,
             n_jobs=1,
             device=str(fitted.device),
             variables=kept,
+            numbers=None if joint is None else numbers_of(joint, chosen),
         )
         with torch.no_grad():
             return ensemble.flow.log_prob(torch.from_numpy(rows[:, chosen])).numpy()
-
-    return log_density
-
-
-def fitted_log_density(fitted: Fitted, small: Any, n_samples: int, seed: int, progress: bool) -> LogDensity:
-    """The log-density of any variables at draws; of fewer than all from densities fitted to other draws.
-
-    Args:
-        fitted: A density of complete numbers.
-        small: An estimator for densities of fewer variables.
-        n_samples: Draws to score, and as many to fit to.
-        seed: Seed of the draws.
-        progress: Show a bar.
-    """
-    training = log_density_of_draws(fitted, n_samples, seed, progress)[0]
-    rows, joint = log_density_of_draws(fitted, n_samples, seed + 1, progress)
-
-    def log_density(of: list[int]) -> Array:
-        if len(of) == rows.shape[1]:
-            return joint
-        return np.asarray(small.fit(training[:, of]).score_samples(rows[:, of], measure="density"))
 
     return log_density
 

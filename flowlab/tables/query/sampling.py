@@ -12,16 +12,25 @@ from numpy.typing import NDArray
 
 from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
+from flowlab.tables.ensemble.joint_density import LEAST, JointDensity
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames.validation import check_count
 from flowlab.tables.query import conditional
-from flowlab.tables.query.conditions import ConditionError, Conditions, inside, read_conditions, read_given, read_ranges
+from flowlab.tables.query.conditions import (
+    ConditionError,
+    Conditions,
+    inside,
+    keeps,
+    read_conditions,
+    read_given,
+)
 from flowlab.tables.query.imputation import sample_given
-from flowlab.tables.query.scoring import LEAST, draw
+from flowlab.tables.query.scoring import draw
 
 RARE_SHARE, RARE_ROWS = 0.02, 100  # share and number of training rows below both of which a level is rare
 
 Array = NDArray[np.float64]
+Proposal = tuple[Array, float, float]  # rows of the matrix, the draws that they took, and their effective share
 
 
 def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generator) -> pd.DataFrame | NDArray[Any]:
@@ -33,18 +42,37 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
         if n_samples not in (None, len(given)):
             raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
         return sample_given(fitted, given, generator)
-    count = int(n_samples or 1)
-    if not given or fitted.numeric:
-        return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n), given)
-    conditions = read_conditions(fitted.table, given)
+    count, conditions = int(n_samples or 1), read_conditions(fitted.table, given)
+    if not conditions.text:  # none on what is modelled
+        return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n, 1.0), given, conditions)
     mixture = fitted.density()
+    if fitted.joint is not None and len(mixture.flows) == 1:
+        check_probable(fitted.joint, conditions)
+        return _kept(fitted, count, lambda n: _inside(fitted, n, conditions, generator), given, conditions)
     warn_of_rare_levels(fitted, conditions)
 
-    def propose(n: int) -> tuple[Array, float]:
-        matrix, acceptance = conditional.draw(mixture, conditions, n, generator)
-        return matrix.cpu().numpy(), len(matrix) / acceptance
+    def propose(n: int) -> Proposal:
+        matrix, acceptance, effective = conditional.draw(mixture, conditions, n, generator)
+        return matrix.cpu().numpy(), len(matrix) / acceptance, effective
 
-    return _kept(fitted, count, propose, given)
+    return _kept(fitted, count, propose, given, conditions)
+
+
+def check_probable(joint: JointDensity, conditions: Conditions) -> None:
+    """Raise a ValueError where a condition on one value has no probability, so that no draw can keep it."""
+    for j, value in conditions.values.items():
+        if not joint.cells.has_cell(j, value):
+            raise ValueError(
+                f"{conditions.text[j]}: the column holds numbers that do not repeat, and one of them has no "
+                'probability under the members asked for: give an interval (low, high), or name "mixed" among them, '
+                "which can tell what a value says of the others"
+            )
+
+
+def _inside(fitted: Fitted, n: int, conditions: Conditions, generator: torch.Generator) -> Proposal:
+    """Those of n draws that keep conditions."""
+    matrix = draw(fitted, n, generator)
+    return matrix[inside(matrix, conditions)], n, 1.0
 
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
@@ -65,28 +93,35 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
 
 
 def _kept(
-    fitted: Fitted, n: int, propose: Callable[[int], tuple[Array, float]], given: Mapping[Any, Any]
+    fitted: Fitted,
+    n: int,
+    propose: Callable[[int], Proposal],
+    given: Mapping[Any, Any],
+    conditions: Conditions,
 ) -> pd.DataFrame | NDArray[Any]:
     """Draw n rows by rejection: rows that can occur and keep rules and conditions.
 
     Args:
         fitted: The model.
         n: Number of rows.
-        propose: Returns about as many rows of the matrix as asked for, and the number of draws that it took.
-        given: The conditions.
+        propose: Returns at most about as many rows of the matrix as asked for, the number of draws that it took, and
+            the rows' effective share.
+        given: The conditions, as the user gave them.
+        conditions: The same, as the model takes them.
     """
     table = fitted.table
-    kept, accepted, proposed, tried = [], 0, 0, 0.0
+    kept, accepted, proposed, tried, effective = [], 0, 0, 0.0, 0.0
     while True:
         share = max(accepted / proposed, LEAST) if proposed else 1.0
         wanted = min(math.ceil((n - accepted) / share), 4 * CHUNK)
-        if proposed or fitted.numeric or table.rejects:
+        if proposed or fitted.joint is not None or table.rejects:
             wanted += 1 + wanted // 50  # some will be rejected
         with threads_for(wanted * len(table.names)):
-            matrix, attempts = propose(wanted)
-            rows = _allowed(fitted, matrix, given)
+            matrix, attempts, share = propose(wanted)
+            rows = _allowed(fitted, matrix, given, conditions)
         kept.append(rows)
-        accepted, proposed, tried = accepted + len(rows), proposed + len(matrix), tried + attempts
+        accepted, proposed, tried = accepted + len(rows), proposed + wanted, tried + attempts
+        effective += share * wanted
         if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
             break
     if accepted < n:
@@ -96,34 +131,31 @@ def _kept(
         return rows.to_numpy()
     if given:
         rows.attrs["acceptance"] = accepted / tried
+        rows.attrs["effective_share"] = effective / proposed
     return rows
 
 
 def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
-    if given and fitted.numeric:
+    if given and fitted.joint is not None:
         raise ConditionError(f"the conditions {given} have next to no probability: {count} draws kept them")
     why = fitted.table.why_rejected()
-    if fitted.numeric:
-        dtypes = sorted({column.dtype for column in fitted.table.schema})
-        why = (
-            f"within the columns' supports, the training rows' range and the types {', '.join(dtypes)}: where columns "
-            'exclude one another, as the flags of one category do, fit with FlowDensity(members=["mixed"])'
-        )
+    if fitted.joint is not None:
+        why = f"within the training rows' range{' and ' if why else ''}{why}"
     raise RuntimeError(f"only {count} draws keep {why}" + (f", given {given}" if given else ""))
 
 
-def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any]) -> pd.DataFrame:
+def _allowed(fitted: Fitted, matrix: Array, given: Mapping[Any, Any], conditions: Conditions) -> pd.DataFrame:
     """The rows of a matrix that can occur, keep rules and conditions, and lie within the range of the training rows."""
     table = fitted.table
-    if fitted.numeric:
-        matrix = table.quantized(matrix)
-        numbers, asked = table.codec.numbers(matrix), read_ranges(table, given)
-        kept = table.storable(numbers) & table.supported(numbers) & inside(numbers, asked)
-        return table.decode(matrix[kept & (table.excess(numbers, asked) <= fitted.reach)])
-    rows = table.decode(matrix[table.codec.fits(matrix)])
+    if fitted.joint is not None:
+        asked = {*conditions.values, *conditions.allowed}
+        matrix = matrix[fitted.joint.in_range(torch.from_numpy(matrix).to(fitted.device), asked).cpu().numpy()]
+    rows = table.decode(matrix[table.codec.fits(matrix, seen=not conditions.derived)])
     kept = table.acceptable(rows) if table.rejects else np.ones(len(rows), dtype=bool)
     for name, condition in given.items():
-        if isinstance(condition, tuple):  # times are drawn by the day: the ends are checked here
+        if name in conditions.derived:
+            kept &= keeps(rows[name], condition)
+        elif isinstance(condition, tuple):  # times are drawn by the day: the ends are checked here
             kept &= within(rows[name], condition)
     return rows if kept.all() else rows[kept]
 

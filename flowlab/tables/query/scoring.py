@@ -13,12 +13,10 @@ from torch import Tensor
 from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
 from flowlab.tables.fitted import Fitted
-from flowlab.tables.query.conditional import joint_log_prob
+from flowlab.tables.query import conditional
 
 Array = NDArray[np.float64]
 MEASURES = ("mass", "density")
-LEAST = 0.001  # share of draws within the supports below which sampling gives up
-DRAWS = 2_000  # least draws at once where some lie outside
 
 
 def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_]]:
@@ -28,15 +26,15 @@ def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_]]:
         ValueError: A cell is missing and the flows are of complete numbers, or the columns are not those fitted to.
     """
     frame = fitted.table.frame(X)
-    if fitted.mixture is not None and not fitted.conditional and bool(frame.isna().to_numpy().any()):
-        missing = frame.isna()
+    missing = frame.isna()
+    if fitted.joint is not None and len(fitted.density().flows) == 1 and bool(missing.to_numpy().any()):
         name = missing.columns[missing.any().to_numpy().argmax()]
         count, row = int(missing[name].sum()), int(missing[name].to_numpy().argmax())
         raise ValueError(
             f"Input X contains NaN: column {name!r} has {count} such values, the first in row {row}. Drop or fill "
-            "those rows: this model is one of complete numbers"
+            'those rows: the members asked for model complete rows alone; "mixed" ones among them would do more'
         )
-    matrix, possible = fitted.table.encode_all(frame, off_grid=fitted.numeric)
+    matrix, possible = fitted.table.encode_all(frame, off_grid=fitted.joint is not None)
     if isinstance(X, pd.DataFrame):
         fitted.table.warn_of_new_levels(X, matrix)
     return matrix, possible
@@ -56,19 +54,18 @@ def score_matrix(fitted: Fitted, matrix: Array, missing: str = "outcome", measur
         rows = torch.from_numpy(matrix).to(fitted.device)
         with threads_for(rows.numel()):
             chunks = [_log_prob(fitted, chunk, missing).cpu().numpy() for chunk in rows.split(CHUNK)]
-        out = np.concatenate(chunks) - fitted.log_mass
-    # Mixed flows return probabilities of cells, flows of complete numbers densities.
-    if (measure == "density") == (not fitted.conditional):
-        return out
-    if not fitted.conditional:
-        return out + fitted.table.log_width(matrix)
-    return out - _log_width(fitted, matrix)
+        out = np.concatenate(chunks)
+    return out if measure == "mass" else out - _log_width(fitted, matrix)
 
 
 def _log_width(fitted: Fitted, matrix: Array) -> Array:
-    """Logarithm (n,) of the volume of each row's cell, where mixed flows give cells a probability."""
-    marginals = next(iter(fitted.density())).marginals()
+    """Logarithm (n,) of the volume of each row's cell, of those that have a probability."""
     total = np.zeros(len(matrix))
+    if fitted.mixture is None:
+        return total
+    if fitted.joint is not None:
+        return fitted.joint.cells.log_width(torch.from_numpy(matrix).to(fitted.device)).cpu().numpy()
+    marginals = next(iter(fitted.mixture)).marginals()
     for k, marginal in marginals.items():
         known = ~np.isnan(matrix[:, k])
         x = torch.from_numpy(np.where(known, matrix[:, k], 0.0)).to(fitted.device)
@@ -78,10 +75,14 @@ def _log_width(fitted: Fitted, matrix: Array) -> Array:
 
 
 def _log_prob(fitted: Fitted, rows: Tensor, missing: str) -> Tensor:
-    mixture = fitted.density()
-    if missing == "outcome" or not fitted.conditional:
-        return mixture.log_prob(rows)
-    return joint_log_prob(mixture, rows, ~torch.isnan(rows)).logsumexp(0)
+    mixture, unknown = fitted.density(), torch.isnan(rows)
+    if missing == "outcome":
+        unknown &= ~torch.tensor([variable.nullable for variable in fitted.table.variables], device=rows.device)
+    log_prob = mixture.log_prob(rows)
+    partly = unknown.any(1)
+    if bool(partly.any()):
+        log_prob[partly] = conditional.marginal_log_prob(mixture, rows[partly], ~unknown[partly])
+    return log_prob
 
 
 def score(fitted: Fitted, X: Any, missing: str, measure: str) -> Array:
@@ -98,12 +99,11 @@ def to_noise(fitted: Fitted, X: Any, rng: np.random.Generator) -> Array:
     matrix, possible = encoded(fitted, X)
     if fitted.mixture is None:
         return matrix
-    rows = matrix if fitted.conditional else fitted.table.dequantized(matrix, rng)
     generator = torch.Generator(fitted.device).manual_seed(int(rng.integers(2**62)))
-    noise = np.full_like(rows, np.nan)
-    with threads_for(min(len(rows), CHUNK) * rows.shape[1]):
+    noise = np.full_like(matrix, np.nan)
+    with threads_for(min(len(matrix), CHUNK) * matrix.shape[1]):
         possible &= np.isfinite(score_matrix(fitted, matrix))
-        chunks = torch.from_numpy(rows[possible]).to(fitted.device).split(CHUNK)
+        chunks = torch.from_numpy(matrix[possible]).to(fitted.device).split(CHUNK)
         noise[possible] = torch.cat([fitted.mixture.to_noise(c, generator=generator) for c in chunks]).cpu().numpy()
     return noise
 
@@ -127,35 +127,18 @@ def p_values(fitted: Fitted, scores: Array) -> Array:
 
 
 def draw(fitted: Fitted, count: int, generator: torch.Generator) -> Array:
-    """Draws (count, variables) of the matrix, also outside the supports."""
+    """Draws (count, variables) of the matrix, also beyond the range of the training rows."""
     if fitted.mixture is None:
         return np.empty((count, 0))
     return fitted.mixture.sample((count,), generator=generator).cpu().double().numpy()
 
 
-def draw_supported(fitted: Fitted, count: int, generator: torch.Generator) -> Tensor:
-    """Draws (count, variables) from the density within the supports, also beyond the range of the training rows."""
-    kept: list[Tensor] = []
-    lacking, tried = count, 0
-    while lacking > 0:
-        rows = fitted.density().sample((max(lacking, DRAWS) if kept else count,), generator=generator)
-        tried += len(rows)
-        if not fitted.conditional and fitted.table.bounded:
-            numbers = fitted.table.codec.numbers(fitted.table.quantized(rows.cpu().double().numpy()))
-            rows = rows[torch.from_numpy(fitted.table.supported(numbers)).to(rows.device)]
-        kept.append(rows)
-        lacking -= len(rows)
-        if lacking > 0 and tried > CHUNK and count - lacking < LEAST * tried:
-            raise RuntimeError(f"only {count - lacking} of {tried} draws lie within the supports of the columns")
-    return torch.cat(kept)[:count]
-
-
 @torch.no_grad()
 def scored_draws(fitted: Fitted, sizes: Iterator[int], generator: torch.Generator) -> tuple[Array, Array]:
-    """Draws of the matrix, before quantisation, and the mixture's log-densities of them."""
+    """Draws of the matrix, and the mixture's log-densities of them."""
     parts = []
     for size in sizes:
-        rows = draw_supported(fitted, size, generator)
-        parts.append((rows, fitted.density().log_prob(rows) - fitted.log_mass))
+        rows = fitted.density().sample((size,), generator=generator)
+        parts.append((rows, fitted.density().log_prob(rows)))
     drawn, log_prob = (torch.cat(blocks).cpu().numpy() for blocks in zip(*parts, strict=True))
     return drawn, log_prob
