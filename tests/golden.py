@@ -56,7 +56,7 @@ def density(effort: str, mix: bool, small: bool = True, **options: Any) -> Any:
 
     members = None
     if small:
-        members = [replace(m, **(SMALL if m.trained else {"components": 3})) for m in recipe(effort, 240, 5, mix)]
+        members = [replace(m, **(SMALL if m.trained else {"components": 3})) for m in recipe(effort, 240, 5, not mix)]
     return FlowDensity(effort=effort, members=members, random_state=3, n_jobs=1, **options)
 
 

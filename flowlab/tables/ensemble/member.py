@@ -37,8 +37,8 @@ def network_sizes(kind: str, rows: int, features: int) -> Sizes:
         components=8 if kind in TRAINED else 64,
         dropout=0.2 if rows < 5_000 else 0.1 if rows < 20_000 else 0.0,
         batch_size=batch,
-        steps=min(max(100 * rows // batch, 400), 6000 if rows >= 20_000 and features <= 15 else 3000),
-        learning_rate=5e-3,
+        steps=min(max(50 * rows // batch, 400), 3000 if rows >= 20_000 and features <= 15 else 1500),
+        learning_rate=1e-2,
         trees=0,
     )
 
@@ -178,9 +178,8 @@ def joint_recipe(effort: str, rows: int, features: int) -> list[Member]:
         first = "auto" if features <= 30 else "marginal-whitening"  # a race of wide networks takes long
         return [Member("autoregressive", first, steps=steps, learning_rate=1e-2), *quick, *simple[:2]]
     if effort == "default":
-        third = [Member("autoregressive", rank=1)] if features <= 30 else []  # wide networks take long
-        return [Member("autoregressive"), Member("autoregressive"), *third, Member("spline"), *mixtures, *simple]
-    more: dict[str, Any] = {"steps": min(max(300 * rows // 256, 2000), 20_000)}
+        return [Member("autoregressive"), Member("spline"), *mixtures, *simple]
+    more: dict[str, Any] = {"steps": min(max(300 * rows // 256, 2000), 20_000), "learning_rate": 5e-3}
     return [
         *(Member("autoregressive", rank=i // 3, **more) for i in range(6)),
         *(Member("spline", rank=i // 2, **more) for i in range(4)),

@@ -1,6 +1,7 @@
 """What a mixture of conditional densities says of cells given others: scores, draws and probabilities."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,9 @@ from flowlab.tables.query.conditions import ConditionError, Conditions
 IMPOSSIBLE = 1e-7  # probability of a condition, given those before it, below which it is refused
 RARE = 1e-4  # share of accepted draws below which sampling gives up
 ENOUGH = 50 * CHUNK  # draws after which it may give up
-CANDIDATES = 8  # proposals for a row where a joint density has weight
-LEAST_EFFECTIVE = 2.0  # of them on average, below which there are no draws
+CANDIDATES = 8  # proposals for a row, at least, where a joint density has weight
+TOGETHER = 256  # proposals for all rows, at least
+LEAST_EFFECTIVE = 0.15  # effective share of proposals below which there are no draws
 
 
 @torch.no_grad()
@@ -34,7 +36,7 @@ def draw(
     """
     whole, mixture = mixture, conditionals_of(mixture)
     networks = networks_of(mixture)
-    wanted = n if whole is mixture else n * CANDIDATES
+    wanted = n if whole is mixture else n * candidates(n)
     rows, accepted = draw_by_networks(networks, conditions, wanted, generator)
     if any(a is not b for a, b in zip(mixture, networks, strict=True)):
         given = torch.tensor([j in conditions.values or j in conditions.allowed for j in range(mixture.features)])
@@ -43,7 +45,7 @@ def draw(
         rows = torch.cat([fill(first, chunk, given.expand(chunk.shape), generator=generator)[0] for chunk in chunks])
     if whole is mixture:
         return rows, accepted, 1.0
-    rows, effective = resampled(whole, rows.view(CANDIDATES, n, -1), generator)
+    rows, effective = resampled(whole, rows.view(-1, n, rows.shape[1]), generator)
     return rows, accepted, effective
 
 
@@ -55,12 +57,29 @@ def conditionals_of(mixture: FlowMixture) -> FlowMixture:
     return FlowMixture([mixture.flows[k] for k in kept], mixture.weights[kept])
 
 
-def log_ratio(mixture: FlowMixture, x: Tensor) -> Tensor:
-    """Log of a mixture's density of rows (n, variables) over that of its members with conditional densities: (n,)."""
-    log_p = torch.cat([mixture.member_log_prob(chunk) for chunk in x.split(CHUNK)], 1)
-    log_p = log_p + mixture.log_weights.unsqueeze(-1)
-    kept = torch.tensor([isinstance(member, ConditionalDensity) for member in mixture], device=x.device)
-    return log_p.logsumexp(0) - log_p[kept].logsumexp(0) + mixture.weights[kept].sum().log()
+def weighed(mixture: FlowMixture, rows: Tensor) -> tuple[Tensor, float]:
+    """What proposals of the members with conditional densities count as under the whole mixture.
+
+    Args:
+        mixture: The whole mixture.
+        rows: Proposals (proposals, n, variables) for each of n rows.
+
+    Returns:
+        Log of the mixture's density over that of the members who proposed (proposals, n); and the effective share: the
+        effective number of proposals over their number (Kong 1992), averaged over rows, or, where that is smaller, the
+        part that the joint density has in what is chosen, over its weight. The latter tells of proposals that all lie
+        where it has no density, which therefore count alike.
+    """
+    log_p = torch.cat([mixture.member_log_prob(chunk) for chunk in rows.flatten(0, 1).split(CHUNK)], 1)
+    log_p = (log_p + mixture.log_weights.unsqueeze(-1)).view(-1, *rows.shape[:2])
+    asked = torch.tensor([isinstance(member, ConditionalDensity) for member in mixture], device=rows.device)
+    log_v = log_p.logsumexp(0) - log_p[asked].logsumexp(0) + mixture.weights[asked].sum().log()
+    if not log_v.numel():
+        return log_v, 1.0
+    shares = log_v.softmax(0)
+    number = float((1 / shares.square().sum(0)).mean()) / len(rows)
+    of_joint = (shares * log_p.softmax(0)[~asked].sum(0)).sum(0).mean() / mixture.weights[~asked].sum()
+    return log_v, min(number, float(of_joint))
 
 
 def resampled(mixture: FlowMixture, rows: Tensor, generator: torch.Generator | None) -> tuple[Tensor, float]:
@@ -75,34 +94,31 @@ def resampled(mixture: FlowMixture, rows: Tensor, generator: torch.Generator | N
         generator: Source of the choice.
 
     Returns:
-        The rows (n, variables), and their effective share: the mean effective number of proposals over their number.
+        The rows (n, variables), and their effective share: see `weighed`.
 
     Raises:
         ConditionError: The effective share is too small.
     """
-    log_v = log_ratio(mixture, rows.flatten(0, 1)).view(rows.shape[:2])
-    shares = log_v.softmax(0)
-    effective = effective_share(shares)
-    chosen = choose(shares, torch.rand(rows.shape[1], dtype=torch.float64, device=rows.device, generator=generator))
+    log_v, effective = weighed(mixture, rows)
+    check_effective(effective)
+    uniform = torch.rand(rows.shape[1], dtype=torch.float64, device=rows.device, generator=generator)
+    chosen = choose(log_v.softmax(0), uniform)
     return rows.gather(0, chosen[None, :, None].expand(1, -1, rows.shape[2]))[0], effective
 
 
-def effective_share(shares: Tensor) -> float:
-    """The effective number of proposals over their number, from their shares (proposals, n), averaged over rows.
-
-    Raises:
-        ConditionError: Fewer than `LEAST_EFFECTIVE` of them are.
-    """
-    if not shares.numel():
-        return 1.0
-    effective = float((1 / shares.square().sum(0)).mean())
-    if effective < LEAST_EFFECTIVE:
+def check_effective(share: float) -> None:
+    """Raise a ConditionError for too small an effective share."""
+    if share < LEAST_EFFECTIVE:
         raise ConditionError(
-            f"draws given other cells are not to be had from this model: of {len(shares)} proposals for a row "
-            f"{effective:.1f} are effective, since the members that know conditional distributions are far from the "
-            'others. Fit with members=["mixed"] for this question, or with effort="best"'
+            f"what other cells say cannot be drawn from this model: {share:.1%} of the proposals for a row are "
+            "effective, since the members that know conditional distributions are far from the others. Fit with "
+            'members=["mixed"] for this question'
         )
-    return effective / len(shares)
+
+
+def candidates(rows: int) -> int:
+    """The number of proposals for each of some rows: enough of all together to judge them."""
+    return max(CANDIDATES, math.ceil(TOGETHER / max(rows, 1)))
 
 
 def earliest(mixture: FlowMixture, given: Tensor) -> FlowMixture:
@@ -238,10 +254,11 @@ def fill(
     """
     conditional = conditionals_of(mixture)
     if conditional is not mixture:
-        rows, masks = x.repeat(CANDIDATES, 1), known.repeat(CANDIDATES, 1)
+        count = candidates(len(x))
+        rows, masks = x.repeat(count, 1), known.repeat(count, 1)
         chunks = zip(rows.split(CHUNK), masks.split(CHUNK), strict=True)
         parts = [fill(conditional, *chunk, missing, generator)[0] for chunk in chunks]
-        return resampled(mixture, torch.cat(parts).view(CANDIDATES, *x.shape), generator)
+        return resampled(mixture, torch.cat(parts).view(count, *x.shape), generator)
     uniform = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
     which = choose(member_shares(mixture, x, known), uniform)
     out = x.clone()
@@ -265,9 +282,15 @@ def marginal_log_prob(mixture: FlowMixture, x: Tensor, known: Tensor) -> Tensor:
     if conditional is mixture or not bool(possible.any()):
         return log_p
     generator, rows, masks = torch.Generator(x.device).manual_seed(0), x[possible], known[possible]
-    done = torch.cat([fill(conditional, rows, masks, generator=generator)[0] for _ in range(CANDIDATES)])
-    log_v = log_ratio(mixture, done).view(CANDIDATES, -1)
-    log_p[possible] += log_v.logsumexp(0) - math.log(CANDIDATES)
+    done = [fill(conditional, rows, masks, generator=generator)[0] for _ in range(candidates(len(rows)))]
+    log_v, effective = weighed(mixture, torch.stack(done))
+    if effective < LEAST_EFFECTIVE:
+        warnings.warn(
+            "scores of rows with unknown cells are too low: the members that know conditional distributions are far "
+            'from the others. Fit with members=["mixed"] for this question',
+            stacklevel=6,
+        )
+    log_p[possible] += log_v.logsumexp(0) - math.log(len(done))
     return log_p
 
 

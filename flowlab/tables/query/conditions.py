@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from flowlab.tables.codec.table import Table
 from flowlab.tables.frames.arrow import to_pandas
+from flowlab.tables.schema.column import ColumnSchema
+from flowlab.tables.schema.levels import take_levels
 
 
 class ConditionError(ValueError):
@@ -114,7 +116,11 @@ def read_conditions(table: Table, given: Mapping[Any, Any]) -> Conditions:
     for name, condition in given.items():
         listed, low_high = listed_values(name, condition)
         single = is_single(condition)
-        if name in table.schema and table.schema[name].kind in ("derived", "duplicate"):
+        kind = table.schema[name].kind if name in table.schema else None
+        if kind == "constant":
+            check_constant(table.schema[name], condition)
+            continue
+        if kind in ("derived", "duplicate"):
             conditions.derived[name] = condition
             continue
         variables = range(len(table.variables))[table.place(name)]
@@ -155,6 +161,13 @@ def listed_values(name: Any, condition: Any) -> tuple[list[Any], bool]:
     if not listed:
         raise ValueError(f"column {name!r}: the set of allowed values is empty")
     return listed, low_high
+
+
+def check_constant(column: ColumnSchema, condition: Any) -> None:
+    """Raise a ValueError for a condition that a constant column does not keep."""
+    value = take_levels(column, [column.value], np.array([0 if column.value is not None else -1]))
+    if not keeps(value, condition).all():
+        raise ValueError(f"column {column.name!r} cannot be {short(condition)}: it is always {column.value!r}")
 
 
 def inside(matrix: NDArray[np.float64], conditions: Conditions) -> NDArray[np.bool_]:

@@ -150,8 +150,10 @@ def draws_of(fitted: Fitted, x: Array, known: Known, n: int, generator: torch.Ge
     drawn, effective = fill(part, np.repeat(x, n, axis=0), np.repeat(known, n, axis=0), False, generator)
     if part.mixture is mixture or not len(x):
         return drawn, effective
+    rows = torch.from_numpy(drawn).to(fitted.device).view(len(x), n, -1)
     with threads_for(drawn.size), torch.no_grad():
-        shares = conditional.log_ratio(mixture, torch.from_numpy(drawn).to(fitted.device)).view(-1, n).softmax(1)
-    effective = conditional.effective_share(shares.T)
+        log_v, effective = conditional.weighed(mixture, rows.transpose(0, 1))
+    conditional.check_effective(effective)
+    shares = log_v.T.softmax(1)
     chosen = torch.multinomial(shares, n, replacement=True, generator=generator).cpu().numpy()
     return drawn.reshape(len(x), n, -1)[np.arange(len(x))[:, None], chosen].reshape(len(x) * n, -1), effective

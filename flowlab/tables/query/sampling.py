@@ -47,7 +47,7 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
         return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n, 1.0), given, conditions)
     mixture = fitted.density()
     if fitted.joint is not None and len(mixture.flows) == 1:
-        check_probable(fitted.joint, conditions)
+        check_probable(fitted, fitted.joint, conditions)
         return _kept(fitted, count, lambda n: _inside(fitted, n, conditions, generator), given, conditions)
     warn_of_rare_levels(fitted, conditions)
 
@@ -58,14 +58,14 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
     return _kept(fitted, count, propose, given, conditions)
 
 
-def check_probable(joint: JointDensity, conditions: Conditions) -> None:
+def check_probable(fitted: Fitted, joint: JointDensity, conditions: Conditions) -> None:
     """Raise a ValueError where a condition on one value has no probability, so that no draw can keep it."""
     for j, value in conditions.values.items():
         if not joint.cells.has_cell(j, value):
             raise ValueError(
-                f"{conditions.text[j]}: the column holds numbers that do not repeat, and one of them has no "
-                'probability under the members asked for: give an interval (low, high), or name "mixed" among them, '
-                "which can tell what a value says of the others"
+                f"column {fitted.table.variables[j].name!r} holds numbers that do not repeat, and one of them, "
+                f"{value:g}, has no probability under the members asked for: give an interval (low, high), or leave "
+                'members out, or name "mixed" among them, which can tell what a value says of the others'
             )
 
 
