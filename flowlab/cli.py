@@ -321,7 +321,7 @@ def export(
 ) -> None:
     """Write log-density or sampler of a model as an ONNX file, checked in ONNX Runtime.
 
-    Models that `flowlab fit` wrote are exported where all their columns are numbers without missing cells.
+    Models that `flowlab fit --members autoregressive,mixture` wrote (or other members than mixed) are exported.
     """
     import flowlab
     from flowlab.command.tables import check_output

@@ -77,6 +77,11 @@ def trees(h: dict) -> dict:
     return h["module"]["args"]["flows"][0]["args"]["forest"]["args"]
 
 
+def joint(h: dict) -> dict:
+    """The arguments of the joint density of a table of numbers."""
+    return h["module"]["args"]["flows"][0]["args"]
+
+
 def copied(value: object, times: int) -> list:
     return [json.loads(json.dumps(value)) for _ in range(times)]
 
@@ -314,8 +319,13 @@ def table_edits() -> dict:
 def estimator_edits() -> dict:
     """Wrong values in what a `FlowDensity` keeps of its fit and of its parameters."""
     edits = {
-        "log-mass": (NUMBERS, lambda h: h["state"].update(log_mass="none")),
-        "reach": (NUMBERS, lambda h: h["state"].update(reach=None)),
+        "supports": (NUMBERS, lambda h: joint(h).update(lower=[0.0])),
+        "an end of a support": (NUMBERS, lambda h: joint(h).update(lower=["none"] * len(joint(h)["lower"]))),
+        "atoms of cells": (NUMBERS, lambda h: joint(h)["cells"]["args"].update(atoms=[10**9])),
+        "a flow for a mixture": (NUMBERS, lambda h: joint(h).update(flow=joint(h)["flow"]["args"]["flows"][0])),
+        "joint twice": (NUMBERS, lambda h: joint(h)["flow"]["args"].update(flows=copied(h["module"]["args"]["flows"][0], 1))),
+        "reach": (EARLY, lambda h: h["state"]["numbers"].update(reach=None)),
+        "log-mass": (EARLY, lambda h: h["state"]["numbers"].update(log_mass="none")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
         "feature names": (NUMBERS, lambda h: h["state"].update(feature_names_in_=["a"])),
         "race": (NUMBERS, lambda h: h["state"].update(race=[1])),

@@ -43,10 +43,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
     The density is a weighted mixture (`FlowMixture`). Its members are fitted separately and weighted by the likelihood
     of held-out rows that none of them was trained on (though these rows decide when training stops, and how many
-    components a Gaussian mixture has). Tables of complete numbers get unlike flows: autoregressive ones, Gaussian
-    mixtures, a copula, each behind preprocessing that is part of its density. Other tables, and tables with `schema`
-    or `rules`, get networks and decision trees, mixed column by column, which know any columns given any others and can
-    therefore condition on values and impute; `members=["mixed"]` selects them for any table.
+    components a Gaussian mixture has). Networks and decision trees, mixed column by column, know any columns given any
+    others. Tables of complete numbers get joint members beside them: autoregressive and spline flows, Gaussian
+    mixtures, a copula, each behind preprocessing that is part of its density. Draws given other cells, and imputation,
+    then choose among what the former propose, so that they follow the whole mixture.
 
     Log-likelihoods, in nats per row, have the same measure for every table; see `score_samples`. Columns are treated
     by what their values are (`schema_`, `summary()`). Values on a decimal grid (integers, prices) and values that
@@ -227,13 +227,14 @@ class FlowDensity(DensityMixin, BaseEstimator):
             random_state: An int makes the draw reproducible; None draws a seed.
             given: Conditions: a dict from columns to a value (None for a missing cell), a pair (low, high) with None
                 for an open end, or a list, set, array or Series of values; or a table of some of the columns, for one
-                new row per row of it. Flows of complete numbers take intervals and repeated values, by rejection.
+                new row per row of it.
 
         Returns:
-            The rows. Under conditions, a pandas DataFrame has the share of accepted draws in `attrs["acceptance"]`.
+            The rows. Under conditions, a pandas DataFrame has the share of accepted draws in `attrs["acceptance"]`, and
+            the effective share of proposals in `attrs["effective_share"]`: 1 but for tables of complete numbers.
 
         Raises:
-            ConditionError: A condition has (next to) no probability; the message names it.
+            ConditionError: A condition has (next to) no probability, or too few proposals are effective.
             ValueError: A condition names an unknown column, or a value that the column cannot have.
             RuntimeError: Nearly all draws leave the range of the columns' types, or break a rule.
 

@@ -173,6 +173,7 @@ class JointDensity(nn.Module):
         self.register_buffer("log_mass", torch.zeros((), dtype=torch.float64))  # of the supports, under the flow
         self.register_buffer("low", -ends)  # the range of rows that users get
         self.register_buffer("high", ends)
+        self.register_load_state_dict_post_hook(_check_ends)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -232,6 +233,12 @@ class JointDensity(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.features} variables"
+
+
+def _check_ends(density: JointDensity, _: object) -> None:
+    """Raise a ValueError unless tensors from a file are a probability and a range."""
+    if not -1e3 < float(density.log_mass) <= 0 or not bool((density.low <= density.high).all()):
+        raise ValueError("the range of a table's numbers, or the probability of their supports, is none")
 
 
 @dataclass(frozen=True)
