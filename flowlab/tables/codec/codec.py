@@ -111,7 +111,8 @@ class Codec:
                 return np.full(len(matrix), np.nan)
             own, variables = self.schema[source], self.variables[self._places[source]]
             total = total + weight * number_of(own, variables[0], matrix[:, self._places[source].start])
-        return on_grid(total, column.resolution) + 0.0 if column.resolution else total
+        step = column.resolution or column.decimals
+        return on_grid(total, step) + 0.0 if step else total
 
     def numbers(self, matrix: Array) -> Array:
         """The values (n, columns) of a table of complete numbers, as `decode` gives them but for their types."""
@@ -119,8 +120,7 @@ class Codec:
         for column in self.schema:
             if column.modelled:
                 place = self._places[column.name]
-                x = number_of(column, self.variables[place][0], matrix[:, place.start])
-                found[column.name] = (on_grid(x, column.decimals) if column.decimals else x) + 0.0
+                found[column.name] = number_of(column, self.variables[place][0], matrix[:, place.start]) + 0.0
             elif column.kind == "constant":
                 found[column.name] = np.full(len(matrix), float(column.value))
             elif column.kind == "duplicate":

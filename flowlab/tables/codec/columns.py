@@ -150,18 +150,11 @@ def decode_column(column: ColumnSchema, variables: list[Variable], block: Array)
                 f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {variables[0].classes} levels"
             )
         return take_levels(column, column.categories, codes.astype(np.int64))
-    rounded = [
-        on_grid(block[:, k], variable.resolution) if variable.resolution else block[:, k]
-        for k, variable in enumerate(variables)
-    ]
+    rounded = [number_of(column, variable, x) for variable, x in zip(variables, block.T)]
     if column.kind in NUMERIC:
-        numbers = number_of(column, variables[0], block[:, 0])
-        if column.decimals:
-            numbers = on_grid(numbers, column.decimals)
-        return from_numbers(column, respell(column, numbers + 0.0))
+        return from_numbers(column, respell(column, rounded[0] + 0.0))
     if column.kind == "timedelta":
-        seconds = on_grid(rounded[0], column.decimals) if column.decimals else rounded[0]
-        return cells.differences(seconds, column.dtype, column.name)
+        return cells.differences(rounded[0], column.dtype, column.name)
     parts = dict(zip(column.parts, rounded))
     days = parts.get("day", np.where(missing, np.nan, 0.0)) + day_number(column.origin)
     return cells.clock_times(
@@ -202,7 +195,8 @@ def combined(column: ColumnSchema, numbers: Mapping[Any, Array]) -> Array:
     total: Any = column.value
     for source, weight in zip(column.sources, column.weights):
         total = total + weight * numbers[source]
-    return on_grid(total, column.resolution) + 0.0 if column.resolution else np.asarray(total)
+    step = column.resolution or column.decimals
+    return on_grid(total, step) + 0.0 if step else np.asarray(total)
 
 
 def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
@@ -217,11 +211,12 @@ def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) ->
 
 
 def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
-    """A column's numbers from those of its variable: rounded to the grid, with the offset added back."""
-    if variable.classes:  # false and true
-        return x
-    rounded = on_grid(x, variable.resolution) if variable.resolution else x
-    return rounded + column.offset if column.offset else rounded
+    """A column's numbers from those of its variable: rounded to grid or decimals, with the offset added back."""
+    if variable.resolution:
+        x = on_grid(x, variable.resolution)
+    elif column.decimals:  # repeated values are as they are in the data
+        x = np.where(np.isin(x, variable.atoms), x, on_grid(x, column.decimals))
+    return x + column.offset if column.offset else x
 
 
 def possible_cells(

@@ -16,6 +16,7 @@ from flowlab.tables.schema.grid import (
     ATOM_WIDTH,
     FINE,
     check_size,
+    common_decimals,
     decimal_grid,
     learn_column,
     offset_of,
@@ -168,6 +169,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float =
             values, counts = values[counts > 1], counts[counts > 1]
             column.atoms = np.sort(values[np.argsort(-counts, kind="stable")][:MANY_VALUES]).tolist()
             column.atom_width = ATOM_WIDTH * spread(x)
+            column.decimals = common_decimals(x, 8 * precision * np.abs(x))
             reason = f"{len(column.atoms)} values repeat, off any grid"
         column.coarse = coarse if column.resolution < coarse else 0.0
     if reason and column.kind == "continuous":
@@ -306,7 +308,7 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
             key,
             _bound(column, given[key], key) if key in ("lower", "upper") else _number(column, given[key], key),
         )
-    if column.resolution or column.atoms:
+    if column.resolution:
         column.decimals = 0.0
     if column.atoms and not column.atom_width:
         column.atom_width = ATOM_WIDTH * spread(numbers_of(column, present))
