@@ -186,7 +186,7 @@ def fit_matrix(
         if not conditional:
             fitted.log_mass, fitted.reach = measure_support(ensemble.flow, table, int(rng.integers(2**62)))
     fitted.mixture, fitted.reports, fitted.race = ensemble.flow.to(device), ensemble.reports, ensemble.race
-    held_out, held_weight = ensemble.held_out - fitted.log_mass, ensemble.held_weight
+    held_out, held_weight = ensemble.held_out - fitted.log_mass + table.codec.log_constants, ensemble.held_weight
     fitted.held_out = held_out.sort().values.numpy()
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())

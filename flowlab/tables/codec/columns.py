@@ -13,7 +13,7 @@ from flowlab.tables.frames.cells import DAY, NULLS, Array
 from flowlab.tables.frames.validation import numpy_dtype, rounding
 from flowlab.tables.schema.column import LEVELLED, NUMERIC, ColumnSchema, check_resolution, day_number
 from flowlab.tables.schema.grid import on_grid
-from flowlab.tables.schema.levels import level_codes, take_levels
+from flowlab.tables.schema.levels import UNKNOWN, level_codes, take_levels
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Variable:
         upper: Upper end, inf if it has none.
         atom_width: Width of the cell around each atom when a density is needed; 0 if it is not known.
         coarse: Width of the cells of a coarser grid on which nearly all values are, 0 for none.
+        unseen: Probability of a level that training did not have, code `UNKNOWN`; 0 where there can be none.
+        declared: Number of levels that are told apart, whether training has them or not; 0 where they are not known.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Variable:
     upper: float = np.inf
     atom_width: float = 0.0
     coarse: float = 0.0
+    unseen: float = 0.0
+    declared: int = 0
 
     @property
     def step(self) -> float:
@@ -83,7 +87,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
                 f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) "
                 "learns them"
             )
-        return [Variable(name, index, classes=len(column.categories), nullable=nullable)]
+        classes, declared = len(column.categories), len(column.declared)
+        return [Variable(name, index, classes, nullable, unseen=column.unseen, declared=declared)]
     if column.kind == "datetime":
         variables = []
         if "day" in column.parts:
@@ -110,8 +115,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     atoms = () if resolution else tuple(column.atoms)
-    widths = {"atom_width": column.atom_width, "coarse": column.coarse}
-    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, **widths)]
+    grid = resolution, atoms, lower, upper, column.atom_width, column.coarse
+    return [Variable(name, index, 0, nullable, *grid)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:
@@ -230,7 +235,7 @@ def possible_cells(
     precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
     for variable, x in zip(variables, matrix.T):
         if variable.classes:
-            fine = x >= 0
+            fine = (x >= 0) | ((x == UNKNOWN) & (variable.unseen > 0))
         else:
             slack = 1e-6 * variable.resolution
             fine = (x >= variable.lower - slack) & (x <= variable.upper + slack)

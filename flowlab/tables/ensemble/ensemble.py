@@ -21,6 +21,7 @@ from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.ensemble.preprocessing import Marginals, Prepared, Preprocessing
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
+from flowlab.tables.schema.levels import UNKNOWN, log_seen
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training import History
 
@@ -130,8 +131,8 @@ def fit_ensemble(
     """
     started = time.perf_counter()
     n, features = rows.shape
-    parts = make_folds(rows, weight, rng, validation, folds)
-    offsets = [torch.zeros(len(part.held_out)) if log_width is None else log_width(part.held_out) for part in parts]
+    parts = [with_new_levels(part, variables) for part in make_folds(rows, weight, rng, validation, folds)]
+    offsets = [log_levels(part, variables) if log_width is None else log_width(part.held_out) for part in parts]
     seed = int(rng.integers(2**62))
     jobs = n_jobs or (
         joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
@@ -261,6 +262,26 @@ def make_folds(rows: Tensor, weight: Tensor, rng: np.random.Generator, validatio
         return [_fold(rows, weight, torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(folds)]
     held = max(round(validation * n), 1)
     return [_fold(rows, weight, order[held:], order[:held])]
+
+
+def with_new_levels(fold: Fold, variables: Sequence[Variable]) -> Fold:
+    """The fold with `UNKNOWN` for levels of held-out rows that its training rows lack, as in rows after the fit."""
+    held_out = fold.held_out.clone()
+    for j, variable in enumerate(variables):
+        if variable.unseen:
+            held_out[~torch.isnan(held_out[:, j]) & ~torch.isin(held_out[:, j], fold.train[:, j]), j] = UNKNOWN
+    return replace(fold, held_out=held_out)
+
+
+def log_levels(fold: Fold, variables: Sequence[Variable]) -> Tensor:
+    """Log-probability (held-out rows,) that held-out rows have levels that a fold's training rows have, or others."""
+    total = torch.zeros(len(fold.held_out), dtype=torch.float64)
+    for variable, train, held_out in zip(variables, fold.train.T, fold.held_out.T, strict=True):
+        if variable.unseen:
+            seen = len(train[~torch.isnan(train)].unique())
+            codes = held_out.numpy()
+            total += torch.from_numpy(log_seen(codes, variable.unseen, 1 + max(variable.declared - seen, 0)))
+    return total
 
 
 def _fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold:

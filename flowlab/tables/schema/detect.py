@@ -23,6 +23,7 @@ from flowlab.tables.schema.grid import (
     on_grid,
     spread,
 )
+from flowlab.tables.schema.levels import unseen_mass
 
 ID_SHARE, ID_ROWS = 0.5, 50  # strings identify rows if a larger share of at least so many rows is distinct
 MANY_VALUES = 1000  # maximum number of atoms, and of spellings
@@ -62,6 +63,8 @@ def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchem
         "timedelta": learn_timedeltas,
     }
     fill.get(column.kind, learn_levels)(column, present)
+    if given.keys() & {"categories", "unseen"}:  # levels that are listed are all there are
+        column.unseen = given_unseen(column, given)
     if column.cardinality == 1:
         codes, unique = cells.levels(present, name)
         column.value = unique[codes[0]]
@@ -120,6 +123,8 @@ def learn_levels(column: ColumnSchema, present: pd.Series) -> None:
     if column.kind == "id":
         return
     column.categories = [unique[code] for code in seen]
+    if column.kind == "categorical" and not all(isinstance(v, bool) for v in column.categories):
+        column.unseen = unseen_mass(np.bincount(codes))
     if not column.levels_dtype:
         column.categories.sort(
             key=lambda v: v if len({type(u) for u in column.categories}) == 1 else (type(v).__name__, v)
@@ -328,6 +333,14 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
         column.categories = [v for v in levels if v in column.categories]
 
 
+def given_unseen(column: ColumnSchema, given: Mapping[str, Any]) -> float:
+    """The user's probability of levels that training did not have, 0 beside listed levels."""
+    unseen = float(_number(column, given.get("unseen", 0.0), "unseen"))
+    if not 0 <= unseen < 1:
+        raise ValueError(f"schema of column {column.name!r}: unseen must be a probability below 1, not {unseen:g}")
+    return unseen
+
+
 def numbers_of(column: ColumnSchema, present: pd.Series) -> Array:
     """A column of numbers or times as numbers: days for datetimes, seconds for time differences."""
     if column.kind == "datetime":
@@ -379,7 +392,7 @@ def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
 
 
 def _number(column: ColumnSchema, value: Any, key: str) -> Any:
-    """A resolution, or a list of atoms, as floats."""
+    """A resolution or a probability, or a list of atoms, as floats."""
     try:
         result = [float(v) for v in value] if key == "atoms" else float(value)
     except (TypeError, ValueError) as error:
