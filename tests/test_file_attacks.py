@@ -323,7 +323,10 @@ def estimator_edits() -> dict:
         "an end of a support": (NUMBERS, lambda h: joint(h).update(lower=["none"] * len(joint(h)["lower"]))),
         "atoms of cells": (NUMBERS, lambda h: joint(h)["cells"]["args"].update(atoms=[10**9])),
         "a flow for a mixture": (NUMBERS, lambda h: joint(h).update(flow=joint(h)["flow"]["args"]["flows"][0])),
-        "joint twice": (NUMBERS, lambda h: joint(h)["flow"]["args"].update(flows=copied(h["module"]["args"]["flows"][0], 1))),
+        "joint twice": (
+            NUMBERS,
+            lambda h: joint(h)["flow"]["args"].update(flows=copied(h["module"]["args"]["flows"][0], 1)),
+        ),
         "reach": (EARLY, lambda h: h["state"]["numbers"].update(reach=None)),
         "log-mass": (EARLY, lambda h: h["state"]["numbers"].update(log_mass="none")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),

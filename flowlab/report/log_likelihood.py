@@ -34,6 +34,7 @@ class Variable:
         atoms: Repeated values of a number on no grid, which have a probability.
         lower: Lower end of the support.
         upper: Upper end of the support.
+        unseen: Probability of a level that training did not have; 0 where it is not known.
     """
 
     train: Array
@@ -44,6 +45,7 @@ class Variable:
     atoms: tuple[float, ...] = ()
     lower: float = -np.inf
     upper: float = np.inf
+    unseen: float = 0.0
 
     @property
     def joint(self) -> bool:
@@ -64,11 +66,11 @@ def variables(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> list[Varia
     for j, variable in enumerate(table.variables):
         first = variable.column != column  # variables of a column are missing together: that counts once
         column = variable.column
-        ends = {"lower": variable.lower, "upper": variable.upper}
+        own = {"lower": variable.lower, "upper": variable.upper, "unseen": variable.unseen}
         nullable = variable.nullable and first
         step = variable.step if numeric else variable.resolution
         atoms = () if step else variable.atoms
-        found.append(Variable(x[:, j], y[:, j], variable.classes > 0, nullable, step, atoms, **ends))
+        found.append(Variable(x[:, j], y[:, j], variable.classes > 0, nullable, step, atoms, **own))
     return found
 
 
@@ -153,9 +155,11 @@ def marginal(part: Variable) -> Array:
     known = part.train[~absent]
     if part.classes:
         levels, codes = np.unique(np.concatenate([known, part.test[~absent_test]]), return_inverse=True)
-        counts = np.bincount(codes[: len(known)], minlength=len(levels)) + 0.5
-        log_p = np.zeros(len(part.test))  # half a row more for each level, and for all that were never seen together
-        log_p[~absent_test] = np.log(counts[codes[len(known) :]] / (len(known) + 0.5 * ((counts > 0.5).sum() + 1)))
+        counts = np.bincount(codes[: len(known)], minlength=len(levels))
+        seen, total = counts > 0, len(known) + 0.5 * (counts > 0).sum()  # half a row more for each level
+        unseen = part.unseen or 0.5 / (total + 0.5)  # and, where nothing is known of them, for all that were not seen
+        log_p = np.zeros(len(part.test))
+        log_p[~absent_test] = np.log(np.where(seen, (1 - unseen) * (counts + 0.5) / total, unseen))[codes[len(known) :]]
     else:
         lower, upper = (float(end) if np.isfinite(end) else None for end in (part.lower, part.upper))
         values = torch.from_numpy(known)

@@ -155,9 +155,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
     ) -> Array:
         """Log-likelihood of each row (n,), nats; -inf for rows that cannot occur.
 
-        It is the log of a product with one factor per modelled column: the probability of a level, of a missing cell,
-        of a value on a grid (integers, prices) or of a value that repeats; the density of any other number, per unit of
-        the column. The other columns of the table do not change the measure of a column.
+        It is the log of a product with one factor per modelled column: the probability of a level (of a new one, too,
+        with a warning), of a missing cell, of a value on a grid (integers, prices) or that repeats; the density of any
+        other number, per unit of the column. The other columns of the table do not change the measure of a column.
 
         Args:
             X: The rows.
@@ -299,7 +299,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         return float(np.quantile(self._scores_of_draws(self.score_samples, n_samples, random_state), 1 - level))
 
     def entropy(self, n_samples: int = 10_000, random_state: int | None = None) -> Estimate[float]:
-        """Entropy of the modelled columns, nats, with its standard error: the expected negative of `score_samples`."""
+        """Entropy of the modelled columns as they are drawn, without new levels, nats, with its standard error."""
         return questions.entropy(self._model, n_samples, seed_from(random_state), self.progress)
 
     def divergence(self, other: Any, n_samples: int = 10_000, random_state: int | None = None) -> Estimate[float]:

@@ -165,7 +165,7 @@ def fit_matrix(
             **options,
         )
     fitted.mixture, fitted.reports, fitted.race = ensemble.flow.to(device), ensemble.reports, ensemble.race
-    held_out, held_weight = ensemble.held_out, ensemble.held_weight
+    held_out, held_weight = ensemble.held_out + table.codec.log_constants, ensemble.held_weight
     fitted.held_out = held_out.sort().values.numpy()
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())

@@ -78,25 +78,33 @@ class _Supervised(BaseEstimator):
             raise ValueError("density.rules must be left out here: a row that breaks a rule would have no prediction")
         if density.schema is not None and not isinstance(density.schema, dict):
             raise ValueError("density.schema must be a dict here, of the features' columns: the target's kind is added")
-        density.set_params(schema={**(density.schema or {}), TARGET: kind})
+        closed = {"unseen": 0.0} if kind == "categorical" else {}
+        density.set_params(schema={**(density.schema or {}), TARGET: {"kind": kind, **closed}})
         density._last = TARGET  # trees know a column given all those before it
         self.density_ = density.fit(frame.assign(**{TARGET: target}), sample_weight=sample_weight)
+
+    def _encoded(self, X: ArrayLike, y: Any = np.nan) -> tuple[pd.DataFrame, Array]:
+        """Rows with their targets, and their matrix; warns of levels that training did not have."""
+        check_is_fitted(self)
+        frame, table = self._frame(X, reset=False), self.density_.table_
+        frame = frame.assign(**{TARGET: pd.Series(y, index=frame.index)})
+        matrix, _ = table.encode_all(frame)
+        fate = "count as unknown"
+        table.warn_of_new_levels(frame, matrix, fate, fate, stacklevel=5)
+        return frame, matrix
 
     def _question(self, X: ArrayLike, y: Any = np.nan) -> tuple[torch.Tensor, torch.Tensor, int]:
         """The matrix (n, variables) of rows, a mask of its known cells except the target, and the target's variable.
 
         Levels that training did not have count as unknown, like missing cells of columns that had none.
         """
-        check_is_fitted(self)
-        frame, table = self._frame(X, reset=False), self.density_.table_
-        matrix, _ = table.encode_all(frame.assign(**{TARGET: pd.Series(y, index=frame.index)}))
-        x = torch.from_numpy(matrix)
+        _, matrix = self._encoded(X, y)
+        table, device = self.density_.table_, self.density_.device
+        complete = np.array([not variable.nullable for variable in table.variables])
+        known = torch.from_numpy(~table.new_levels(matrix) & ~(np.isnan(matrix) & complete))
         variable = table.place(TARGET).start
-        classes = torch.tensor([u.classes > 0 for u in table.variables])
-        known = ~(classes & (x < 0))
         known[:, variable] = False
-        device = self.density_.device
-        return x.to(device), known.to(device), variable
+        return torch.from_numpy(matrix).to(device), known.to(device), variable
 
     def _log_prob(self, x: torch.Tensor, known: torch.Tensor) -> Array:
         """Log-likelihood of the known cells of rows, nats (n,)."""
@@ -112,8 +120,12 @@ class _Supervised(BaseEstimator):
 
         Where it is low, the row is unlike the training rows, and a prediction is a guess.
         """
-        x, known, _ = self._question(X)
-        return self._log_prob(x, known)
+        frame, matrix = self._encoded(X)
+        table, device = self.density_.table_, self.density_.device
+        known = torch.from_numpy(~table.new_levels(matrix) | table.open_levels)
+        known[:, table.place(TARGET)] = False
+        log_prob = self._log_prob(torch.from_numpy(matrix).to(device), known.to(device))
+        return log_prob + table.codec.log_seen(frame, matrix)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to one file for `flowlab.load`; `density` is then an unfitted copy of `density_`."""

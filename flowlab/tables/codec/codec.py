@@ -29,9 +29,9 @@ from flowlab.tables.codec.columns import (
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import Array
 from flowlab.tables.schema import Schema
-from flowlab.tables.schema.column import ColumnSchema
+from flowlab.tables.schema.column import LEVELLED, ColumnSchema
 from flowlab.tables.schema.grid import on_grid
-from flowlab.tables.schema.levels import codes_among, level_codes, take_levels
+from flowlab.tables.schema.levels import UNKNOWN, codes_among, level_codes, log_seen, new_levels, take_levels
 
 
 class Codec:
@@ -79,7 +79,7 @@ class Codec:
         return matrix
 
     def possible(self, df: pd.DataFrame, off_grid: bool = False) -> NDArray[np.bool_]:
-        """Which rows `decode` can return: those that agree with constants, copies, derived columns and levels.
+        """Which rows can occur: those that agree with constants, copies, derived columns and closed sets of levels.
 
         Values must be within their supports, and on their grids unless `off_grid` says otherwise. A missing cell of a
         column that was complete in training agrees with everything.
@@ -110,7 +110,8 @@ class Codec:
                 return np.full(len(matrix), np.nan)
             own, variables = self.schema[source], self.variables[self._places[source]]
             total = total + weight * number_of(own, variables[0], matrix[:, self._places[source].start])
-        return on_grid(total, column.resolution) + 0.0 if column.resolution else total
+        step = column.resolution or column.decimals
+        return on_grid(total, step) + 0.0 if step else total
 
     def decode(self, matrix: ArrayLike) -> pd.DataFrame:
         """The table of a matrix (rows, variables), with the data's columns, order, types and decimals.
@@ -138,6 +139,28 @@ class Codec:
         frame = pd.DataFrame(dict(enumerate(done.values())), index=range(len(matrix)))
         frame.columns = self._labels(list(done))
         return frame
+
+    def log_seen(self, df: pd.DataFrame, matrix: Array) -> Array:
+        """Log-probability (rows,) that each level is one that training had, or one that it did not have.
+
+        Args:
+            df: The table.
+            matrix: Its matrix (rows, variables).
+        """
+        codes = self.codes(df, matrix)
+        parts = [log_seen(codes[c.name], c.unseen, c.undeclared) for c in self.schema if c.unseen]
+        return sum(parts, np.zeros(len(df)))
+
+    @property
+    def log_constants(self) -> float:
+        """Log-probability that constant columns have their values in a row."""
+        return float(sum(np.log1p(-column.unseen) for column in self.schema if column.kind == "constant"))
+
+    def codes(self, df: pd.DataFrame, matrix: Array) -> dict[Any, Array]:
+        """The codes (rows,) of every column of levels, constant or not; see `log_seen`."""
+        found = {c.name: matrix[:, self._places[c.name].start] for c in self.schema if c.kind in LEVELLED}
+        fixed = [c for c in self.schema if c.kind == "constant" and c.unseen]
+        return found | {c.name: codes_among([c.value], df[c.name], c) for c in fixed}
 
     def encode_cells(self, name: Any, values: Any) -> Array:
         """Cells of one column, as a user gives them for a condition, as a matrix (cells, variables of that column).
@@ -168,7 +191,7 @@ class Codec:
             return np.full((len(listed), len(self.variables[self._places[name]])), np.nan)
         matrix = encode_column(column, listed)
         variables = self.variables[self._places[name]]
-        wrong = ~possible_cells(column, variables, matrix, listed)
+        wrong = ~possible_cells(column, variables, matrix, listed) | new_levels(column, matrix[:, 0])
         if wrong.any():
             raise ValueError(f"column {name!r} cannot be {listed[wrong].tolist()[0]!r}: {describe(column, variables)}")
         return matrix
@@ -214,6 +237,8 @@ class Codec:
         if column.kind == "constant":
             if column.value is None:
                 return ours.isna().to_numpy(dtype=bool)
+            if column.unseen:
+                return np.ones(len(df), dtype=bool)
             if ours.isna().all():
                 return unknown
             if not isinstance(column.value, str | bool) or cells.dtype_of(column.dtype).kind in "Mm":
@@ -229,6 +254,7 @@ class Codec:
         if column.recoding:
             theirs = level_codes(self.schema[column.duplicate_of], source)
             codes = codes_among(column.recoding, ours, column)
+            codes = np.where(new_levels(self.schema[column.duplicate_of], theirs), UNKNOWN, codes)  # may be recoded so
         else:
             theirs, codes = (comparable(column, values) for values in (source, ours))
         free = (np.isnan(codes) | np.isnan(theirs)) & (not column.nullable)

@@ -13,7 +13,7 @@ from flowlab.tables.frames.cells import DAY, NULLS, Array
 from flowlab.tables.frames.validation import numpy_dtype, rounding
 from flowlab.tables.schema.column import LEVELLED, NUMERIC, ColumnSchema, check_resolution, day_number
 from flowlab.tables.schema.grid import on_grid
-from flowlab.tables.schema.levels import level_codes, take_levels
+from flowlab.tables.schema.levels import UNKNOWN, level_codes, take_levels
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Variable:
         upper: Upper end, inf if it has none.
         atom_width: Width of the cell around each atom when a density is needed; 0 if it is not known.
         coarse: Width of the cells of a coarser grid on which nearly all values are, 0 for none.
+        unseen: Probability of a level that training did not have, code `UNKNOWN`; 0 where there can be none.
+        declared: Number of levels that are told apart, whether training has them or not; 0 where they are not known.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Variable:
     upper: float = np.inf
     atom_width: float = 0.0
     coarse: float = 0.0
+    unseen: float = 0.0
+    declared: int = 0
 
     @property
     def step(self) -> float:
@@ -76,7 +80,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
                 f"column {name!r} was made {column.kind!r}, and its levels are not known: Schema.infer(df, schema) "
                 "learns them"
             )
-        return [Variable(name, index, classes=len(column.categories), nullable=nullable)]
+        classes, declared = len(column.categories), len(column.declared)
+        return [Variable(name, index, classes, nullable, unseen=column.unseen, declared=declared)]
     if column.kind == "datetime":
         variables = []
         if "day" in column.parts:
@@ -103,8 +108,8 @@ def column_variables(column: ColumnSchema, index: int) -> list[Variable]:
     if not lower <= upper:
         raise ValueError(f"column {name!r}: its lower end {lower:g} is above its upper end {upper:g}")
     atoms = () if resolution else tuple(column.atoms)
-    widths = {"atom_width": column.atom_width, "coarse": column.coarse}
-    return [Variable(name, index, 0, nullable, resolution, atoms, lower, upper, **widths)]
+    grid = resolution, atoms, lower, upper, column.atom_width, column.coarse
+    return [Variable(name, index, 0, nullable, *grid)]
 
 
 def _day(column: ColumnSchema, value: Any) -> float | None:
@@ -143,18 +148,11 @@ def decode_column(column: ColumnSchema, variables: list[Variable], block: Array)
                 f"column {column.name!r}: {codes[wrong][0]:g} is no code of its {variables[0].classes} levels"
             )
         return take_levels(column, column.categories, codes.astype(np.int64))
-    rounded = [
-        on_grid(block[:, k], variable.resolution) if variable.resolution else block[:, k]
-        for k, variable in enumerate(variables)
-    ]
+    rounded = [number_of(column, variable, x) for variable, x in zip(variables, block.T)]
     if column.kind in NUMERIC:
-        numbers = number_of(column, variables[0], block[:, 0])
-        if column.decimals:
-            numbers = on_grid(numbers, column.decimals)
-        return from_numbers(column, respell(column, numbers + 0.0))
+        return from_numbers(column, respell(column, rounded[0] + 0.0))
     if column.kind == "timedelta":
-        seconds = on_grid(rounded[0], column.decimals) if column.decimals else rounded[0]
-        return cells.differences(seconds, column.dtype, column.name)
+        return cells.differences(rounded[0], column.dtype, column.name)
     parts = dict(zip(column.parts, rounded))
     days = parts.get("day", np.where(missing, np.nan, 0.0)) + day_number(column.origin)
     return cells.clock_times(
@@ -195,7 +193,8 @@ def combined(column: ColumnSchema, numbers: Mapping[Any, Array]) -> Array:
     total: Any = column.value
     for source, weight in zip(column.sources, column.weights):
         total = total + weight * numbers[source]
-    return on_grid(total, column.resolution) + 0.0 if column.resolution else np.asarray(total)
+    step = column.resolution or column.decimals
+    return on_grid(total, step) + 0.0 if step else np.asarray(total)
 
 
 def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) -> NDArray[np.bool_]:
@@ -210,11 +209,12 @@ def supports(column: ColumnSchema, x: Array, slack: float, seen: bool = True) ->
 
 
 def number_of(column: ColumnSchema, variable: Variable, x: Array) -> Array:
-    """A column's numbers from those of its variable: rounded to the grid, with the offset added back."""
-    if variable.classes:  # false and true
-        return x
-    rounded = on_grid(x, variable.resolution) if variable.resolution else x
-    return rounded + column.offset if column.offset else rounded
+    """A column's numbers from those of its variable: rounded to grid or decimals, with the offset added back."""
+    if variable.resolution:
+        x = on_grid(x, variable.resolution)
+    elif column.decimals:  # repeated values are as they are in the data
+        x = np.where(np.isin(x, variable.atoms), x, on_grid(x, column.decimals))
+    return x + column.offset if column.offset else x
 
 
 def possible_cells(
@@ -228,7 +228,7 @@ def possible_cells(
     precision = 8 * rounding(numpy_dtype(column.dtype)) if column.kind in NUMERIC else 1e-14
     for variable, x in zip(variables, matrix.T):
         if variable.classes:
-            fine = x >= 0
+            fine = (x >= 0) | ((x == UNKNOWN) & (variable.unseen > 0))
         else:
             slack = 1e-6 * variable.resolution
             fine = (x >= variable.lower - slack) & (x <= variable.upper + slack)

@@ -168,19 +168,36 @@ class Table:
             return values
         return values.astype("timedelta64[ns]" if column.kind == "timedelta" else float)
 
-    def warn_of_new_levels(self, frame: pd.DataFrame, matrix: NDArray[np.float64]) -> None:
-        """Warn of levels that training did not have, given the rows and their matrix: such rows score -inf."""
-        for column in self.codec.schema:
-            if column.kind in LEVELLED and column.name in frame.columns:
-                new = matrix[:, self.place(column.name).start] == UNKNOWN
-                if new.any():
-                    values = frame[column.name][new].unique()
-                    shown = ", ".join(repr(value) for value in values[:3].tolist())
-                    warnings.warn(
-                        f"column {column.name!r}: {int(new.sum())} rows have levels that training did not have "
-                        f"({shown}), and score -inf",
-                        stacklevel=5,
-                    )
+    def warn_of_new_levels(self, frame: pd.DataFrame, matrix: Array, fate: str, closed: str, stacklevel: int) -> None:
+        """Warn of levels that training did not have.
+
+        Args:
+            frame: The rows.
+            matrix: Their matrix.
+            fate: What becomes of such rows, as text.
+            closed: The same where a column's set of levels is closed.
+            stacklevel: Of the warning, counted from here.
+        """
+        for name, codes in self.codec.codes(frame, matrix).items():
+            new = codes == UNKNOWN
+            if new.any() and name in frame.columns:
+                values = frame[name][new].unique()
+                shown = ", ".join(map(repr, values[:3].tolist())) + (", …" if len(values) > 3 else "")
+                warnings.warn(
+                    f"column {name!r}: {int(new.sum())} rows have levels that training did not have ({shown}), and "
+                    + (fate if self.codec.schema[name].unseen else closed),
+                    stacklevel=stacklevel,
+                )
+
+    def new_levels(self, matrix: Array) -> NDArray[np.bool_]:
+        """Which cells of a matrix (n, variables) are levels that training did not have."""
+        levels = np.array([variable.classes > 0 for variable in self.variables], dtype=bool)
+        return np.asarray((matrix == UNKNOWN) & levels)
+
+    @property
+    def open_levels(self) -> NDArray[np.bool_]:
+        """Which variables (variables,) are levels among which there may be some that training did not have."""
+        return np.array([variable.unseen > 0 for variable in self.variables], dtype=bool)
 
     def rewritten(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows that break no rule, rewritten by the rules into the columns that are modelled."""

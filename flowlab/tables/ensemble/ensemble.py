@@ -23,6 +23,7 @@ from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.ensemble.preprocessing import Marginals, Preprocessing
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
+from flowlab.tables.schema.levels import UNKNOWN, log_seen
 from flowlab.tables.schema.stored import with_nan
 from flowlab.training import History
 
@@ -136,7 +137,7 @@ def fit_ensemble(
     n, features = rows.shape
     splits = make_splits(n, rng, validation, folds)
     seed = int(rng.integers(2**62))
-    parts = [make_fold(rows, weight, *split) for split in splits]
+    parts = [with_new_levels(make_fold(rows, weight, *split), variables) for split in splits]
     jobs = n_jobs or (
         joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
     )
@@ -305,6 +306,30 @@ def make_splits(n: int, rng: np.random.Generator, validation: float, folds: int)
         return [(torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(folds)]
     held = max(round(validation * n), 1)
     return [(order[held:], order[:held])]
+
+
+def with_new_levels(fold: Fold, variables: Sequence[Variable]) -> Fold:
+    """The fold with `UNKNOWN` for levels of held-out rows that its training rows lack, as in rows after the fit.
+
+    The log-probability of levels that training rows have, or of others, is added to scores.
+    """
+    held_out = fold.held_out.clone()
+    for j, variable in enumerate(variables):
+        if variable.unseen:
+            held_out[~torch.isnan(held_out[:, j]) & ~torch.isin(held_out[:, j], fold.train[:, j]), j] = UNKNOWN
+    fold = replace(fold, held_out=held_out)
+    return replace(fold, log_width=log_levels(fold, variables))
+
+
+def log_levels(fold: Fold, variables: Sequence[Variable]) -> Tensor:
+    """Log-probability (held-out rows,) that held-out rows have levels that a fold's training rows have, or others."""
+    total = torch.zeros(len(fold.held_out), dtype=torch.float64)
+    for variable, train, held_out in zip(variables, fold.train.T, fold.held_out.T, strict=True):
+        if variable.unseen:
+            seen = len(train[~torch.isnan(train)].unique())
+            codes = held_out.numpy()
+            total += torch.from_numpy(log_seen(codes, variable.unseen, 1 + max(variable.declared - seen, 0)))
+    return total
 
 
 def make_fold(rows: Tensor, weight: Tensor, train: Tensor, held_out: Tensor) -> Fold:

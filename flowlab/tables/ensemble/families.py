@@ -147,8 +147,7 @@ class Mixed:
             order=column_order(task.variables, task.member.rank > 0, task.last, generator),
             generator=generator,
         )
-        # Inputs are computed once. A held-out row that cannot occur (its level is not in this fold's training rows)
-        # would make every loss infinite.
+        # Inputs are computed once. A held-out row without a density would make every loss infinite.
         inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
         held_out = held_out[torch.isfinite(held_out).all(1)]
         flow.to(task.device)
@@ -185,7 +184,7 @@ def with_trees(flow: MixedFlow, task: Task) -> ColumnMixture:
     growth = Growth(flow, fold.train, fold.weight)
     mixture = ColumnMixture(flow, grow_forest(growth, task.sizes.trees, LEAF, TREE_ROWS, task.seed))
     cells = flow.cells(fold.held_out)
-    possible = torch.isfinite(cells).all(1)  # not of a level that this fold's training rows lack
+    possible = torch.isfinite(cells).all(1)
     mixture.learn_weights(cells[possible], fold.held_weight[possible])
     return mixture
 

@@ -88,13 +88,17 @@ class ColumnMixture(ConditionalDensity):
             cells: Held-out rows (n, FIELDS · features), as `cells` makes them.
             row_weight: Their weights (n,).
         """
-        later = self.in_order()[1:]
+        order = self.in_order()
+        later = order[1:]
         if not len(cells) or not later:
             return
         parts = torch.cat([self._parts(chunk) for chunk in cells.split(AT_ONCE)], 2)[:, later]
-        common = stack(parts.flatten(1), row_weight.repeat(len(later)), torch.ones(PARTS), steps=100)
+        # Where a cell up to a variable is not known, trees are not asked.
+        known = (fields_of(cells, self.features)[CODE, order] > -0.5).cumprod(0)[1:]
+        weight = row_weight * known
+        common = stack(parts.flatten(1), weight.flatten(), torch.ones(PARTS), steps=100)
         for i, variable in enumerate(later):
-            self.weights[variable] = stack(parts[:, i], row_weight, SHRINKAGE * common, steps=100)
+            self.weights[variable] = stack(parts[:, i], weight[i], SHRINKAGE * common, steps=100)
 
     def _parts(self, cells: Tensor) -> Tensor:
         """Log-densities (parts, variables, n) of each variable given those before it, of each part."""

@@ -16,7 +16,8 @@ from torch.distributions import constraints
 from flowlab.tables.mixed.distributions import NumberDistribution, choose, uniform_from
 from flowlab.tables.mixed.heads import quantile
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
-from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z
+from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING, WIDTH, Z, fields_of
+from flowlab.tables.schema.levels import UNKNOWN
 
 
 class ConditionalDensity(nn.Module):
@@ -107,7 +108,7 @@ class ConditionalDensity(nn.Module):
 
         The fields of a variable are its class (0 for numbers), whether it is missing, the normal quantile that other
         variables' networks see, and interval and log-slope of its `MarginalCDF`. CODE is -1 for cells to be ignored:
-        those that are not `known` (n, features), and NaN in variables that cannot be missing.
+        those that are not `known` (n, features), NaN in variables that cannot be missing, and unknown classes.
         """
         fields = torch.stack([self.variable_fields(j, x[:, j]) for j in range(self.features)], 1)
         absent = torch.isnan(x.T) & ~torch.tensor(self.nullable, device=x.device).unsqueeze(-1)
@@ -123,9 +124,9 @@ class ConditionalDensity(nn.Module):
         missing = torch.isnan(values)
         if marginal is None:
             code = torch.where(missing, float(self.classes[variable]), values)
-            unknown = ~missing & ((code < 0) | (code >= self.classes[variable]))
-            out[CODE] = torch.where(unknown, 0.0, code)
-            out[LOG_SLOPE] = torch.where(unknown, -math.inf, 0.0)
+            none = ~missing & (code != UNKNOWN) & ((code < 0) | (code >= self.classes[variable]))
+            out[CODE] = torch.where(none, 0.0, code)
+            out[LOG_SLOPE] = torch.where(none, -math.inf, 0.0)
             return out
         cell = marginal.cell(torch.where(missing, 0.0, values))
         high = (cell.low + cell.width).clamp(max=1)
@@ -151,11 +152,26 @@ class ConditionalDensity(nn.Module):
         """Log-density of rows (*batch, features), nats.
 
         Cells that are not `known` (of x's shape), and NaN in columns that cannot be missing, are ignored: the result is
-        the density of the other cells.
+        the density of the other cells. Of a class of code `UNKNOWN` it is only said that it is there, not what it is.
         """
         rows = x.reshape(x.shape[:-1].numel(), self.features).double()
-        cells = self.cells(rows, None if known is None else known.reshape(rows.shape))
-        return self.log_probs(cells).sum(0).double().view(x.shape[:-1])
+        known = torch.ones_like(rows, dtype=torch.bool) if known is None else known.reshape(rows.shape)
+        cells = self.cells(rows, known)
+        log_prob = self.log_probs(cells).sum(0).double() + self._log_there(rows, known, cells)
+        return log_prob.view(x.shape[:-1])
+
+    def _log_there(self, rows: Tensor, known: Tensor, cells: Tensor) -> Tensor:
+        """Log-probability (n,) that classes of code `UNKNOWN` are there, each given the known cells before it."""
+        total, order = rows.new_zeros(len(rows)), self.in_order()
+        seen = fields_of(cells, self.features)[CODE].T > UNKNOWN / 2
+        for i, variable in enumerate(order):
+            where = known[:, variable] & (rows[:, variable] == UNKNOWN)
+            if self.classes[variable] and self.nullable[variable] and bool(where.any()):
+                before = torch.zeros_like(seen[where])
+                before[:, order[:i]] = seen[where][:, order[:i]]
+                log_p = self.class_log_prob(variable, self.observe(rows[where], before))
+                total[where] += log_p[: self.classes[variable]].logsumexp(0)
+        return total
 
     @torch.no_grad()
     def sample(
@@ -287,7 +303,8 @@ class ConditionalDensity(nn.Module):
             spread = torch.rand(len(x), dtype=torch.float64, device=x.device, generator=generator)
             level = torch.where(known[:, variable], low + spread * width, spread)
             noise[:, variable] = quantile(level.clamp(1e-12, 1 - 1e-12))
-            self.tell(seen, variable, x[:, variable], known[:, variable])
+            new = (x[:, variable] == UNKNOWN) & (self.classes[variable] > 0)
+            self.tell(seen, variable, x[:, variable], known[:, variable] & ~new)
         return noise
 
     def _interval(self, variable: int, seen: Any, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,7 +314,10 @@ class ConditionalDensity(nn.Module):
             probability = self.class_log_prob(variable, seen).exp()
             code = fields[CODE].clamp(min=0).long().unsqueeze(0)
             width = probability.gather(0, code)[0]
-            return probability.cumsum(0).gather(0, code)[0] - width, width
+            low = probability.cumsum(0).gather(0, code)[0] - width
+            there = probability[: self.classes[variable]].sum(0)  # of any class
+            new = values == UNKNOWN
+            return torch.where(new, 0, low), torch.where(new, there, width)
         number = self.number(variable, seen)
         share = number.missing if self.says_missing(variable) else torch.zeros_like(values)
         low, high = number.cdf(fields[LOW]), number.cdf((fields[LOW] + fields[WIDTH]).clamp(max=1))

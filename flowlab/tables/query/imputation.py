@@ -104,11 +104,21 @@ def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> lis
         row = cells.label(frame.index, int(broken.argmax()))
         raise ConditionError(f"row {row!r} breaks the rules {', '.join(map(str, table.rules))}: correct it, or drop it")
     matrix, _ = table.encode_all(frame[holes])
+    new = table.new_levels(matrix)
+    closed = new & ~table.open_levels
+    if closed.any():
+        row, name = int(closed.any(1).argmax()), table.variables[int(closed.any(0).argmax())].name
+        raise ConditionError(
+            f"column {name!r} has a level in row {cells.label(frame.index[holes], row)!r} that it cannot have: correct "
+            "it, or drop the row"
+        )
+    fate = "count as unknown, and stay as they are"
+    table.warn_of_new_levels(frame[holes], matrix, fate, fate, stacklevel=4)
     done = []
     for _ in range(n):
         out = full.copy()
         if holes.any():
-            filled, effective = fill_keeping(fitted, matrix, ~np.isnan(matrix), False, generator)
+            filled, effective = fill_keeping(fitted, matrix, ~np.isnan(matrix) & ~new, False, generator)
             drawn = table.decode(filled)
             for name in drawn.columns:
                 out[name] = cells.filled(out[name], np.flatnonzero(holes), drawn[name])

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import stats
@@ -19,8 +18,10 @@ Array = NDArray[np.float64]
 MEASURES = ("mass", "density")
 
 
-def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_]]:
-    """The matrix (n, variables) of rows, and which rows can occur; warns of levels that training did not have.
+def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_], Array]:
+    """The matrix (n, variables) of rows, which rows can occur, and the `Codec.log_seen` of their levels.
+
+    Levels that training did not have are named in a warning.
 
     Raises:
         ValueError: A cell is missing and the flows are of complete numbers, or the columns are not those fitted to.
@@ -35,14 +36,13 @@ def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_]]:
             'those rows: the members asked for model complete rows alone; "mixed" ones among them would do more'
         )
     matrix, possible = fitted.table.encode_all(frame, off_grid=fitted.joint is not None)
-    if isinstance(X, pd.DataFrame):
-        fitted.table.warn_of_new_levels(X, matrix)
-    return matrix, possible
+    fitted.table.warn_of_new_levels(frame, matrix, "are scored as levels not seen before", "score -inf", stacklevel=5)
+    return matrix, possible, fitted.table.codec.log_seen(frame, matrix)
 
 
 @torch.no_grad()
 def score_matrix(fitted: Fitted, matrix: Array, missing: str = "outcome", measure: str = "mass") -> Array:
-    """Log-likelihoods (n,) of rows that can occur, nats.
+    """Log-likelihoods (n,) of rows that can occur, nats, but for the factors of `Codec.log_seen`.
 
     Args:
         fitted: The model.
@@ -90,13 +90,13 @@ def score(fitted: Fitted, X: Any, missing: str, measure: str) -> Array:
     for name, value, choices in (("missing", missing, ("outcome", "unknown")), ("measure", measure, MEASURES)):
         if value not in choices:
             raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}".replace("'", '"'))
-    matrix, possible = encoded(fitted, X)
-    return np.where(possible, score_matrix(fitted, matrix, missing, measure), -np.inf)
+    matrix, possible, log_seen = encoded(fitted, X)
+    return np.where(possible, score_matrix(fitted, matrix, missing, measure) + log_seen, -np.inf)
 
 
 def to_noise(fitted: Fitted, X: Any, rng: np.random.Generator) -> Array:
     """Standard normal noise (n, variables) behind rows, NaN for rows that cannot occur. See `FlowDensity.to_noise`."""
-    matrix, possible = encoded(fitted, X)
+    matrix, possible, _ = encoded(fitted, X)
     if fitted.mixture is None:
         return matrix
     generator = torch.Generator(fitted.device).manual_seed(int(rng.integers(2**62)))

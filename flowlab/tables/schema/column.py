@@ -15,7 +15,8 @@ NUMERIC = ("continuous", "integer")
 NUMBERS = ("lower", "upper", "resolution", "atoms")
 SETTABLE = {  # the fields that a user may give, beside the kind
     **dict.fromkeys(NUMERIC, NUMBERS),
-    **dict.fromkeys(LEVELLED, ("categories", "ordered")),
+    "categorical": ("categories", "ordered", "unseen"),
+    "boolean": ("categories", "ordered"),
     "timedelta": NUMBERS,
     "datetime": ("lower", "upper"),
 }
@@ -30,6 +31,7 @@ INTERNAL = (
     "seen",
     "atom_width",
     "coarse",
+    "unseen",
 )  # not for a short look
 
 
@@ -71,6 +73,7 @@ class ColumnSchema:
         atom_width: Width of the cell around each atom when a density is needed; 0 in early files, which lack it.
         coarse: Step of which nearly all values are multiples, where it is coarser than the grid of all: the cells over
             which densities of complete numbers are spread.
+        unseen: Probability of a level that training did not have; 0 where there can be none.
     """
 
     name: Any
@@ -102,6 +105,7 @@ class ColumnSchema:
     seen: list[float] = field(default_factory=list)
     atom_width: float = 0.0
     coarse: float = 0.0
+    unseen: float = 0.0
 
     @property
     def modelled(self) -> bool:
@@ -115,6 +119,11 @@ class ColumnSchema:
     def nullable(self) -> bool:
         """Whether cells of this column are missing in the data."""
         return self.missing > 0
+
+    @property
+    def undeclared(self) -> int:
+        """Number of equally likely levels that training did not have: those declared, and one for all others."""
+        return 1 + max(len(self.declared) - max(len(self.categories), 1), 0)
 
     @property
     def step(self) -> float:

@@ -16,12 +16,14 @@ from flowlab.tables.schema.grid import (
     ATOM_WIDTH,
     FINE,
     check_size,
+    common_decimals,
     decimal_grid,
     learn_column,
     offset_of,
     on_grid,
     spread,
 )
+from flowlab.tables.schema.levels import unseen_mass
 
 ID_SHARE, ID_ROWS = 0.5, 50  # strings identify rows if a larger share of at least so many rows is distinct
 MANY_VALUES = 1000  # maximum number of atoms, and of spellings
@@ -61,6 +63,8 @@ def learn(values: pd.Series, name: Any, given: Mapping[str, Any]) -> ColumnSchem
         "timedelta": learn_timedeltas,
     }
     fill.get(column.kind, learn_levels)(column, present)
+    if given.keys() & {"categories", "unseen"}:  # levels that are listed are all there are
+        column.unseen = given_unseen(column, given)
     if column.cardinality == 1:
         codes, unique = cells.levels(present, name)
         column.value = unique[codes[0]]
@@ -119,6 +123,8 @@ def learn_levels(column: ColumnSchema, present: pd.Series) -> None:
     if column.kind == "id":
         return
     column.categories = [unique[code] for code in seen]
+    if column.kind == "categorical" and not all(isinstance(v, bool) for v in column.categories):
+        column.unseen = unseen_mass(np.bincount(codes))
     if not column.levels_dtype:
         column.categories.sort(
             key=lambda v: v if len({type(u) for u in column.categories}) == 1 else (type(v).__name__, v)
@@ -168,6 +174,7 @@ def learn_grid(column: ColumnSchema, x: Array, precision: float, finest: float =
             values, counts = values[counts > 1], counts[counts > 1]
             column.atoms = np.sort(values[np.argsort(-counts, kind="stable")][:MANY_VALUES]).tolist()
             column.atom_width = ATOM_WIDTH * spread(x)
+            column.decimals = common_decimals(x, 8 * precision * np.abs(x))
             reason = f"{len(column.atoms)} values repeat, off any grid"
         column.coarse = coarse if column.resolution < coarse else 0.0
     if reason and column.kind == "continuous":
@@ -306,7 +313,7 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
             key,
             _bound(column, given[key], key) if key in ("lower", "upper") else _number(column, given[key], key),
         )
-    if column.resolution or column.atoms:
+    if column.resolution:
         column.decimals = 0.0
     if column.atoms and not column.atom_width:
         column.atom_width = ATOM_WIDTH * spread(numbers_of(column, present))
@@ -324,6 +331,14 @@ def apply_given(column: ColumnSchema, given: Mapping[str, Any], present: pd.Seri
                 "categories to None to learn them"
             )
         column.categories = [v for v in levels if v in column.categories]
+
+
+def given_unseen(column: ColumnSchema, given: Mapping[str, Any]) -> float:
+    """The user's probability of levels that training did not have, 0 beside listed levels."""
+    unseen = float(_number(column, given.get("unseen", 0.0), "unseen"))
+    if not 0 <= unseen < 1:
+        raise ValueError(f"schema of column {column.name!r}: unseen must be a probability below 1, not {unseen:g}")
+    return unseen
 
 
 def numbers_of(column: ColumnSchema, present: pd.Series) -> Array:
@@ -377,7 +392,7 @@ def _bound(column: ColumnSchema, value: Any, key: str) -> Any:
 
 
 def _number(column: ColumnSchema, value: Any, key: str) -> Any:
-    """A resolution, or a list of atoms, as floats."""
+    """A resolution or a probability, or a list of atoms, as floats."""
     try:
         result = [float(v) for v in value] if key == "atoms" else float(value)
     except (TypeError, ValueError) as error:

@@ -4,6 +4,7 @@
 double precision cannot resolve.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ REPEATS = 0.05  # share of rows repeating another's value from which a column co
 ON_GRID = 0.95  # share of rows on a decimal grid that makes the grid the column's resolution
 ATOM = 0.01  # share of rows with one value that makes it an atom, off any grid
 ATOM_WIDTH = 1e-4  # width of an atom's cell in standard deviations
+CHANCE = 1e-6  # probability of values to be multiples of a step by chance, up to which they are so by design
+DISTINCT = 20  # values that tell steps such as 0.05 from 0.01
 FAR_FROM_ZERO = 1e11  # size, in grid cells, from which a float64 cannot resolve positions within a cell
 SCALES = (1e-100, 1e100)  # spreads of columns whose squares a float64 holds with all digits
 DIGITS = (1e-304, 1e300)  # sizes of numbers that a float64 holds with all digits, sums of them too
@@ -100,11 +103,12 @@ def learn_column(x: Array, name: str, precision: float, finest: float = 0.0) -> 
         width = ATOM_WIDTH * spread(x)
         share = float(counts[frequent].sum() / len(x))
         reason = f"{share:.0%} of rows are on {len(atoms)} repeated values"
-        decimals = common_decimals(x, rounding) if resolution else 0.0
-        return Column(name, "atoms", reason, width, atoms.tolist(), decimals=decimals)
-    # Ties off any decimal grid, none of them frequent: cells as wide as the smallest gap keep every value apart.
-    gap = float(np.diff(values).min())
-    return Column(name, "atoms", "values repeat off any decimal grid", gap, values[counts > 1][:1000].tolist())
+        return Column(name, "atoms", reason, width, atoms.tolist(), decimals=common_decimals(x, rounding))
+    # Ties, none of them frequent, off any grid or on too fine a one: cells as wide as the smallest gap keep every value
+    # apart.
+    decimals, gap = common_decimals(x, rounding), float(np.diff(values).min())
+    reason = f"values repeat, multiples of {decimals:g}" if decimals else "values repeat off any decimal grid"
+    return Column(name, "atoms", reason, gap, values[counts > 1][:1000].tolist(), decimals=decimals)
 
 
 def spread(x: Array) -> float:
@@ -130,9 +134,40 @@ def decimal_grid(x: Array, rounding: Array) -> float:
 
 
 def common_decimals(x: Array, rounding: Array) -> float:
-    """The power of ten of which all values are multiples, such as the cents of prices; 0 if there is none."""
-    step = decimal_grid(x, rounding)
-    return step if step and (np.abs(x - on_grid(x, step)) <= np.maximum(rounding, 1e-6 * min(step, 1.0))).all() else 0.0
+    """The step of which all values are multiples: the cents of prices, or five cents; 0 if there is none.
+
+    Numbers so large that rounding errors are nearly as wide as a step are multiples of it by chance: together the
+    values must be unlikely to be so.
+
+    Args:
+        x: The values (n,).
+        rounding: Their rounding errors (n,) if they were computed; values as they are read have a fifteenth.
+    """
+    values, first = np.unique(x, return_index=True)
+    few = slice(None, None, max(len(values) // 100, 1))  # which spare most of the work
+    for step in [10.0**-decimals for decimals in range(-9, 13) if 10.0**-decimals <= np.ptp(x)]:
+        for error in (rounding[first], rounding[first] / 15):
+            allowed = np.maximum(error, 1e-6 * min(step, 1.0))
+            if not _multiples(values[few], step, allowed[few]):
+                continue
+            chance = np.log(np.minimum(2 * allowed / step, 1.0)).sum()
+            if chance <= math.log(CHANCE) and _multiples(values, step, allowed):
+                return _coarser(values, step)
+    return 0.0
+
+
+def _multiples(x: Array, step: float, allowed: Array) -> bool:
+    return bool((np.abs(x - on_grid(x, step)) <= allowed).all())
+
+
+def _coarser(values: Array, step: float) -> float:
+    """The coarsest fraction 1 / integer of which distinct multiples of 1 / 10ⁿ are multiples, too."""
+    if step >= 1 or len(values) < DISTINCT:
+        return step
+    scale = round(1 / step)
+    counts = np.round(values * scale)
+    counts = counts[np.abs(counts) < 2**53]
+    return float(np.gcd.reduce(counts.astype(np.int64), initial=scale) / scale)
 
 
 def offset_of(x: Array, resolution: float) -> float:

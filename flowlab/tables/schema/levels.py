@@ -8,9 +8,39 @@ from numpy.typing import NDArray
 
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import NULLS, Array
-from flowlab.tables.schema.column import ColumnSchema
+from flowlab.tables.schema.column import LEVELLED, ColumnSchema
 
 UNKNOWN = -1.0  # code of a level that training did not see
+
+
+def new_levels(column: ColumnSchema, codes: Array) -> NDArray[np.bool_]:
+    """Which codes (n,), of a column's first variable, are those of levels that training did not see."""
+    return (codes == UNKNOWN) & (column.kind in LEVELLED)
+
+
+def unseen_mass(counts: NDArray[np.int64]) -> float:
+    """The probability of a level that is not among those counted: nearly the share of those that occur once.
+
+    Source: Good 1953, "The population frequencies of species and the estimation of population parameters" (Turing's
+    estimate), with half a cell more, so that it is neither 0 nor 1.
+
+    Example:
+        >>> unseen_mass(np.array([5, 3, 1]))
+        0.15
+    """
+    return float(((counts == 1).sum() + 0.5) / (counts.sum() + 1))
+
+
+def log_seen(codes: Array, unseen: float, undeclared: int) -> Array:
+    """Log-probability (n,) of what codes say: a level that training had, or a certain other one; 0 for missing cells.
+
+    Args:
+        codes: The codes (n,).
+        unseen: Probability of a level that training did not have.
+        undeclared: Number of such levels that are told apart.
+    """
+    new, missing = codes == UNKNOWN, np.isnan(codes)
+    return np.where(missing, 0.0, np.where(new, np.log(unseen / undeclared), np.log1p(-unseen)))
 
 
 def take_levels(column: ColumnSchema, values: list[Any], codes: NDArray[np.int64]) -> pd.Series:

@@ -260,6 +260,8 @@ def _kept(column: ColumnSchema) -> dict[str, Any]:
     }
     if column.categories and column.kind not in LEVELLED:  # the kind was edited: nothing was known of bounds
         kept = {key: value for key, value in kept.items() if value is not None}
+    if not column.categories:  # the kind was edited, or levels are to be learnt
+        kept.pop("unseen", None)
     return {key: value for key, value in kept.items() if key not in ("resolution", "categories") or value}
 
 
@@ -280,7 +282,7 @@ def mark_duplicates(df: pd.DataFrame, columns: list[ColumnSchema], free: set[int
             if recoding is not None:
                 how = "a one-to-one recoding of" if recoding and recoding != earlier.categories else "a copy of"
                 column.kind, column.reason = "duplicate", f"{how} {earlier.name!r}"
-                column.duplicate_of, column.recoding = earlier.name, recoding
+                column.duplicate_of, column.recoding, column.unseen = earlier.name, recoding, 0.0
                 break
 
 

@@ -171,7 +171,7 @@ def test_units():
     )
     variables = Codec(Schema.infer(frame)).variables
     assert variables == [
-        Variable("city", 0, classes=2, nullable=True),
+        Variable("city", 0, classes=2, nullable=True, unseen=2.5 / 3, declared=3),
         Variable("when (day)", 1, nullable=True, resolution=1.0),
         Variable("when (time)", 1, nullable=True, resolution=0.0, lower=0.0, upper=86400.0),
         Variable("flag", 2, classes=2),
@@ -242,7 +242,9 @@ def test_levels_that_training_did_not_see():
     codec = Codec(Schema.infer(frame))
     other = pd.DataFrame({"c": pd.Categorical(["z", "a", None], categories=["a", "b", "z"]), "s": ["x", "new", "y"]})
     assert np.array_equal(codec.encode(other), [[-1, 0], [0, -1], [np.nan, 1]], equal_nan=True)
-    assert codec.possible(other).tolist() == [False, False, True]
+    assert codec.possible(other).all()
+    closed = {"c": {"categories": ["a", "b"]}, "s": {"categories": ["x", "y"]}}
+    assert Codec(Schema.infer(frame, closed)).possible(other).tolist() == [False, False, True]
     assert codec.decode([[1, 0]])["c"].cat.categories.tolist() == ["a", "b", "z"]
 
 

@@ -196,7 +196,8 @@ def test_rows_that_cannot_occur_have_no_noise():
 
 def test_rows_of_whole_tables_that_cannot_occur_have_no_noise():
     table = fresh(200)[["a"]].assign(level=["x", "y"] * 100)
-    model = FlowDensity(members=WHOLE, rules=["a < 5"], random_state=0).fit(table)
+    closed = {"level": {"categories": ["x", "y"]}}
+    model = FlowDensity(members=WHOLE, rules=["a < 5"], schema=closed, random_state=0).fit(table)
     rows = pd.DataFrame({"a": [0.0, 9.0, 0.1, 0.2], "level": ["x", "x", "never", "y"]})
     assert np.isnan(model.to_noise(rows, 0)).all(axis=1).tolist() == [False, True, True, False]
     assert np.isnan(model.pit(rows, 0)).all(axis=1).tolist() == [False, True, True, False]

@@ -104,7 +104,7 @@ class FixedCombinations(Rule):
         check_levels(schema, self.name, self.combinations)
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
-        return {self.name: {"kind": "categorical"}}
+        return {self.name: {"kind": "categorical", "unseen": 0.0}}
 
     def broken(self, df: pd.DataFrame) -> Rows:
         self._check(df)

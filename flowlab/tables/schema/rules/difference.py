@@ -127,7 +127,7 @@ class LessThan(Computed):
         return int((df[self.low].isna() & df[self.high].notna()).sum())
 
     def overrides(self) -> dict[Any, dict[str, Any]]:
-        places = {self.place: {"kind": "categorical"}} if self.held else {}
+        places = {self.place: {"kind": "categorical", "unseen": 0.0}} if self.held else {}
         return {**places, self.difference: {"lower": None if self.shifts else self._least}}
 
     @property
