@@ -124,7 +124,7 @@ def test_chosen_columns(folder, monkeypatch, capsys):
         (("fit", "{}/table.csv", "-o", "{}/x.html", "--report", "{}/x.html"), "both the model and the report"),
         (("report", "{}/m.flow", "{}/table.csv", "-o", "{}/r.txt"), "must end in .html"),
         (("schema", "{}/table.csv", "-o", "{}/s.txt"), "must end in .json"),
-        (("impute", "{}/m.flow", "{}/table.csv", "-o", "{}/s.csv"), "leave --members out, or name mixed among them"),
+        (("export", "{}/m.flow", "-o", "{}/x.onnx"), "fit with --members autoregressive,mixture,copula,broad"),
         (("export", "{}/whole.flow", "-o", "{}/x.onnx"), "cannot be exported: ONNX has no form for categories"),
         (("fit", "{}/table.csv", "-o", "{}/x.flow", "--exclude", "q"), "no column 'q' in"),
         (("fit", "{}/table.csv", "-o", "{}/x.flow", "--exclude", "a,b,n"), "no column of"),

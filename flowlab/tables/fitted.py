@@ -133,7 +133,7 @@ def fit_table(
         params["device"],
         last=None if last is None else table.variables[table.place(last)][0].column,
         validation=validation,
-        folds=fold_count(effort, rows, features, any(member.kind == "mixed" for member in members)),
+        folds=fold_count(effort, rows, features, all(member.kind == "mixed" for member in members)),
         **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},
     )
 

@@ -234,7 +234,8 @@ def test_words_of_the_shell():
     assert in_shell("column 'n' holds integers: make it a string if it is one") == (
         "column 'n' holds integers: read it with --dtype n=text if it is one"
     )
-    assert in_shell('imputation needs FlowDensity(members=["mixed"])') == "imputation needs fit with --members mixed"
+    assert in_shell('is off. Fit with members=["mixed"] for this') == "is off. Fit with --members mixed for this"
+    assert in_shell('fit with members=["copula", "broad"], or').startswith("fit with --members autoregressive,mixture,")
     assert in_shell("column 'a,b' is bad: leave it out with schema={'a,b': 'excluded'}").endswith("--exclude '\"a,b\"'")
     both = "\n".join(f"Leave it out with schema={{{n!r}: 'excluded'}}, or not" for n in ("a", "b c"))
     assert in_shell(both).splitlines()[-1] == "All of them are left out with --exclude a,'b c'"

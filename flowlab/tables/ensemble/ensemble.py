@@ -31,6 +31,7 @@ RACE = ("marginal", "marginal-whitening", "whitening-marginal")
 RACE_STEPS = (50, 150)  # at least and at most; else a fifth of a member's own
 FOLD_ROWS = 2_000  # below so many rows every row is held out once
 CLOSE = 0.3  # nats per row behind the winner of the race up to which a preprocessing gets a member
+WORTH = 0.1  # weight of a first member with conditional densities above which more are fitted beside joint ones
 NEGLIGIBLE = 0.003  # weight below which members are dropped
 RACE_TIME, TRAINING_TIME = 0.2, 0.8  # shares of the remaining time; scoring and mixing take the rest
 SPREAD_WORK = 20_000  # rows × columns × folds from which starting processes pays
@@ -179,16 +180,34 @@ def fit_ensemble(
 
     grid: dict[int, list[_Result]] = {}
     if ends is None:
-        run(range(len(members)))
+        waiting = _waiting(members) if len(parts[0].held_out) else []
+        run([i for i in range(len(members)) if i not in waiting])
+        tried = sorted(grid)
+        if waiting and _worth([members[i] for i in tried], [grid[i] for i in tried], parts):
+            run(waiting)
     else:  # few networks that are trained to the end beat many that are not
         run([i for i, member in enumerate(members) if not member.trained])
         for places, seconds in _turns(
             [i for i, member in enumerate(members) if member.trained], len(parts), jobs, ends
         ):
             run(places, seconds)
-    left_out = [member for i, member in enumerate(members) if i not in grid]
+    why = "the first of its kind has little weight" if ends is None else "no time was left for it"
+    left_out = [Report(m, math.nan, 0.0, 0.0, why, ends is None) for i, m in enumerate(members) if i not in grid]
     done = sorted(grid)
     return _mix([members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
+
+
+def _waiting(members: Sequence[Member]) -> list[int]:
+    """The members that wait for others: beside joint ones, those with conditional densities after the first."""
+    mixed = [i for i, member in enumerate(members) if member.kind == "mixed"]
+    return mixed[1:] if len(mixed) < len(members) else []
+
+
+def _worth(members: list[Member], grid: list[list[_Result]], folds: list[Fold]) -> bool:
+    """Whether a member with conditional densities has so much weight that more of them are worth their time."""
+    log_probs = torch.stack([torch.cat([r.log_prob for r in results]) for results in grid])
+    shares = _weights(members, log_probs, torch.cat([fold.held_weight for fold in folds]))
+    return float(shares[[member.kind == "mixed" for member in members]].sum()) > WORTH
 
 
 def _of_numbers(
@@ -218,7 +237,7 @@ def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tu
 def _mix(
     members: list[Member],
     grid: list[list[_Result]],
-    left_out: list[Member],
+    left_out: list[Report],
     folds: list[Fold],
     numbers: Numbers | None,
     race: dict[str, float],
@@ -245,7 +264,7 @@ def _mix(
         )
         for member, results, log_prob, share in zip(members, grid, log_probs, shares, strict=True)
     ]
-    reports += [Report(member, math.nan, 0.0, 0.0, "no time was left for it", False) for member in left_out]
+    reports += left_out
     used = [i for i, share in enumerate(shares.tolist()) if share > 0]
     generator = torch.Generator().manual_seed(seed)
     noise = []

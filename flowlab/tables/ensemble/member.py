@@ -37,7 +37,7 @@ def network_sizes(kind: str, rows: int, features: int) -> Sizes:
         components=8 if kind in TRAINED else 64,
         dropout=0.2 if rows < 5_000 else 0.1 if rows < 20_000 else 0.0,
         batch_size=batch,
-        steps=min(max(50 * rows // batch, 400), 3000 if rows >= 20_000 and features <= 15 else 1500),
+        steps=min(max(40 * rows // batch, 300), 3000 if rows >= 20_000 and features <= 15 else 1500),
         learning_rate=1e-2,
         trees=0,
     )
@@ -174,7 +174,7 @@ def joint_recipe(effort: str, rows: int, features: int) -> list[Member]:
         simple.append(Member("kernel", "marginal-whitening"))
     if effort == "fast":
         quick = [replace(m, rows=5_000, components=32) for m in mixtures[:2]]
-        steps = min(300, max(9_000 // features, 100))
+        steps = min(200, max(6_000 // features, 100))
         first = "auto" if features <= 30 else "marginal-whitening"  # a race of wide networks takes long
         return [Member("autoregressive", first, steps=steps, learning_rate=1e-2), *quick, *simple[:2]]
     if effort == "default":

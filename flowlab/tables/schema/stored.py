@@ -47,7 +47,9 @@ def column_from(values: Any) -> ColumnSchema:
         raise ValueError(f"column {shown(column.name)}: null, missing or resolution is none")
     if len(column.seen) not in (0, 2) or min(column.decimals, column.atom_width) < 0:
         raise ValueError(f"column {shown(column.name)}: the range in training, decimals or widths are none")
-    if not 0 <= column.unseen < 1 or (column.unseen and column.kind not in ("categorical", "constant")):
+    if column.kind not in ("categorical", "constant"):  # in a schema that a user edited
+        column.unseen = 0.0
+    if not 0 <= column.unseen < 1:
         raise ValueError(f"column {shown(column.name)}: the probability of unseen levels is none")
     if column.kind != "excluded":
         check_dtype(column.dtype)
