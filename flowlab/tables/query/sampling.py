@@ -14,12 +14,11 @@ from flowlab.flow import CHUNK
 from flowlab.runtime import threads_for
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames.validation import check_count
+from flowlab.tables.mixed.column_mixture import FEWEST, RARE_ROWS, RARE_SHARE
 from flowlab.tables.query import conditional
 from flowlab.tables.query.conditions import ConditionError, Conditions, inside, read_conditions, read_given, read_ranges
 from flowlab.tables.query.imputation import sample_given
 from flowlab.tables.query.scoring import LEAST, draw
-
-RARE_SHARE, RARE_ROWS = 0.02, 100  # share and number of training rows below both of which a level is rare
 
 Array = NDArray[np.float64]
 
@@ -48,7 +47,7 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
 
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
-    """Warn of conditions on rare levels, under which draws resemble the other rows too much."""
+    """Warn of conditions on rare levels: few rows decide what is drawn, and very few do not show what is theirs."""
     mixture, table, rows = conditional.networks_of(fitted.density()), fitted.table, fitted.rows
     nothing = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=fitted.device)
     for j, value in conditions.values.items():
@@ -57,9 +56,11 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
         shares = conditional.class_probabilities(mixture, nothing, ~torch.isnan(nothing), j)
         share = float(shares[0, int(value)])
         if share < RARE_SHARE and share * rows < RARE_ROWS:
+            few = share * rows < 2 * FEWEST
+            known = "too few to learn all that sets them apart: rows drawn under this condition lean towards the others"
             warnings.warn(
-                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn "
-                "all that sets them apart: rows drawn under this condition lean towards the others",
+                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, "
+                + (known if few else "and rows drawn under this condition vary around these few"),
                 stacklevel=4,
             )
 
