@@ -35,7 +35,10 @@ TOGETHER = 2**20  # and the sum of all
 FREE = {"Uniform": ("features",)}  # sizes that nothing is made of
 FREE_SIZE = 2**24
 # Buffers without a fraction that are learnt, and checked by their class when they are loaded.
-LEARNT = {"Forest": ("roots", "feature", "missing_left", "right", "size", "code")}
+LEARNT = {
+    "Forest": ("roots", "feature", "missing_left", "right", "size", "code"),
+    "ColumnMixture": ("misjudged",),
+}
 SPARE = 64  # objects, and calls of torch, beyond what the number of tensors allows
 OBJECTS, CALLS = 4, 16  # for each tensor
 DEPTH = 64

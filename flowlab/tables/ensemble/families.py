@@ -20,7 +20,7 @@ from flowlab.layers.scalar import ScalarMap
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.ensemble.mixtures import choose_bandwidth, choose_mixture
-from flowlab.tables.mixed.column_mixture import ColumnMixture
+from flowlab.tables.mixed.column_mixture import ColumnMixture, misjudged_by, rare_levels
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.growing import Growth, grow_forest
 from flowlab.tables.mixed.heads import HistogramAndLogistics
@@ -144,7 +144,7 @@ class Mixed:
             hidden=sizes.hidden[0],
             blocks=sizes.layers or 1,
             dropout=sizes.dropout,
-            order=column_order(task.variables, task.member.rank > 0, task.last, generator),
+            order=column_order(task, generator),
             generator=generator,
         )
         # Inputs are computed once. A held-out row without a density would make every loss infinite.
@@ -155,26 +155,31 @@ class Mixed:
         return (with_trees(flow, task) if sizes.trees and flow.features > 1 else flow), history
 
 
-def column_order(
-    variables: Sequence[Variable], shuffled: bool, last: int | None, generator: torch.Generator
-) -> list[int]:
-    """A random order of a table's columns; or their own, those with few levels first.
+def column_order(task: Task, generator: torch.Generator) -> list[int]:
+    """A random order of a table's columns, after those that mark few rows; or their own, those with few levels first.
 
-    Trees know exactly what follows from the first columns, and conditions are mostly on levels.
+    Trees know exactly what follows from the first columns, and conditions are mostly on levels. A rare level that comes
+    late is also drawn, now and then, for rows that are nothing like its own. Where a column has one level in most rows,
+    the others lose next to nothing by coming after it.
 
     Args:
-        variables: The variables of the table.
-        shuffled: Whether the order is random.
-        last: A column that comes last; any when None.
+        task: What is fitted: members with a rank have a random order, and a column may have to come last.
         generator: Source of a random order.
     """
-    columns = max(variable.column for variable in variables) + 1
-    if shuffled:
+    few = [j for j, variable in enumerate(task.variables) if 0 < variable.classes <= FEW_LEVELS]
+    columns = max(variable.column for variable in task.variables) + 1
+    order = list(range(columns))
+    if task.member.rank > 0:
         order = torch.randperm(columns, generator=generator).tolist()
-    else:
-        few = {variable.column for variable in variables if 0 < variable.classes <= FEW_LEVELS}
-        order = sorted(range(columns), key=lambda column: column not in few)
-    return sorted(order, key=lambda column: column == last)
+        few = [j for j in few if _marks_few(task.fold.train[:, j], task.variables[j].classes, task.fold.weight)]
+    first = {task.variables[j].column for j in few}
+    return sorted(order, key=lambda column: (column == task.last, column not in first))
+
+
+def _marks_few(codes: Tensor, classes: int, weight: Tensor) -> bool:
+    """Whether a column has one level in most rows, and rare ones."""
+    usual = float(weight[codes == codes.mode().values].sum())
+    return usual > float(weight.sum()) / 2 and bool(rare_levels(codes, classes, weight))
 
 
 @torch.no_grad()
@@ -182,9 +187,15 @@ def with_trees(flow: MixedFlow, task: Task) -> ColumnMixture:
     """Networks mixed column by column with trees that are grown in the same order."""
     fold = task.fold
     growth = Growth(flow, fold.train, fold.weight)
-    mixture = ColumnMixture(flow, grow_forest(growth, task.sizes.trees, LEAF, TREE_ROWS, task.seed))
     cells = flow.cells(fold.held_out)
     possible = torch.isfinite(cells).all(1)
+    rows = torch.cat([fold.train, fold.held_out[possible]])
+    weight = torch.cat([fold.weight, fold.held_weight[possible]])
+    misjudged = misjudged_by(flow, rows, weight, torch.Generator().manual_seed(task.seed))
+    forest = grow_forest(growth, task.sizes.trees, LEAF, TREE_ROWS, task.seed)
+    mixture = ColumnMixture(flow, forest, rare=bool(misjudged.any()))
+    if mixture.rare:
+        mixture.misjudged.copy_(misjudged)
     mixture.learn_weights(cells[possible], fold.held_weight[possible])
     return mixture
 

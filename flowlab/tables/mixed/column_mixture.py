@@ -21,10 +21,15 @@ from flowlab.tables.mixed.heads import FAR
 from flowlab.tables.mixed.leaves import KINDS, LeafDistribution, Leaves
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.tables.mixed.networks import CODE, LOG_SLOPE, MISSING, Z, fields_of, number_cells
+from flowlab.tables.mixed.networks import CODE, LOG_SLOPE, MISSING, Z, fields_of, number_cells, outcomes_of
 
 PARTS = 1 + len(KINDS)  # networks, and each kind of leaves
 SHRINKAGE = 5.0  # held-out rows that the weights common to all columns count as for each column
+RARE_SHARE, RARE_ROWS = 0.02, 100  # share and number of training rows below both of which a level is rare
+MANY_RARE = 0.1  # share of rows in a column's rare levels from which all rows' weights are theirs, too
+FEWEST = 10  # rows of a level from which it can be said that networks misjudge them: two leaves of trees
+MISFIT = 9.0  # twice the log of the likelihood ratio from which they do: by chance it is so large once in ninety times
+TREES_FIRST = (0.5, 1.5, 1.5, 1.5)  # held-out rows that the parts are credited with where networks misjudge rows
 AT_ONCE = 4096  # rows scored at once
 CANDIDATES = 8  # for a number given variables after it
 
@@ -56,25 +61,36 @@ class ColumnMixture(ConditionalDensity):
     others are known, too, this mixture is tilted by what the networks make of them (`_tilted_classes`); where some
     before it are not, the networks speak alone.
 
+    Of a rare level networks see too few rows to learn what sets these apart, and held-out rows are too few to count in
+    a column's weights. Rows of rare levels that networks misjudge (`misjudged_by`) therefore have weights of their own.
+
     Args:
         flow: The networks.
         forest: The trees, of the same variables in the same order.
+        rare: Whether there are rare levels whose rows networks misjudge.
 
     Attributes:
         weights: The weights (variables, parts) of networks, and of each kind of `LeafDistribution`.
+        misjudged: In rows of which outcomes networks misjudge which variables (outcomes of all classes, variables).
+        rare_weights: The weights (variables, parts) for these rows.
     """
 
     weights: Tensor
+    misjudged: Tensor
+    rare_weights: Tensor
 
-    def __init__(self, flow: MixedFlow, forest: Forest) -> None:
+    def __init__(self, flow: MixedFlow, forest: Forest, rare: bool = False) -> None:
         super().__init__()
         if forest.order != flow.in_order() or forest.classes != flow.classes or forest.nullable != flow.nullable:
             raise ValueError("the trees are not of the networks' variables, or in another order")
         self.flow, self.forest = flow, forest
         self.features, self.columns, self.classes = flow.features, flow.columns, flow.classes
-        self.nullable, self.order = flow.nullable, flow.order
+        self.nullable, self.order, self.rare = flow.nullable, flow.order, rare
         self.register_buffer("weights", torch.full((self.features, PARTS), 1 / PARTS, dtype=torch.float64))
         self.weights[self.in_order()[0]] = _alone(self.weights)
+        if rare:
+            self.register_buffer("misjudged", torch.zeros(sum(forest.outcomes), self.features, dtype=torch.bool))
+            self.register_buffer("rare_weights", self.weights.clone())
         self.register_load_state_dict_post_hook(_check)
 
     def marginals(self) -> dict[int, MarginalCDF]:
@@ -99,6 +115,27 @@ class ColumnMixture(ConditionalDensity):
         common = stack(parts.flatten(1), weight.flatten(), torch.ones(PARTS), steps=100)
         for i, variable in enumerate(later):
             self.weights[variable] = stack(parts[:, i], weight[i], SHRINKAGE * common, steps=100)
+            if self.rare:
+                rows = self._misjudged(variable, fields_of(cells, self.features)[CODE])
+                credit = torch.tensor(TREES_FIRST, dtype=torch.float64)
+                self.rare_weights[variable] = stack(parts[:, i, rows], weight[i, rows], credit, steps=100)
+
+    def _misjudged(self, variable: int, codes: Tensor) -> Tensor:
+        """The rows (n,) of levels of which networks misjudge a variable, from codes of all variables (variables, n)."""
+        out, start = torch.zeros_like(codes[0], dtype=torch.bool), 0
+        for other, outcomes in enumerate(self.forest.outcomes):
+            of = self.misjudged[start : start + outcomes, variable] if self.rare else out[:0]
+            if bool(of.any()):
+                out = out | of[codes[other].clamp(min=0).long()]
+            start += outcomes
+        return out
+
+    def _weights_given(self, variable: int, codes: Tensor) -> Tensor:
+        """The parts' weights (parts, n) for a variable, given codes of those before it (variables, n)."""
+        weight = self.weights[variable].unsqueeze(-1)
+        if not self.rare:
+            return weight.expand(-1, codes.shape[1])
+        return torch.where(self._misjudged(variable, codes), self.rare_weights[variable].unsqueeze(-1), weight)
 
     def _parts(self, cells: Tensor) -> Tensor:
         """Log-densities (parts, variables, n) of each variable given those before it, of each part."""
@@ -131,9 +168,9 @@ class ColumnMixture(ConditionalDensity):
         return torch.cat([self._log_probs(chunk) for chunk in cells.split(AT_ONCE)], 1)
 
     def _log_probs(self, cells: Tensor) -> Tensor:
-        absent = fields_of(cells, self.features)[CODE] < -0.5
-        parts = self._parts(cells)
-        weight = self.weights.T.unsqueeze(-1).expand(parts.shape).clone()
+        codes = fields_of(cells, self.features)[CODE]
+        absent, parts = codes < -0.5, self._parts(cells)
+        weight = torch.stack([self._weights_given(j, codes) for j in range(self.features)], 1)
         unknown = torch.zeros_like(absent[0])
         for variable in self.in_order():
             weight[:, variable, unknown] = _alone(weight).unsqueeze(-1)
@@ -165,7 +202,8 @@ class ColumnMixture(ConditionalDensity):
     def _weights(self, variable: int, seen: Seen) -> Tensor:
         """The parts' weights (parts, n) for a variable: the networks alone where trees are not asked what they know."""
         before, after = self._sees(variable, seen)
-        return torch.where(before & ~after, self.weights[variable].unsqueeze(-1), _alone(self.weights)[:, None])
+        alone = _alone(self.weights)[:, None]
+        return torch.where(before & ~after, self._weights_given(variable, seen.trees), alone)
 
     def class_log_prob(self, variable: int, seen: Seen) -> Tensor:
         log_p = self._classes(variable, seen, self._weights(variable, seen))
@@ -198,7 +236,7 @@ class ColumnMixture(ConditionalDensity):
         earlier[order[: order.index(variable)]] = True
         owner = torch.tensor(self.flow.network.owner, device=earlier.device)
         before = Seen(seen.networks * earlier[owner].unsqueeze(-1), seen.trees, seen.known & earlier.unsqueeze(-1))
-        return before, self.weights[variable].unsqueeze(-1).expand(-1, seen.known.shape[1])
+        return before, self._weights_given(variable, seen.trees)
 
     def _tilted_classes(self, variable: int, seen: Seen) -> Tensor:
         """As `class_log_prob`, where all variables before one are known and some after it.
@@ -250,12 +288,71 @@ class ColumnMixture(ConditionalDensity):
 
 def _check(mixture: ColumnMixture, _: object) -> None:
     """Raise a ValueError unless tensors from a file are weights, and numbers' entries atoms of their columns."""
-    total = mixture.weights.sum(1)
-    if not bool(((total - 1).abs() < 1e-6).all()) or bool((mixture.weights < 0).any()):
-        raise ValueError("the weights of a ColumnMixture are none")
+    for weights in (mixture.weights, mixture.rare_weights) if mixture.rare else (mixture.weights,):
+        if not bool(((weights.sum(1) - 1).abs() < 1e-6).all()) or bool((weights < 0).any()):
+            raise ValueError("the weights of a ColumnMixture are none")
+    if mixture.rare:
+        place = torch.tensor(mixture.in_order()).argsort()
+        of = place.repeat_interleave(torch.tensor(mixture.forest.outcomes)).unsqueeze(-1)
+        if bool((mixture.misjudged.cpu() & (place <= of)).any()):
+            raise ValueError("a rare level of a ColumnMixture decides on variables before it")
     mixture.forest.check_codes({j: max(marginal.atoms, 1) for j, marginal in mixture.marginals().items()}, least=-1)
 
 
 def _alone(like: Tensor) -> Tensor:
     """Weights of the networks alone (parts,)."""
     return torch.tensor([1.0] + [0.0] * (PARTS - 1), dtype=like.dtype, device=like.device)
+
+
+def rare_levels(values: Tensor, classes: int, row_weight: Tensor) -> list[int]:
+    """The rare outcomes among codes (n,), NaN for missing cells; none of a number, nor where many rows' level is rare.
+
+    Args:
+        values: The codes.
+        classes: Number of classes, 0 for a number; being missing is one more outcome.
+        row_weight: Weights (n,).
+    """
+    if not classes:
+        return []
+    row_weight = torch.where(values < 0, 0, row_weight)  # of levels that training did not have
+    code = torch.where(torch.isnan(values), classes, values.clamp(min=0)).long()
+    count, square = (torch.bincount(code, weight, classes + 1) for weight in (row_weight, row_weight.square()))
+    enough = count.square() >= FEWEST * square.clamp(min=1e-300)  # as many rows of equal weight would say as much
+    rare = enough & (count < RARE_ROWS) & (count < RARE_SHARE * row_weight.sum())
+    few = float(count[rare].sum()) <= MANY_RARE * float(row_weight.sum())
+    return rare.nonzero().flatten().tolist() if few else []
+
+
+@torch.no_grad()
+def misjudged_by(flow: MixedFlow, rows: Tensor, row_weight: Tensor, generator: torch.Generator) -> Tensor:
+    """In rows of which rare levels networks misjudge which variables: (outcomes of all classes, variables).
+
+    The noise of these rows is standard normal if the networks are right: `MISFIT` is about twice the log of the
+    likelihood ratio of the normal distribution with the noise's own mean and variance. Variables before the level in
+    the order cannot be misjudged by it.
+
+    Args:
+        flow: The networks.
+        rows: Rows (n, variables), those of training among them: networks that fit too few rows fit these badly, too.
+        row_weight: Their weights (n,).
+        generator: Source of the noise of outcomes with a probability.
+    """
+    order, outcomes = flow.in_order(), outcomes_of(flow.classes, flow.nullable)
+    groups = []
+    for variable, classes in enumerate(flow.classes):
+        for outcome in rare_levels(rows[:, variable], classes, row_weight):
+            of = (flow.place(variable, rows[:, variable]) == outcome) & (row_weight > 0)
+            groups.append((sum(outcomes[:variable]) + outcome, order.index(variable), of.nonzero().flatten()))
+    out = torch.zeros(sum(outcomes), flow.features, dtype=torch.bool)
+    if not groups:
+        return out
+    chosen = torch.cat([of for _, _, of in groups]).unique()  # sorted
+    noise = flow.to_normal(rows[chosen], generator=generator)
+    for outcome, place, of in groups:
+        share = (row_weight[of] / row_weight[of].sum()).unsqueeze(-1)
+        z = noise[torch.searchsorted(chosen, of)]
+        square, mean = (share * z.square()).sum(0), (share * z).sum(0)
+        ratio = (square - 1 - (square - mean.square()).clamp(min=1e-9).log()) / share.square().sum()
+        later = order[place + 1 :]
+        out[outcome, later] = ratio[later] > MISFIT
+    return out

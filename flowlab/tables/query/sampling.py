@@ -15,6 +15,7 @@ from flowlab.runtime import threads_for
 from flowlab.tables.ensemble.joint_density import LEAST, JointDensity
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames.validation import check_count
+from flowlab.tables.mixed.column_mixture import FEWEST, RARE_ROWS, RARE_SHARE
 from flowlab.tables.query import conditional
 from flowlab.tables.query.conditions import (
     ConditionError,
@@ -26,8 +27,6 @@ from flowlab.tables.query.conditions import (
 )
 from flowlab.tables.query.imputation import sample_given
 from flowlab.tables.query.scoring import draw
-
-RARE_SHARE, RARE_ROWS = 0.02, 100  # share and number of training rows below both of which a level is rare
 
 Array = NDArray[np.float64]
 Proposal = tuple[Array, float, float]  # rows of the matrix, the draws that they took, and their effective share
@@ -76,7 +75,7 @@ def _inside(fitted: Fitted, n: int, conditions: Conditions, generator: torch.Gen
 
 
 def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
-    """Warn of conditions on rare levels, under which draws resemble the other rows too much."""
+    """Warn of conditions on rare levels: few rows decide what is drawn, and very few do not show what is theirs."""
     mixture, table, rows = conditional.networks_of(fitted.density()), fitted.table, fitted.rows
     nothing = torch.full((1, mixture.features), math.nan, dtype=torch.float64, device=fitted.device)
     for j, value in conditions.values.items():
@@ -85,9 +84,11 @@ def warn_of_rare_levels(fitted: Fitted, conditions: Conditions) -> None:
         shares = conditional.class_probabilities(mixture, nothing, ~torch.isnan(nothing), j)
         share = float(shares[0, int(value)])
         if share < RARE_SHARE and share * rows < RARE_ROWS:
+            few = share * rows < 2 * FEWEST
+            known = "too few to learn all that sets them apart: rows drawn under this condition lean towards the others"
             warnings.warn(
-                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, too few to learn "
-                "all that sets them apart: rows drawn under this condition lean towards the others",
+                f"{conditions.text[j]}: about {share * rows:.0f} of {rows:,} training rows are so, "
+                + (known if few else "and rows drawn under this condition vary around these few"),
                 stacklevel=4,
             )
 

@@ -36,13 +36,26 @@ def model() -> FlowDensity:
     return FlowDensity(members=members, random_state=0, n_jobs=1, validation=0.1).fit(table(2200))
 
 
-@pytest.fixture(scope="module")
-def mixture(model: FlowDensity) -> ColumnMixture:
-    """A member with networks and trees, in a random order."""
+@pytest.fixture(scope="module", params=[False, True], ids=["", "rare"])
+def mixture(model: FlowDensity, request) -> ColumnMixture:
+    """A member with networks and trees, in a random order; and the same with other weights for a part of the rows."""
     member = model.flow_.flows[-1]
     assert isinstance(member, ColumnMixture)
     assert (member.weights[member.in_order()[1:], 1:].sum(1) > 0.01).all()  # else trees would not be tested
-    return member
+    return with_other_weights(member) if request.param else member
+
+
+def with_other_weights(member: ColumnMixture) -> ColumnMixture:
+    """A member that trusts trees alone after the first level of each class."""
+    other = ColumnMixture(member.flow, member.forest, rare=True)
+    other.weights.copy_(member.weights)
+    order, start = member.in_order(), 0
+    for variable, outcomes in enumerate(member.forest.outcomes):
+        if outcomes:
+            other.misjudged[start, order[order.index(variable) + 1 :]] = True
+        start += outcomes
+    other.rare_weights[:] = torch.tensor([0.0, 0.2, 0.3, 0.5], dtype=torch.float64)
+    return other
 
 
 def all_cells(model: FlowDensity) -> pd.DataFrame:
@@ -128,19 +141,25 @@ def frauds() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return frame[fraud], given, free[free["fraud"]]
 
 
-def test_rare_groups_are_told_apart(frauds):
-    _, *drawn = frauds
-    for rows in drawn:
-        assert rows["a"].mean() > 1.5
-        assert rows["b"].mean() < -1.5
-
-
-@pytest.mark.xfail(strict=True, reason="a column's weights come from all rows, of which rare ones are few")
 def test_rare_groups_are_drawn_as_they_are(frauds):
     real, *drawn = frauds
     for rows in drawn:
         for name in ("a", "b"):
             assert rows[name].mean() == pytest.approx(real[name].mean(), abs=2 * real[name].std() / 6), name
+
+
+def test_rare_levels_that_differ_have_weights_of_their_own():
+    rng = np.random.default_rng(0)
+    apart = np.where(np.arange(3000) < 40, rng.choice(["like", "unlike"], 3000), "usual")
+    x = rng.normal(np.where(apart == "unlike", 4.0, 0.0), 1)
+    train = pd.DataFrame({"kind": apart, "x": x, "y": rng.normal(x)}).sample(frac=1, random_state=0)
+    members = [Member("mixed", "none", rank=k, steps=60) for k in range(2)]
+    model = FlowDensity(members=members, random_state=0, n_jobs=1).fit(train)
+    levels = model.table_.codec.schema["kind"].categories
+    for member in model.flow_:
+        assert member.in_order()[0] == 0  # before what it tells of, in random orders too
+        assert [bool(of[1]) for of in member.misjudged] == [level == "unlike" for level in levels]
+        assert member.rare_weights[1, 0] < 0.5
 
 
 def test_files_and_copies_keep_everything(model, tmp_path):
@@ -203,6 +222,20 @@ def test_files_whose_trees_are_none_are_refused(change, model, tmp_path):
     save_file(tensors, path, metadata)
     with pytest.raises(FileError):
         flowlab.load(path)
+
+
+def test_files_of_rare_levels_are_checked(model, tmp_path):
+    rare = with_other_weights(model.flow_.flows[-1])
+    path = tmp_path / "member.flow"
+    flowlab.save(rare, path)
+    rows = rare.sample((50,), generator=seeded())
+    assert torch.equal(flowlab.load(path).log_prob(rows), rare.log_prob(rows))
+    for name, value in (("rare_weights", math.nan), ("rare_weights", 3.0), ("misjudged", True)):
+        broken = copy.deepcopy(rare)
+        broken.get_buffer(name)[:] = value  # of `misjudged`: also of variables before the level
+        flowlab.save(broken, path)
+        with pytest.raises(FileError):
+            flowlab.load(path)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 0.0], [-1.0, 1.0, 1.0, 0.0], [math.nan, 0.0, 1.0, 0.0]])
