@@ -219,7 +219,6 @@ def test_on_a_real_table_it_predicts_better_than_a_line(prices):
     assert model.score(test, y_test) > line.score(coded[1], y_test)
 
 
-@pytest.mark.xfail(strict=True, reason="networks and leaves together are too cautious: 90 % lie in the 80 % interval")
 def test_on_a_real_table_it_covers_what_it_says(prices):
     model, _, test, _, y_test = prices
     low, high = model.predict_interval(test, 0.8).T

@@ -197,6 +197,7 @@ def with_trees(flow: MixedFlow, task: Task) -> ColumnMixture:
     if mixture.rare:
         mixture.misjudged.copy_(misjudged)
     mixture.learn_weights(cells[possible], fold.held_weight[possible])
+    mixture.learn_sharpness(cells[possible], fold.held_weight[possible])
     return mixture
 
 

@@ -10,10 +10,11 @@ from flowlab.mixture import stack
 from flowlab.registry import register
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.mixed.distributions import (
-    HeadDistribution,
     MixedDistribution,
     NumberDistribution,
+    SharpenedDistribution,
     choose,
+    log_gain,
     uniform_from,
 )
 from flowlab.tables.mixed.forest import Forest
@@ -21,7 +22,17 @@ from flowlab.tables.mixed.heads import FAR
 from flowlab.tables.mixed.leaves import KINDS, LeafDistribution, Leaves
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.tables.mixed.networks import CODE, LOG_SLOPE, MISSING, Z, fields_of, number_cells, outcomes_of
+from flowlab.tables.mixed.networks import (
+    CODE,
+    LOG_SLOPE,
+    LOW,
+    MISSING,
+    WIDTH,
+    Z,
+    fields_of,
+    number_cells,
+    outcomes_of,
+)
 
 PARTS = 1 + len(KINDS)  # networks, and each kind of leaves
 SHRINKAGE = 5.0  # held-out rows that the weights common to all columns count as for each column
@@ -30,6 +41,8 @@ MANY_RARE = 0.1  # share of rows in a column's rare levels from which all rows' 
 FEWEST = 10  # rows of a level from which it can be said that networks misjudge them: two leaves of trees
 MISFIT = 9.0  # twice the log of the likelihood ratio from which they do: by chance it is so large once in ninety times
 TREES_FIRST = (0.5, 1.5, 1.5, 1.5)  # held-out rows that the parts are credited with where networks misjudge rows
+SHARPNESS = (1.0, 3.0, 0.05)  # the least, the largest, and the step between those that are tried
+WORTH = 3.0  # nats of held-out rows that a sharpness has to gain
 AT_ONCE = 4096  # rows scored at once
 CANDIDATES = 8  # for a number given variables after it
 
@@ -63,34 +76,41 @@ class ColumnMixture(ConditionalDensity):
 
     Of a rare level networks see too few rows to learn what sets these apart, and held-out rows are too few to count in
     a column's weights. Rows of rare levels that networks misjudge (`misjudged_by`) therefore have weights of their own.
+    The mixture of a number can be too wide, although its parts are not: it is then sharpened.
 
     Args:
         flow: The networks.
         forest: The trees, of the same variables in the same order.
         rare: Whether there are rare levels whose rows networks misjudge.
+        sharpened: Whether there are numbers whose mixture is sharpened.
 
     Attributes:
         weights: The weights (variables, parts) of networks, and of each kind of `LeafDistribution`.
         misjudged: In rows of which outcomes networks misjudge which variables (outcomes of all classes, variables).
         rare_weights: The weights (variables, parts) for these rows.
+        sharpness: That of each number's `SharpenedDistribution` (variables,).
     """
 
     weights: Tensor
     misjudged: Tensor
     rare_weights: Tensor
+    sharpness: Tensor
 
-    def __init__(self, flow: MixedFlow, forest: Forest, rare: bool = False) -> None:
+    def __init__(self, flow: MixedFlow, forest: Forest, rare: bool = False, sharpened: bool = False) -> None:
         super().__init__()
         if forest.order != flow.in_order() or forest.classes != flow.classes or forest.nullable != flow.nullable:
             raise ValueError("the trees are not of the networks' variables, or in another order")
         self.flow, self.forest = flow, forest
         self.features, self.columns, self.classes = flow.features, flow.columns, flow.classes
         self.nullable, self.order, self.rare = flow.nullable, flow.order, rare
+        self.sharpened = sharpened
         self.register_buffer("weights", torch.full((self.features, PARTS), 1 / PARTS, dtype=torch.float64))
         self.weights[self.in_order()[0]] = _alone(self.weights)
         if rare:
             self.register_buffer("misjudged", torch.zeros(sum(forest.outcomes), self.features, dtype=torch.bool))
             self.register_buffer("rare_weights", self.weights.clone())
+        if sharpened:
+            self.register_buffer("sharpness", torch.ones(self.features, dtype=torch.float64))
         self.register_load_state_dict_post_hook(_check)
 
     def marginals(self) -> dict[int, MarginalCDF]:
@@ -120,6 +140,38 @@ class ColumnMixture(ConditionalDensity):
                 credit = torch.tensor(TREES_FIRST, dtype=torch.float64)
                 self.rare_weights[variable] = stack(parts[:, i, rows], weight[i, rows], credit, steps=100)
 
+    @torch.no_grad()
+    def learn_sharpness(self, cells: Tensor, row_weight: Tensor) -> None:
+        """Sharpen the mixtures of numbers whose held-out rows become likelier by it; arguments as of `learn_weights`.
+
+        The weights must be known.
+        """
+        least, largest, step = SHARPNESS
+        tried = torch.arange(least, largest + step / 2, step, dtype=torch.float64)
+        found = torch.ones(self.features, dtype=torch.float64)
+        fields, order = fields_of(cells, self.features), self.in_order()
+        # Where a cell up to a variable is not known, networks speak alone.
+        known = (fields[CODE, order] > -0.5).cumprod(0).bool()
+        for i, variable in enumerate(order):
+            if not i or self.classes[variable] or not len(cells):
+                continue
+            there = known[i] & (fields[MISSING, variable] < 0.5)
+            low, high = torch.cat([self._levels(variable, chunk) for chunk in cells.split(AT_ONCE)], 1)
+            gain = (log_gain(low, high, tried.unsqueeze(-1)) * (row_weight * there)).sum(1)
+            if float(gain.max()) > WORTH:
+                found[variable] = tried[gain.argmax()]
+        self.sharpened = bool((found > 1).any())
+        if self.sharpened:
+            self.register_buffer("sharpness", found)
+
+    def _levels(self, variable: int, cells: Tensor) -> Tensor:
+        """Levels (2, n) of both ends of a number's cells in its mixture, before it is sharpened."""
+        fields = fields_of(cells, self.features)
+        inputs = self.flow.network.inputs(fields.to(self.flow.network.first.dtype))
+        seen, weight = self._before(variable, Seen(inputs, self._seen_by_trees(fields), fields[CODE] > -0.5))
+        low, width = fields[LOW, variable].double(), fields[WIDTH, variable].double()
+        return self._mixture(variable, seen, weight).cdf(torch.stack([low, (low + width).clamp(max=1)]))
+
     def _misjudged(self, variable: int, codes: Tensor) -> Tensor:
         """The rows (n,) of levels of which networks misjudge a variable, from codes of all variables (variables, n)."""
         out, start = torch.zeros_like(codes[0], dtype=torch.bool), 0
@@ -140,9 +192,7 @@ class ColumnMixture(ConditionalDensity):
     def _parts(self, cells: Tensor) -> Tensor:
         """Log-densities (parts, variables, n) of each variable given those before it, of each part."""
         fields = fields_of(cells, self.features)
-        missing = fields[MISSING] > 0.5
-        codes, numbers = fields[CODE].clamp(min=0), torch.where(missing, torch.nan, fields[Z])
-        seen = torch.where(torch.tensor(self.classes, device=cells.device).unsqueeze(-1) > 0, codes, numbers)
+        missing, codes, seen = fields[MISSING] > 0.5, fields[CODE].clamp(min=0), self._seen_by_trees(fields)
         out = self.flow.log_probs(cells).double().repeat(PARTS, 1, 1)
         for variable in self.in_order()[1:]:
             of = fields[:, variable].double()
@@ -160,6 +210,12 @@ class ColumnMixture(ConditionalDensity):
                 out[k, variable] = value
         return out
 
+    def _seen_by_trees(self, fields: Tensor) -> Tensor:
+        """What trees see (variables, n) of rows as fields."""
+        numbers = torch.where(fields[MISSING] > 0.5, torch.nan, fields[Z])
+        classes = torch.tensor(self.classes, device=fields.device).unsqueeze(-1) > 0
+        return torch.where(classes, fields[CODE].clamp(min=0), numbers)
+
     def _leaves(self, variable: int, seen: Tensor) -> Sequence[NumberDistribution]:
         leaves = Leaves(self.forest, variable, seen, self.marginals()[variable])
         return [LeafDistribution(leaves, kind) for kind in KINDS]
@@ -168,14 +224,19 @@ class ColumnMixture(ConditionalDensity):
         return torch.cat([self._log_probs(chunk) for chunk in cells.split(AT_ONCE)], 1)
 
     def _log_probs(self, cells: Tensor) -> Tensor:
-        codes = fields_of(cells, self.features)[CODE]
+        fields = fields_of(cells, self.features)
+        codes, missing = fields[CODE], fields[MISSING] > 0.5
         absent, parts = codes < -0.5, self._parts(cells)
         weight = torch.stack([self._weights_given(j, codes) for j in range(self.features)], 1)
-        unknown = torch.zeros_like(absent[0])
+        unknown, gain = torch.zeros_like(absent[0]), torch.zeros_like(parts[0])
         for variable in self.in_order():
             weight[:, variable, unknown] = _alone(weight).unsqueeze(-1)
+            if self.sharpened and float(self.sharpness[variable]) > 1:
+                mixed = (weight[0, variable] < 1) & ~missing[variable]
+                low, high = self._levels(variable, cells)
+                gain[variable] = torch.where(mixed, log_gain(low, high, self.sharpness[variable]), 0)
             unknown = unknown | absent[variable]
-        return torch.where(absent, 0, (weight.log() + parts).logsumexp(0))
+        return torch.where(absent, 0, (weight.log() + parts).logsumexp(0) + gain)
 
     def observe(self, x: Tensor, known: Tensor) -> Seen:
         trees = torch.zeros(self.features, len(x), dtype=torch.float64, device=x.device)
@@ -220,14 +281,21 @@ class ColumnMixture(ConditionalDensity):
         leaves = self.forest.class_probabilities(variable, seen.trees)
         return (weight[0] * log_p.exp() + (1 - weight[0]) * leaves).log()
 
-    def number(self, variable: int, seen: Seen) -> HeadDistribution | MixedDistribution:
+    def number(self, variable: int, seen: Seen) -> NumberDistribution:
         return self._number(variable, seen, self._weights(variable, seen))
 
-    def _number(self, variable: int, seen: Seen, weight: Tensor) -> HeadDistribution | MixedDistribution:
-        networks = self.flow.number(variable, seen.networks)
-        if bool((weight[0] == 1).all()):
-            return networks
-        return MixedDistribution([networks, *self._leaves(variable, seen.trees)], weight)
+    def _number(self, variable: int, seen: Seen, weight: Tensor) -> NumberDistribution:
+        mixed = weight[0] < 1
+        if not bool(mixed.any()):
+            return self.flow.number(variable, seen.networks)
+        mixture = self._mixture(variable, seen, weight)
+        if not self.sharpened or float(self.sharpness[variable]) == 1:
+            return mixture
+        return SharpenedDistribution(mixture, torch.where(mixed, self.sharpness[variable], 1))
+
+    def _mixture(self, variable: int, seen: Seen, weight: Tensor) -> MixedDistribution:
+        parts = [self.flow.number(variable, seen.networks), *self._leaves(variable, seen.trees)]
+        return MixedDistribution(parts, weight)
 
     def _before(self, variable: int, seen: Seen) -> tuple[Seen, Tensor]:
         """What has been observed of variables before one, and the parts' weights given these."""
@@ -296,6 +364,13 @@ def _check(mixture: ColumnMixture, _: object) -> None:
         of = place.repeat_interleave(torch.tensor(mixture.forest.outcomes)).unsqueeze(-1)
         if bool((mixture.misjudged.cpu() & (place <= of)).any()):
             raise ValueError("a rare level of a ColumnMixture decides on variables before it")
+    if mixture.sharpened:
+        sharpness, numbers = mixture.sharpness, [j for j in mixture.in_order()[1:] if not mixture.classes[j]]
+        others = [j for j in range(mixture.features) if j not in numbers]
+        if not bool(((sharpness >= SHARPNESS[0]) & (sharpness <= SHARPNESS[1])).all()) or bool(
+            (sharpness[others] != 1).any()
+        ):
+            raise ValueError("the sharpness of a ColumnMixture is none")
     mixture.forest.check_codes({j: max(marginal.atoms, 1) for j, marginal in mixture.marginals().items()}, least=-1)
 
 

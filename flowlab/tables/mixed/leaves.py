@@ -55,7 +55,21 @@ class Leaves:
 
     def take(self, rows: Tensor) -> "Leaves":
         """The leaves of some rows, by a mask (n,)."""
-        return Leaves(self.forest, self.variable, self.seen[:, rows], self.marginal)
+        taken = Leaves(self.forest, self.variable, self.seen[:, rows], self.marginal)
+        if self.found:
+            taken.nodes = self.nodes[rows]
+        return taken
+
+    @property
+    def found(self) -> bool:
+        """Whether the leaves of all trees have been asked for."""
+        return "nodes" in vars(self)
+
+    def in_trees(self, tree: Tensor) -> Tensor:
+        """The leaf (n,) in one tree (n,) for each row."""
+        if self.found:
+            return self.nodes.gather(1, tree.unsqueeze(1))[:, 0]
+        return self.forest.leaves(self.variable, self.seen, tree.unsqueeze(1))[:, 0]
 
     @cached_property
     def nodes(self) -> Tensor:
@@ -173,7 +187,7 @@ class LeafDistribution:
             return self.draw_between(nothing, nothing + 1, uniform)
         leaves, forest, n = self.leaves, self.leaves.forest, self.leaves.seen.shape[1]
         tree = (uniform(n) * forest.trees).long().clamp(max=forest.trees - 1)
-        node = forest.leaves(leaves.variable, leaves.seen, tree.unsqueeze(1))[:, 0]
+        node = leaves.in_trees(tree)
         entry, level = forest.draw_entry(node, uniform(n)), uniform(n)
         z = forest.z[entry].double() + forest.bandwidth[node].double() * torch.special.ndtri(level)
         rank = torch.special.ndtr(z)

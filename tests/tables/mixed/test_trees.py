@@ -16,6 +16,7 @@ import flowlab
 from flowlab import FlowDensity, Member
 from flowlab.files import FileError
 from flowlab.tables.mixed.column_mixture import ColumnMixture
+from flowlab.tables.mixed.distributions import uniform_from
 from helpers import seeded
 
 
@@ -36,24 +37,27 @@ def model() -> FlowDensity:
     return FlowDensity(members=members, random_state=0, n_jobs=1, validation=0.1).fit(table(2200))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["", "rare"])
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "all"])
 def mixture(model: FlowDensity, request) -> ColumnMixture:
-    """A member with networks and trees, in a random order; and the same with other weights for a part of the rows."""
+    """A member with networks and trees, in a random order; and the same with everything that it may have."""
     member = model.flow_.flows[-1]
     assert isinstance(member, ColumnMixture)
     assert (member.weights[member.in_order()[1:], 1:].sum(1) > 0.01).all()  # else trees would not be tested
-    return with_other_weights(member) if request.param else member
+    return with_everything(member) if request.param else member
 
 
-def with_other_weights(member: ColumnMixture) -> ColumnMixture:
-    """A member that trusts trees alone after the first level of each class."""
-    other = ColumnMixture(member.flow, member.forest, rare=True)
+def with_everything(member: ColumnMixture) -> ColumnMixture:
+    """A member that trusts trees alone after the first level of each class, and sharpens its numbers."""
+    other = ColumnMixture(member.flow, member.forest, rare=True, sharpened=True)
     other.weights.copy_(member.weights)
     order, start = member.in_order(), 0
     for variable, outcomes in enumerate(member.forest.outcomes):
         if outcomes:
             other.misjudged[start, order[order.index(variable) + 1 :]] = True
         start += outcomes
+    numbers = [j for j in order[1:] if not member.classes[j]]
+    assert numbers
+    other.sharpness[numbers] = 1.7
     other.rare_weights[:] = torch.tensor([0.0, 0.2, 0.3, 0.5], dtype=torch.float64)
     return other
 
@@ -85,6 +89,22 @@ def test_draws_follow_the_density(model, mixture):
     for name, column in zip(model.table_.names, noise.T, strict=True):
         assert stats.kstest(column, "norm").pvalue > 1e-3, (name, order)
     assert frame["x"].between(table(2200)["x"].min(), table(2200)["x"].max()).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.3, 0.7), (0.9, 0.97), (0.0, 0.02)])
+def test_numbers_are_drawn_between_limits_as_they_are_distributed(model, mixture, low, high):
+    variable = [name.name for name in model.table_.variables].index("x")
+    rows = torch.from_numpy(model.table_.encode_all(table(4000, seed=2))[0])
+    before = torch.zeros_like(rows, dtype=torch.bool)
+    before[:, mixture.in_order()[: mixture.in_order().index(variable)]] = True
+    number = mixture.number(variable, mixture.observe(rows, before))
+    ends = [torch.full((len(rows),), end, dtype=torch.float64) for end in (low, high)]
+    drawn = number.draw_between(*ends, uniform_from(seeded(), rows.device))
+    first, at, last = (number.cdf(rank) for rank in (ends[0], drawn, ends[1]))
+    some = last - first > 1e-9
+    level = (at - first)[some] / (last - first)[some]
+    assert stats.kstest(level.numpy(), "uniform").pvalue > 1e-3
 
 
 def test_noise_of_held_out_rows_is_nearly_normal(model):
@@ -224,15 +244,16 @@ def test_files_whose_trees_are_none_are_refused(change, model, tmp_path):
         flowlab.load(path)
 
 
-def test_files_of_rare_levels_are_checked(model, tmp_path):
-    rare = with_other_weights(model.flow_.flows[-1])
+def test_files_with_everything_are_checked(model, tmp_path):
+    rare = with_everything(model.flow_.flows[-1])
     path = tmp_path / "member.flow"
     flowlab.save(rare, path)
     rows = rare.sample((50,), generator=seeded())
     assert torch.equal(flowlab.load(path).log_prob(rows), rare.log_prob(rows))
-    for name, value in (("rare_weights", math.nan), ("rare_weights", 3.0), ("misjudged", True)):
+    wrong = {"rare_weights": (math.nan, 3.0), "misjudged": (True,), "sharpness": (math.nan, 0.5, 2.0, math.inf)}
+    for name, value in [(name, value) for name, values in wrong.items() for value in values]:
         broken = copy.deepcopy(rare)
-        broken.get_buffer(name)[:] = value  # of `misjudged`: also of variables before the level
+        broken.get_buffer(name)[:] = value  # also of variables before a level, and of classes
         flowlab.save(broken, path)
         with pytest.raises(FileError):
             flowlab.load(path)
