@@ -30,6 +30,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "flowlab.layers.scalar.mixture": ("MixtureCDF",),
     "flowlab.layers.scalar.sinh_arcsinh": ("SinhArcsinh",),
     "flowlab.layers.scalar.spline": ("CircularSpline", "RationalQuadraticSpline"),
+    "flowlab.tables.ensemble.joint_density": ("Cells", "JointDensity"),
     "flowlab.tables.mixed.mixed_flow": ("MixedFlow",),
     "flowlab.tables.mixed.column_mixture": ("ColumnMixture",),
     "flowlab.tables.mixed.forest": ("Forest",),

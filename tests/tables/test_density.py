@@ -376,7 +376,7 @@ def test_the_mixture_is_at_least_as_good_as_its_members():
     assert model.validation_score_ >= table["score"].max() - 1e-6
     assert set(table["preprocessing"]) == {"marginal"}
     assert table.set_index("kind").loc["broad", "weight"] > 0  # the insurance is always kept
-    assert len(model.flow_.flows) == (table["weight"] > 0).sum()
+    assert len(model.flow_.flows[0].flow.flows) == (table["weight"] > 0).sum()
     assert "mixture (marginal)" in model.summary()
     assert model.history_["validation"].notna().all()
 
@@ -384,7 +384,7 @@ def test_the_mixture_is_at_least_as_good_as_its_members():
 def test_below_two_thousand_rows_every_row_is_held_out_once():
     model = FlowDensity(members=["copula", "mixture"], preprocessing="none", random_state=0).fit(bananas(300))
     assert len(model._model.held_out) == 300
-    assert len(model.flow_.flows) == 5 * (model.members_["weight"] > 0).sum()
+    assert len(model.flow_.flows[0].flow.flows) == 5 * (model.members_["weight"] > 0).sum()
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ def test_conditions_on_values_sets_and_intervals_draw_what_filtering_would():
     mixture = FlowMixture([flow])
     plain = flow.sample((60_000,), generator=seeded()).numpy()
     conditions = Conditions(allowed={0: [(0.0, 0.0), (2.0, 2.0)], 1: [(1.0, 3.0)]}, text={0: "a", 1: "b"})
-    rows, acceptance = draw(mixture, conditions, 6000, seeded(1))
+    rows, acceptance, _ = draw(mixture, conditions, 6000, seeded(1))
     rows = rows.numpy()
     kept = plain[np.isin(plain[:, 0], [0, 2]) & (plain[:, 1] >= 1) & (plain[:, 1] <= 3)]
     assert 0 < acceptance <= 1
@@ -209,7 +209,7 @@ def test_conditions_on_values_weigh_the_members_of_a_mixture():
     flows = [random_flow(seed=seed, nullable=False) for seed in (0, 10)]
     mixture = FlowMixture(flows, [0.7, 0.3])
     plain = mixture.sample((60_000,), generator=seeded()).numpy()
-    rows, _ = draw(mixture, Conditions(values={0: 1.0}, text={0: "a"}), 6000, seeded(1))
+    rows, *_ = draw(mixture, Conditions(values={0: 1.0}, text={0: "a"}), 6000, seeded(1))
     kept = plain[plain[:, 0] == 1]
     assert stats.ks_2samp(rows[:, 2].numpy(), kept[:, 2]).pvalue > 0.001
     assert (

@@ -29,7 +29,7 @@ def model() -> FlowDensity:
 def test_joint_and_conditional_members_have_a_part(model):
     assert isinstance(model.flow_.flows[0], JointDensity)
     assert all(isinstance(member, ConditionalDensity) for member in list(model.flow_)[1:])
-    assert float(model.flow_.weights[0]) > 0.3  # Gaussians are joint members' own
+    assert 0.1 < float(model.flow_.weights[0]) < 0.99
     assert len(model.flow_.flows) > 1
 
 
@@ -131,14 +131,14 @@ def test_files_keep_the_ensemble(model, tmp_path):
 def test_too_few_effective_draws_are_refused():
     """Nearly collinear columns: networks and trees are far from what Gaussians know."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 8)) + 1e-4 * rng.normal(size=(400, 8))
-    model = FlowDensity(members=["mixture", Member("mixed", steps=100)], random_state=0).fit(x)
+    x = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 5)) + 1e-5 * rng.normal(size=(200, 5))
+    model = FlowDensity(members=["mixture", Member("mixed", steps=40, trees=2)], effort="fast", random_state=0).fit(x)
     for ask in (
         lambda: model.sample(50, random_state=0, given={"x0": 0.5}),
-        lambda: model.conditional("x7", {"x0": 0.5}, random_state=0),
-        lambda: model.impute(np.where(np.arange(8) < 4, x[:20], np.nan), random_state=0),
+        lambda: model.conditional("x4", {"x0": 0.5}, random_state=0),
+        lambda: model.impute(np.where(np.arange(5) < 2, x[:20], np.nan), random_state=0),
     ):
         with pytest.raises(ValueError, match=r"proposals for a row are effective.*members=\[\"mixed\"\]"):
             ask()
     with pytest.warns(UserWarning, match="unknown cells are too low"):
-        model.score_samples(np.where(np.arange(8) < 4, x[:20], np.nan), missing="unknown")
+        model.score_samples(np.where(np.arange(5) < 2, x[:20], np.nan), missing="unknown")

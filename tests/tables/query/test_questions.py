@@ -3,11 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from flowlab import FlowDensity, Member
 from flowlab.tables.ensemble.calibration import goodness_of_fit
+from flowlab.tables.ensemble.ensemble import fit_ensemble
 from flowlab.tables.query import questions
+from flowlab.tables.query.scoring import scored_draws
 
 CORRELATION = 0.8
 
@@ -239,21 +242,24 @@ def test_a_bar_counts_draws_where_the_model_shows_progress(model, monkeypatch):
 
 def test_draws_in_blocks_differ_from_block_to_block(model, monkeypatch):
     monkeypatch.setattr(questions, "BLOCK", 50)
-    rows, log_prob = questions.log_density_of_draws(model._model, 100, 0, False)
+    generator = torch.Generator().manual_seed(0)
+    with questions.blocks(model._model, 100, False) as sizes:
+        rows, log_prob = scored_draws(model._model, sizes, generator)
     assert rows.shape == (100, 3)
     assert len(np.unique(rows[:, 0])) == len(np.unique(log_prob)) == 100
 
 
 def test_small_densities_train_where_the_model_does(model, monkeypatch):
-    class Flat:
-        def score_samples(self, rows, measure="mass"):
-            return np.zeros(len(rows))
-
     seen: list[str] = []
-    monkeypatch.setattr(FlowDensity, "fit", lambda self, *_: (seen.append(self.device), Flat())[1])
-    monkeypatch.setattr(model, "device", "cpu:0")
+
+    def watched(*args, device, **options):
+        seen.append(device)
+        return fit_ensemble(*args, device=device, **options)
+
+    monkeypatch.setattr(questions, "fit_ensemble", watched)
+    monkeypatch.setattr(questions, "TO_LEARN", 200)
     model.mutual_information("a", "b", 100, random_state=0)
-    assert seen == ["cpu:0"] * 3
+    assert seen == [str(model._model.device)] * 3
 
 
 def test_a_fitted_model_says_so(model):
