@@ -104,6 +104,7 @@ def mixed() -> FlowDensity:
     return FlowDensity(members=members, random_state=0).fit(table)
 
 
+@pytest.mark.slow
 def test_information_and_entropy_of_whole_tables(mixed):
     gaussian = -np.log(1 - CORRELATION**2) / 2
     flags = (SHARES * np.log(SHARES / np.outer(SHARES.sum(1), SHARES.sum(0)))).sum()
