@@ -330,6 +330,7 @@ def test_other_bad_input(fitted, x):
         quick(steps=5).fit(pd.DataFrame(x, columns=list("abc"))).score_samples(pd.DataFrame(x, columns=list("abd")))
 
 
+@pytest.mark.slow
 def test_weights_count(x):
     weight = (x[:, 0] > 0).astype(float)
     model = quick().fit(x, sample_weight=weight)

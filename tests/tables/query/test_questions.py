@@ -172,6 +172,7 @@ def test_a_text_is_one_column_and_whole_numbers_are_labels(members, labels):
             model.mutual_information(-1, 1)
 
 
+@pytest.mark.slow
 def test_information_of_two_columns_named_alone(mixed):
     alone = mixed.mutual_information("a", "right", 300, random_state=0)
     assert alone == mixed.mutual_information(["a"], ["right"], 300, random_state=0)
