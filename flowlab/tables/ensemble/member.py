@@ -174,7 +174,7 @@ def joint_recipe(effort: str, rows: int, features: int) -> list[Member]:
         simple.append(Member("kernel", "marginal-whitening"))
     if effort == "fast":
         quick = [replace(m, rows=5_000, components=32) for m in mixtures[:2]]
-        steps = min(200, max(6_000 // features, 100))
+        steps = min(300 if rows >= 2_000 else 200, max(9_000 // features, 100))
         first = "auto" if features <= 30 else "marginal-whitening"  # a race of wide networks takes long
         return [Member("autoregressive", first, steps=steps, learning_rate=1e-2), *quick, *simple[:2]]
     if effort == "default":
