@@ -244,7 +244,7 @@ def _table(model: Any, what: What) -> _Rows:
     if model.flow_ is None:
         raise ExportError("every column of this table is constant: there is no density to export")
     joint = model._model.joint
-    if joint is None or len(model.flow_.flows) > 1:
+    if not model._model.only_joint:
         raise ExportError(
             "members with conditional densities, of which FlowDensity has some unless told otherwise, have no form in "
             'ONNX: fit with members=["autoregressive", "mixture", "copula", "broad"], or other kinds than "mixed"'

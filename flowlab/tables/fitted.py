@@ -63,6 +63,11 @@ class Fitted:
         return first if isinstance(first, JointDensity) else None
 
     @property
+    def only_joint(self) -> bool:
+        """Whether no member has a density of any columns given any others."""
+        return self.joint is not None and len(self.density().flows) == 1
+
+    @property
     def device(self) -> torch.device:
         """Where the mixture is."""
         return torch.device("cpu") if self.mixture is None else self.mixture.log_weights.device
@@ -83,7 +88,7 @@ class Fitted:
         Raises:
             ValueError: No member has them; `what` begins the message.
         """
-        if self.mixture is not None and self.joint is not None and len(self.mixture.flows) == 1:
+        if self.only_joint:
             kinds = sorted({report.member.kind for report in self.reports})
             raise ValueError(
                 f"{what} a density of any columns given others, which the members asked for do not have "
@@ -206,11 +211,11 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     ):
         raise files.FileError("the columns do not fit the flow")
     if mixture is not None:
+        if not table.complete and isinstance(mixture.flows[0], Flow | JointDensity):
+            raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
         if all(isinstance(member, Flow) for member in mixture):  # of an earlier version
             mixture = early_joint(table, mixture, record)
         check_flow(table.variables, mixture)
-        if not table.complete and isinstance(mixture.flows[0], JointDensity):
-            raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)
     return Fitted(
@@ -230,6 +235,4 @@ def early_joint(table: Table, flow: FlowMixture, record: dict[str, Any]) -> Flow
     """Flows of numbers from a file of an earlier version, which has what they need in the record of the table."""
     known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
     check_arguments("FlowDensity", known, dict.fromkeys(known, float))
-    if not table.complete:
-        raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
     return FlowMixture([Numbers.of(table).density(flow, **known)])

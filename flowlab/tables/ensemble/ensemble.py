@@ -144,7 +144,8 @@ def fit_ensemble(
     )
     starting = _start(jobs)
     ground: dict[str, tuple[list[Fold], Sequence[Marginals | Preprocessing]]] = {}
-    ground["mixed"] = (parts, [Marginals(fold.train, fold.weight, variables, rows) for fold in parts])
+    if any(member.kind == "mixed" for member in members):
+        ground["mixed"] = (parts, [Marginals(fold.train, fold.weight, variables, rows) for fold in parts])
     if numbers is not None:
         ground["numbers"] = _of_numbers(numbers, rows, weight, splits, seed)
     members = [member.sized(len(parts[0].train), features) for member in members]
@@ -160,17 +161,13 @@ def fit_ensemble(
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]
     if undecided and features > 1 and len(parts[0].held_out):
-        seconds = None if ends is None else RACE_TIME * (ends - time.perf_counter()) * min(jobs, len(RACE)) / len(RACE)
+        left = 0.0 if ends is None else max(ends - time.perf_counter(), 0.0)
+        seconds = None if ends is None else RACE_TIME * left * min(jobs, len(RACE)) / len(RACE)
         short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
         list(starting)
         results = _run_all(short, jobs, progress)
         race = {n: _mean(r.log_prob, parts[0].held_weight) for n, r in zip(RACE, results, strict=True)}
-    order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
-    order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
-    members = [
-        replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
-        for m in members
-    ]
+    members = _decided(members, race)
     list(starting)
 
     def run(places: Sequence[int], seconds: float | None = None) -> None:
@@ -187,14 +184,25 @@ def fit_ensemble(
             run(waiting)
     else:  # few networks that are trained to the end beat many that are not
         run([i for i, member in enumerate(members) if not member.trained])
-        for places, seconds in _turns(
-            [i for i, member in enumerate(members) if member.trained], len(parts), jobs, ends
-        ):
+        trained = [i for i, member in enumerate(members) if member.trained]
+        # First one with conditional densities, without which most questions would have no answer.
+        trained.sort(key=lambda i: members[i].kind != "mixed" or i in _waiting(members))
+        for places, seconds in _turns(trained, len(parts), jobs, ends):
             run(places, seconds)
     why = "the first of its kind has little weight" if ends is None else "no time was left for it"
     left_out = [Report(m, math.nan, 0.0, 0.0, why, ends is None) for i, m in enumerate(members) if i not in grid]
     done = sorted(grid)
     return _mix([members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
+
+
+def _decided(members: Sequence[Member], race: dict[str, float]) -> list[Member]:
+    """The members with the preprocessing that a race decides: the best for rank 0, then others that are close."""
+    order = sorted(race, key=lambda name: -race[name]) or list(RACE[:1])  # a single column needs no whitening
+    order = [name for name in order if not race or race[name] > race[order[0]] - CLOSE]
+    return [
+        replace(m, preprocessing=order[min(m.rank, len(order) - 1)]) if m.preprocessing == "auto" else m
+        for m in members
+    ]
 
 
 def _waiting(members: Sequence[Member]) -> list[int]:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from flowlab.mixture import FlowMixture
 from flowlab.registry import register
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.codec.table import Table
 from flowlab.tables.frames.validation import numpy_dtype
+from flowlab.tables.mixed.conditional_density import RowDensity
 from flowlab.tables.schema.grid import FINE
 
 Array = NDArray[np.float64]
@@ -145,7 +145,7 @@ def _check(cells: Cells, _: object) -> None:
 
 
 @register
-class JointDensity(nn.Module):
+class JointDensity(RowDensity):
     """Flows of dequantised numbers as a density of rows, within the supports of the columns.
 
     Args:
@@ -155,8 +155,6 @@ class JointDensity(nn.Module):
         upper: Upper end of each variable's support, None for none.
     """
 
-    has_rsample = False
-    context_features = 0
     log_mass: Tensor
     low: Tensor
     high: Tensor
@@ -174,16 +172,6 @@ class JointDensity(nn.Module):
         self.register_buffer("low", -ends)  # the range of rows that users get
         self.register_buffer("high", ends)
         self.register_load_state_dict_post_hook(_check_ends)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the rows."""
-        return torch.float64
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Rows are vectors; `log_prob` is -inf outside the supports."""
-        return constraints.real_vector
 
     def supported(self, x: Tensor) -> Tensor:
         """Which rows (n, features) lie within the supports."""

@@ -150,13 +150,15 @@ class ColumnMixture(ConditionalDensity):
         tried = torch.arange(least, largest + step / 2, step, dtype=torch.float64)
         found = torch.ones(self.features, dtype=torch.float64)
         fields, order = fields_of(cells, self.features), self.in_order()
+        chunks = [fields_of(chunk, self.features) for chunk in cells.split(AT_ONCE)]
+        observed = [(chunk, self._observed(chunk)) for chunk in chunks]
         # Where a cell up to a variable is not known, networks speak alone.
         known = (fields[CODE, order] > -0.5).cumprod(0).bool()
         for i, variable in enumerate(order):
             if not i or self.classes[variable] or not len(cells):
                 continue
             there = known[i] & (fields[MISSING, variable] < 0.5)
-            low, high = torch.cat([self._levels(variable, chunk) for chunk in cells.split(AT_ONCE)], 1)
+            low, high = torch.cat([self._levels(variable, *chunk) for chunk in observed], 1)
             gain = (log_gain(low, high, tried.unsqueeze(-1)) * (row_weight * there)).sum(1)
             if float(gain.max()) > WORTH:
                 found[variable] = tried[gain.argmax()]
@@ -164,11 +166,14 @@ class ColumnMixture(ConditionalDensity):
         if self.sharpened:
             self.register_buffer("sharpness", found)
 
-    def _levels(self, variable: int, cells: Tensor) -> Tensor:
-        """Levels (2, n) of both ends of a number's cells in its mixture, before it is sharpened."""
-        fields = fields_of(cells, self.features)
+    def _observed(self, fields: Tensor) -> Seen:
+        """What has been observed of rows of which all is known that their fields say."""
         inputs = self.flow.network.inputs(fields.to(self.flow.network.first.dtype))
-        seen, weight = self._before(variable, Seen(inputs, self._seen_by_trees(fields), fields[CODE] > -0.5))
+        return Seen(inputs, self._seen_by_trees(fields), fields[CODE] > -0.5)
+
+    def _levels(self, variable: int, fields: Tensor, observed: Seen) -> Tensor:
+        """Levels (2, n) of both ends of a number's cells in its mixture, before it is sharpened."""
+        seen, weight = self._before(variable, observed)
         low, width = fields[LOW, variable].double(), fields[WIDTH, variable].double()
         return self._mixture(variable, seen, weight).cdf(torch.stack([low, (low + width).clamp(max=1)]))
 
@@ -229,11 +234,12 @@ class ColumnMixture(ConditionalDensity):
         absent, parts = codes < -0.5, self._parts(cells)
         weight = torch.stack([self._weights_given(j, codes) for j in range(self.features)], 1)
         unknown, gain = torch.zeros_like(absent[0]), torch.zeros_like(parts[0])
+        observed = self._observed(fields) if self.sharpened else None
         for variable in self.in_order():
             weight[:, variable, unknown] = _alone(weight).unsqueeze(-1)
-            if self.sharpened and float(self.sharpness[variable]) > 1:
+            if observed is not None and float(self.sharpness[variable]) > 1:
                 mixed = (weight[0, variable] < 1) & ~missing[variable]
-                low, high = self._levels(variable, cells)
+                low, high = self._levels(variable, fields, observed)
                 gain[variable] = torch.where(mixed, log_gain(low, high, self.sharpness[variable]), 0)
             unknown = unknown | absent[variable]
         return torch.where(absent, 0, (weight.log() + parts).logsumexp(0) + gain)

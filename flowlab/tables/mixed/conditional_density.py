@@ -20,7 +20,25 @@ from flowlab.tables.mixed.networks import CODE, FIELDS, LOG_SLOPE, LOW, MISSING,
 from flowlab.tables.schema.levels import UNKNOWN
 
 
-class ConditionalDensity(nn.Module):
+class RowDensity(nn.Module):
+    """What the densities of a table's rows have in common beside `log_prob`, `sample` and `to_normal`."""
+
+    has_rsample = False
+    context_features = 0
+    features: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the rows."""
+        return torch.float64
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Rows are vectors; `log_prob` is -inf for those that cannot occur."""
+        return constraints.real_vector
+
+
+class ConditionalDensity(RowDensity):
     """Base class: a subclass says what the distribution of a variable is, given what has been observed of rows.
 
     What has been observed is any object of the subclass (`observe`), to which one variable after another is added
@@ -34,9 +52,6 @@ class ConditionalDensity(nn.Module):
         order: The main order of the columns, their own when None.
     """
 
-    has_rsample = False
-    context_features = 0
-    features: int
     columns: list[int]
     classes: list[int]
     nullable: list[bool]
@@ -81,16 +96,6 @@ class ConditionalDensity(nn.Module):
         raise NotImplementedError
 
     # What follows -----------------------------------------------------------------------------------------------------
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the rows."""
-        return torch.float64
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Rows are vectors; `log_prob` is -inf for those that cannot occur."""
-        return constraints.real_vector
 
     def says_missing(self, variable: int) -> bool:
         """Whether a variable decides whether its column is missing."""

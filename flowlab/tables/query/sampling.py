@@ -45,7 +45,7 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
     if not conditions.text:  # none on what is modelled
         return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n, 1.0), given, conditions)
     mixture = fitted.density()
-    if fitted.joint is not None and len(mixture.flows) == 1:
+    if fitted.joint is not None and fitted.only_joint:
         check_probable(fitted, fitted.joint, conditions)
         return _kept(fitted, count, lambda n: _inside(fitted, n, conditions, generator), given, conditions)
     warn_of_rare_levels(fitted, conditions)
@@ -118,11 +118,11 @@ def _kept(
         if proposed or fitted.joint is not None or table.rejects:
             wanted += 1 + wanted // 50  # some will be rejected
         with threads_for(wanted * len(table.names)):
-            matrix, attempts, share = propose(wanted)
+            matrix, attempts, own = propose(wanted)
             rows = _allowed(fitted, matrix, given, conditions)
         kept.append(rows)
         accepted, proposed, tried = accepted + len(rows), proposed + wanted, tried + attempts
-        effective += share * wanted
+        effective += own * wanted
         if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
             break
     if accepted < n:
@@ -137,9 +137,9 @@ def _kept(
 
 
 def _refuse(fitted: Fitted, count: str, given: Mapping[Any, Any]) -> None:
-    if given and fitted.joint is not None:
-        raise ConditionError(f"the conditions {given} have next to no probability: {count} draws kept them")
     why = fitted.table.why_rejected()
+    if given and (fitted.joint is not None or not why):
+        raise ConditionError(f"the conditions {given} have next to no probability: {count} draws kept them")
     if fitted.joint is not None:
         why = f"within the training rows' range{' and ' if why else ''}{why}"
     raise RuntimeError(f"only {count} draws keep {why}" + (f", given {given}" if given else ""))

@@ -24,11 +24,11 @@ def encoded(fitted: Fitted, X: Any) -> tuple[Array, NDArray[np.bool_], Array]:
     Levels that training did not have are named in a warning.
 
     Raises:
-        ValueError: A cell is missing and the flows are of complete numbers, or the columns are not those fitted to.
+        ValueError: A cell is missing and all members are joint ones, or the columns are not those fitted to.
     """
     frame = fitted.table.frame(X)
-    missing = frame.isna()
-    if fitted.joint is not None and len(fitted.density().flows) == 1 and bool(missing.to_numpy().any()):
+    if fitted.only_joint and bool(frame.isna().to_numpy().any()):
+        missing = frame.isna()
         name = missing.columns[missing.any().to_numpy().argmax()]
         count, row = int(missing[name].sum()), int(missing[name].to_numpy().argmax())
         raise ValueError(
@@ -78,10 +78,12 @@ def _log_prob(fitted: Fitted, rows: Tensor, missing: str) -> Tensor:
     mixture, unknown = fitted.density(), torch.isnan(rows)
     if missing == "outcome":
         unknown &= ~torch.tensor([variable.nullable for variable in fitted.table.variables], device=rows.device)
-    log_prob = mixture.log_prob(rows)
     partly = unknown.any(1)
-    if bool(partly.any()):
-        log_prob[partly] = conditional.marginal_log_prob(mixture, rows[partly], ~unknown[partly])
+    if not bool(partly.any()):
+        return mixture.log_prob(rows)
+    log_prob = rows.new_empty(len(rows))
+    log_prob[~partly] = mixture.log_prob(rows[~partly])
+    log_prob[partly] = conditional.marginal_log_prob(mixture, rows[partly], ~unknown[partly])
     return log_prob
 
 
