@@ -34,6 +34,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "flowlab.tables.mixed.mixed_flow": ("MixedFlow",),
     "flowlab.tables.mixed.column_mixture": ("ColumnMixture",),
     "flowlab.tables.mixed.forest": ("Forest",),
+    "flowlab.tables.mixed.gaussian_flow": ("GaussianFlow",),
+    "flowlab.tables.mixed.gaussians": ("Gaussians",),
     "flowlab.tables.mixed.marginal_cdf": ("MarginalCDF",),
     "flowlab.tables.mixed.heads": ("Histogram", "HistogramAndLogistics", "Logistics"),
     "flowlab.interop.converted": (

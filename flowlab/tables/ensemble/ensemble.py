@@ -156,7 +156,9 @@ def fit_ensemble(
         shown = progress and jobs == 1
         own, prepared = ground["mixed" if member.kind == "mixed" else "numbers"]
         sizes, layers = member.sizes(len(own[0].train), features), prepared[k].layers(member.preprocessing)
-        return Task(member, sizes, own[k], layers, variables, member_seed, last, device, seconds, shown)
+        rows_of = own[k].subsample(member.rows, seed)
+        gaussians = prepared[k].gaussians(rows_of, sizes.gaussians, seed) if isinstance(prepared[k], Marginals) else None
+        return Task(member, sizes, own[k], layers, variables, gaussians, member_seed, last, device, seconds, shown)
 
     race: dict[str, float] = {}
     undecided = [member for member in members if member.preprocessing == "auto"]

@@ -4,6 +4,7 @@ A Gaussian mixture is a flow with a mixture as its base, a copula one with a whi
 kind of model. All layers on the data side are preprocessing that is fitted to training rows and part of the density.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.ensemble.mixtures import choose_bandwidth, choose_mixture
 from flowlab.tables.mixed.column_mixture import ColumnMixture, misjudged_by, rare_levels
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
+from flowlab.tables.mixed.gaussian_flow import GaussianFlow
+from flowlab.tables.mixed.gaussians import Gaussians
 from flowlab.tables.mixed.growing import Growth, grow_forest
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
@@ -71,6 +74,7 @@ class Task:
         fold: The rows.
         layers: The fitted preprocessing, in sampling order; of "mixed" the marginal distributions of the numbers.
         variables: The variables of the table.
+        gaussians: A Gaussian mixture of the numbers, for "mixed"; None for none.
         seed: Seed of everything random.
         last: The column that comes last in the order of "mixed"; any when None.
         device: Where networks train.
@@ -83,6 +87,7 @@ class Task:
     fold: Fold
     layers: list[Any]
     variables: Sequence[Variable]
+    gaussians: Gaussians | None
     seed: int
     last: int | None = None
     device: str = "cpu"
@@ -152,7 +157,7 @@ class Mixed:
         held_out = held_out[torch.isfinite(held_out).all(1)]
         flow.to(task.device)
         flow, history = trained(flow, flow.network, inputs, held_out, task, generator)
-        return (with_trees(flow, task) if sizes.trees and flow.features > 1 else flow), history
+        return with_others(flow, task), history
 
 
 def column_order(task: Task, generator: torch.Generator) -> list[int]:
@@ -183,17 +188,23 @@ def _marks_few(codes: Tensor, classes: int, weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def with_trees(flow: MixedFlow, task: Task) -> ColumnMixture:
-    """Networks mixed column by column with trees that are grown in the same order."""
-    fold = task.fold
-    growth = Growth(flow, fold.train, fold.weight)
-    cells = flow.cells(fold.held_out)
+def with_others(flow: MixedFlow, task: Task) -> ConditionalDensity:
+    """Networks mixed column by column with a Gaussian mixture, and with trees that are grown in the same order."""
+    if flow.features == 1:
+        return flow
+    fold, cells, density = task.fold, flow.cells(task.fold.held_out), flow
     possible = torch.isfinite(cells).all(1)
+    if task.gaussians is not None:
+        density = GaussianFlow(flow, copy.deepcopy(task.gaussians))
+        density.learn_share(cells[possible], fold.held_weight[possible])
+        density = density if bool((density.share > 0).any()) else flow
+    if not task.sizes.trees:
+        return density
     rows = torch.cat([fold.train, fold.held_out[possible]])
     weight = torch.cat([fold.weight, fold.held_weight[possible]])
     misjudged = misjudged_by(flow, rows, weight, torch.Generator().manual_seed(task.seed))
-    forest = grow_forest(growth, task.sizes.trees, LEAF, TREE_ROWS, task.seed)
-    mixture = ColumnMixture(flow, forest, rare=bool(misjudged.any()))
+    forest = grow_forest(Growth(flow, fold.train, fold.weight), task.sizes.trees, LEAF, TREE_ROWS, task.seed)
+    mixture = ColumnMixture(density, forest, rare=bool(misjudged.any()))
     if mixture.rare:
         mixture.misjudged.copy_(misjudged)
     mixture.learn_weights(cells[possible], fold.held_weight[possible])

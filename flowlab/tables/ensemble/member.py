@@ -26,6 +26,7 @@ class Sizes:
     batch_size: int
     learning_rate: float
     trees: int
+    gaussians: int
 
 
 def network_sizes(kind: str, rows: int, features: int) -> Sizes:
@@ -40,6 +41,7 @@ def network_sizes(kind: str, rows: int, features: int) -> Sizes:
         steps=min(max(40 * rows // batch, 300), 3000 if rows >= 20_000 and features <= 15 else 1500),
         learning_rate=1e-2,
         trees=0,
+        gaussians=0,
     )
 
 
@@ -55,6 +57,7 @@ def mixed_sizes(kind: str, rows: int, variables: int) -> Sizes:
         steps=min(max(15 * rows // batch, 150), 1_500),
         learning_rate=1e-2,
         trees=10,
+        gaussians=24,
     )
 
 
@@ -83,7 +86,8 @@ class Member:
         batch_size: Rows per step.
         learning_rate: Peak learning rate.
         trees: Decision trees per column of "mixed"; 0 for networks alone.
-        rows: Maximal number of training rows for a Gaussian mixture.
+        gaussians: Components, at most, of the Gaussian mixture of the numbers in "mixed"; 0 for none.
+        rows: Maximal number of training rows for a Gaussian mixture, that of "mixed" too.
     """
 
     kind: str
@@ -97,6 +101,7 @@ class Member:
     batch_size: int | None = None
     learning_rate: float | None = None
     trees: int | None = None
+    gaussians: int | None = None
     rows: int = 20_000
 
     def __post_init__(self) -> None:
@@ -157,7 +162,7 @@ def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> in
 def recipe(effort: str, rows: int, features: int, joint: bool = False) -> list[Member]:
     """The members that an effort fits to a table: with conditional densities, and for complete numbers joint ones."""
     if effort == "fast":
-        conditional = [Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5)]
+        conditional = [Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5, gaussians=16, rows=3_000)]
     else:
         many: dict[str, Any] = (
             {"steps": min(max(60 * rows // 128, 1_000), 6_000), "trees": 20} if effort == "best" else {}

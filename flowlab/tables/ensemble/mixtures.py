@@ -2,20 +2,30 @@
 
 import copy
 import math
+import warnings
+from collections.abc import Sequence
 from operator import itemgetter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor
 
 from flowlab import bases
+from flowlab.tables.mixed.gaussians import Gaussians
 
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 # Added to the variances of standardised columns; the least is that of the cell of an atom (`grid.ATOM_WIDTH`).
 REGULARISATION = tuple(10.0**-power for power in range(1, 10))
 FIRST = 1e-3  # regularisation of the first fit, and of the only one without held-out rows
+# Of the Gaussian mixture beside networks.
+PRESENT = 0.7  # share of rows, at least, in which a number is not missing
+MOST_NUMBERS = 100
+ROWS_EACH = 10  # rows for each number of a component
+ITERATIONS = 60
+LEAST_VARIANCE = 1e-8  # in the normal scale: relations between columns may be exact
 BANDWIDTHS = tuple(np.geomspace(0.05, 1.0, 12))
 
 Array = NDArray[np.float64]
@@ -97,6 +107,33 @@ def rescaled(base: bases.GaussianMixture, mean: Tensor, scale: Tensor) -> bases.
     return bases.GaussianMixture.from_moments(
         base.logits, mean + scale * base.means, scale[:, None] * base.scale_tril()
     )
+
+
+def learn_gaussians(z: Tensor, variables: Sequence[int], most: int, seed: int) -> Gaussians | None:
+    """A Gaussian mixture of numbers for `GaussianFlow`, or None where there are too few rows or numbers.
+
+    Args:
+        z: Normal quantiles of training rows' cells (n, variables), NaN for missing ones. Rows without them count.
+        variables: The variables of the table that these are.
+        most: Components at most.
+        seed: Seed of the initial clusters.
+    """
+    kept = torch.isfinite(z).double().mean(0) > PRESENT if len(z) else torch.zeros(len(variables), dtype=torch.bool)
+    numbers = [variable for variable, often in zip(variables, kept.tolist(), strict=True) if often]
+    rows = z[:, kept]
+    rows = rows[torch.isfinite(rows).all(1)]
+    if not 2 <= len(numbers) <= MOST_NUMBERS or len(rows) < ROWS_EACH * len(numbers) or not most:
+        return None
+    components = min(most, len(rows) // (ROWS_EACH * len(numbers)))
+    options = {"init_params": "k-means++", "max_iter": ITERATIONS, "random_state": seed % 2**32}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # further steps gain next to nothing
+        mixture = SklearnMixture(components, reg_covar=LEAST_VARIANCE, **options).fit(rows.numpy())
+    gaussians = Gaussians(numbers, components)
+    gaussians.log_weight.copy_(torch.from_numpy(mixture.weights_).clamp(min=1e-300).log())
+    gaussians.mean.copy_(torch.from_numpy(mixture.means_))
+    gaussians.covariance.copy_(torch.from_numpy(mixture.covariances_))
+    return gaussians
 
 
 def choose_bandwidth(train: Array, held_out: Array, weight: Array) -> bases.Kernels:

@@ -5,11 +5,15 @@ import math
 from collections.abc import Sequence
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from flowlab.flow import CHUNK
 from flowlab.layers import Layer, Marginal, Whitening
+from flowlab.runtime import threads
 from flowlab.tables.codec.columns import Variable
+from flowlab.tables.ensemble.mixtures import learn_gaussians
+from flowlab.tables.mixed.gaussians import Gaussians
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF, learn_marginal_cdf
 
 # Layers on the data side, in sampling order.
@@ -50,7 +54,7 @@ class Preprocessing:
 
 
 class Marginals:
-    """The `MarginalCDF` of each numeric variable, fitted to rows once and shared by all members.
+    """The `MarginalCDF` of each number, and a Gaussian mixture of all, fitted once and shared by all members.
 
     Args:
         rows: Training rows (n, variables).
@@ -60,6 +64,8 @@ class Marginals:
     """
 
     def __init__(self, rows: Tensor, weight: Tensor, variables: Sequence[Variable], spanning: Tensor) -> None:
+        self.numbers = [j for j, variable in enumerate(variables) if not variable.classes]
+        self.mixtures: dict[tuple[int, int], Gaussians | None] = {}
         self.cdfs = []
         for variable, x, whole in zip(variables, rows.T, spanning.T, strict=True):
             if not variable.classes:
@@ -80,3 +86,15 @@ class Marginals:
     def layers(self, name: str) -> list[MarginalCDF]:
         """A copy for one member, whatever the name."""
         return copy.deepcopy(self.cdfs)
+
+    def gaussians(self, rows: Tensor, most: int, seed: int) -> Gaussians | None:
+        """The Gaussian mixture of the numbers in rows (n, variables), with `most` components at most: one for all."""
+        key = len(rows), most
+        if key not in self.mixtures:
+            z = torch.full((len(rows), len(self.numbers)), math.nan, dtype=torch.float64)
+            for k, (variable, cdf) in enumerate(zip(self.numbers, self.cdfs, strict=True)):
+                there = ~torch.isnan(rows[:, variable])
+                z[there, k] = cdf.cell(rows[there, variable]).middle
+            with threads(1), threadpool_limits(1):  # the same on every machine
+                self.mixtures[key] = learn_gaussians(z, self.numbers, most, seed)
+        return self.mixtures[key]

@@ -18,6 +18,7 @@ from flowlab.tables.mixed.distributions import (
     uniform_from,
 )
 from flowlab.tables.mixed.forest import Forest
+from flowlab.tables.mixed.gaussian_flow import GaussianFlow
 from flowlab.tables.mixed.heads import FAR
 from flowlab.tables.mixed.leaves import KINDS, LeafDistribution, Leaves
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
@@ -79,7 +80,7 @@ class ColumnMixture(ConditionalDensity):
     The mixture of a number can be too wide, although its parts are not: it is then sharpened.
 
     Args:
-        flow: The networks.
+        flow: The networks, with a Gaussian mixture of the numbers or without.
         forest: The trees, of the same variables in the same order.
         rare: Whether there are rare levels whose rows networks misjudge.
         sharpened: Whether there are numbers whose mixture is sharpened.
@@ -96,7 +97,7 @@ class ColumnMixture(ConditionalDensity):
     rare_weights: Tensor
     sharpness: Tensor
 
-    def __init__(self, flow: MixedFlow, forest: Forest, rare: bool = False, sharpened: bool = False) -> None:
+    def __init__(self, flow: MixedFlow | GaussianFlow, forest: Forest, rare: bool = False, sharpened: bool = False) -> None:
         super().__init__()
         if forest.order != flow.in_order() or forest.classes != flow.classes or forest.nullable != flow.nullable:
             raise ValueError("the trees are not of the networks' variables, or in another order")
