@@ -155,9 +155,10 @@ def fit_ensemble(
         member_seed = (seed + 1009 * place + 9176 * k) % 2**62
         shown = progress and jobs == 1
         own, prepared = ground["mixed" if member.kind == "mixed" else "numbers"]
-        sizes, layers = member.sizes(len(own[0].train), features), prepared[k].layers(member.preprocessing)
-        rows_of = own[k].subsample(member.rows, seed)
-        gaussians = prepared[k].gaussians(rows_of, sizes.gaussians, seed) if isinstance(prepared[k], Marginals) else None
+        sizes, basis, gaussians = member.sizes(len(own[0].train), features), prepared[k], None
+        if isinstance(basis, Marginals):
+            gaussians = basis.gaussians(own[k].subsample(member.rows, seed), sizes.gaussians, seed)
+        layers = basis.layers(member.preprocessing)
         return Task(member, sizes, own[k], layers, variables, gaussians, member_seed, last, device, seconds, shown)
 
     race: dict[str, float] = {}

@@ -192,17 +192,18 @@ def with_others(flow: MixedFlow, task: Task) -> ConditionalDensity:
     """Networks mixed column by column with a Gaussian mixture, and with trees that are grown in the same order."""
     if flow.features == 1:
         return flow
-    fold, cells, density = task.fold, flow.cells(task.fold.held_out), flow
+    fold, cells = task.fold, flow.cells(task.fold.held_out)
     possible = torch.isfinite(cells).all(1)
+    density: MixedFlow | GaussianFlow = flow
     if task.gaussians is not None:
-        density = GaussianFlow(flow, copy.deepcopy(task.gaussians))
-        density.learn_share(cells[possible], fold.held_weight[possible])
-        density = density if bool((density.share > 0).any()) else flow
+        both = GaussianFlow(flow, copy.deepcopy(task.gaussians))
+        both.learn_share(cells[possible], fold.held_weight[possible])
+        density = both if bool((both.share > 0).any()) else flow
     if not task.sizes.trees:
         return density
     rows = torch.cat([fold.train, fold.held_out[possible]])
     weight = torch.cat([fold.weight, fold.held_weight[possible]])
-    misjudged = misjudged_by(flow, rows, weight, torch.Generator().manual_seed(task.seed))
+    misjudged = misjudged_by(density, rows, weight, torch.Generator().manual_seed(task.seed))
     forest = grow_forest(Growth(flow, fold.train, fold.weight), task.sizes.trees, LEAF, TREE_ROWS, task.seed)
     mixture = ColumnMixture(density, forest, rare=bool(misjudged.any()))
     if mixture.rare:

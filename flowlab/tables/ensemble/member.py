@@ -54,7 +54,7 @@ def mixed_sizes(kind: str, rows: int, variables: int) -> Sizes:
         components=8,
         dropout=0.3 if rows < 4_000 else 0.1 if rows < 20_000 else 0.0,
         batch_size=batch,
-        steps=min(max(15 * rows // batch, 150), 1_500),
+        steps=min(max(10 * rows // batch, 150), 1_500),
         learning_rate=1e-2,
         trees=10,
         gaussians=24,
@@ -162,7 +162,9 @@ def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> in
 def recipe(effort: str, rows: int, features: int, joint: bool = False) -> list[Member]:
     """The members that an effort fits to a table: with conditional densities, and for complete numbers joint ones."""
     if effort == "fast":
-        conditional = [Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5, gaussians=16, rows=3_000)]
+        conditional = [
+            Member("mixed", "none", steps=min(max(4 * rows // 128, 150), 300), trees=5, gaussians=16, rows=3_000)
+        ]
     else:
         many: dict[str, Any] = (
             {"steps": min(max(60 * rows // 128, 1_000), 6_000), "trees": 20} if effort == "best" else {}

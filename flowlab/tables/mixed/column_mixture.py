@@ -97,7 +97,9 @@ class ColumnMixture(ConditionalDensity):
     rare_weights: Tensor
     sharpness: Tensor
 
-    def __init__(self, flow: MixedFlow | GaussianFlow, forest: Forest, rare: bool = False, sharpened: bool = False) -> None:
+    def __init__(
+        self, flow: MixedFlow | GaussianFlow, forest: Forest, rare: bool = False, sharpened: bool = False
+    ) -> None:
         super().__init__()
         if forest.order != flow.in_order() or forest.classes != flow.classes or forest.nullable != flow.nullable:
             raise ValueError("the trees are not of the networks' variables, or in another order")
@@ -406,7 +408,9 @@ def rare_levels(values: Tensor, classes: int, row_weight: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def misjudged_by(flow: MixedFlow, rows: Tensor, row_weight: Tensor, generator: torch.Generator) -> Tensor:
+def misjudged_by(
+    flow: MixedFlow | GaussianFlow, rows: Tensor, row_weight: Tensor, generator: torch.Generator
+) -> Tensor:
     """In rows of which rare levels networks misjudge which variables: (outcomes of all classes, variables).
 
     The noise of these rows is standard normal if the networks are right: `MISFIT` is about twice the log of the

@@ -49,6 +49,9 @@ class Forest(nn.Module):
     share: Tensor
     scores: Tensor
     frequency: Tensor
+    first: Tensor
+    through: Tensor
+    mean: Tensor
 
     def __init__(
         self,
@@ -84,7 +87,22 @@ class Forest(nn.Module):
         self.register_buffer("share", torch.zeros(entries, dtype=real))  # of its leaf's rows
         self.register_buffer("scores", torch.zeros(self.begin[-1], dtype=real))
         self.register_buffer("frequency", torch.zeros(sum(self.outcomes), dtype=torch.float64))  # of all outcomes
+        # What follows from these, for look-ups.
+        places, means = torch.zeros(nodes, dtype=torch.long), torch.zeros(nodes, dtype=torch.float64)
+        self.register_buffer("first", places, persistent=False)  # the index of each node's first entry
+        self.register_buffer(
+            "through", torch.zeros(entries + 1, dtype=torch.float64), persistent=False
+        )  # sums of shares
+        self.register_buffer("mean", means, persistent=False)  # of a leaf's values, in the normal scale
         self.register_load_state_dict_post_hook(_check)
+
+    def index(self) -> None:
+        """Work out what follows from the entries."""
+        size, share = self.size.long(), self.share.double()
+        self.first.copy_(size.cumsum(0) - size)
+        self.through[1:] = share.cumsum(0)
+        owner = torch.arange(self.nodes, device=size.device).repeat_interleave(size)
+        self.mean.zero_().index_add_(0, owner, share * self.z.double())
 
     def frequencies(self, variable: int) -> Tensor:
         """The frequencies (outcomes,) of a class variable's outcomes in training."""
@@ -127,18 +145,13 @@ class Forest(nn.Module):
         size = self.size[flat].long()
         owner = torch.arange(len(flat), device=flat.device).repeat_interleave(size)
         within = torch.arange(len(owner), device=flat.device) - (size.cumsum(0) - size)[owner]
-        return owner, self._first()[flat][owner] + within
-
-    def _first(self) -> Tensor:
-        """The index of the first value of each node."""
-        return self.size.long().cumsum(0) - self.size
+        return owner, self.first[flat][owner] + within
 
     def draw_entry(self, nodes: Tensor, uniform: Tensor) -> Tensor:
         """The index of a value in each of some leaves (n,), drawn by its share; meaningless for leaves without any."""
-        through = torch.cat([self.share.new_zeros(1, dtype=torch.float64), self.share.double().cumsum(0)])
-        first, size = self._first()[nodes], self.size[nodes].long()
-        start, end = through[first], through[first + size]
-        entry = torch.searchsorted(through, start + uniform * (end - start), right=True) - 1
+        first, size = self.first[nodes], self.size[nodes].long()
+        start, end = self.through[first], self.through[first + size]
+        entry = torch.searchsorted(self.through, start + uniform * (end - start), right=True) - 1
         return torch.minimum(torch.maximum(entry, first), first + size - 1).clamp(0, self.entries - 1)
 
     def class_probabilities(self, variable: int, seen: Tensor) -> Tensor:
@@ -202,6 +215,7 @@ def _check(forest: Forest, _: object) -> None:
     if bool(((total - 1).abs()[size > 0] > 1e-3).any()):
         raise ValueError("the shares of a Forest's leaves do not sum to one")
     _check_codes(forest)
+    forest.index()
 
 
 def _check_codes(forest: Forest) -> None:

@@ -10,9 +10,9 @@ from flowlab.tables.mixed.distributions import MixedDistribution, NumberDistribu
 from flowlab.tables.mixed.gaussians import GaussianDistribution, Gaussians, log_prob_of
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.tables.mixed.networks import CODE, MISSING, Z, ConditionalNetworks, fields_of, number_cells
+from flowlab.tables.mixed.networks import CODE, MISSING, ConditionalNetworks, Z, fields_of, number_cells
 
-NEGLIGIBLE = 0.02  # share below which Gaussians are not asked
+WORTH = 3.0  # nats of held-out rows that Gaussians have to gain: they do not know levels, which networks do
 SHRINKAGE = 5.0  # held-out rows that the weights common to all numbers count as for each
 
 
@@ -66,8 +66,9 @@ class GaussianFlow(ConditionalDensity):
         weight = row_weight * ((fields[CODE, numbers] > -0.5) & (fields[MISSING, numbers] < 0.5))
         common = stack(parts.flatten(1), weight.flatten(), torch.ones(2), steps=100)
         for k, variable in enumerate(numbers):
-            share = stack(parts[:, k], weight[k], SHRINKAGE * common, steps=100)[1]
-            self.share[variable] = share if share > NEGLIGIBLE else 0.0
+            shares = stack(parts[:, k], weight[k], SHRINKAGE * common, steps=100)
+            gain = ((shares.log().unsqueeze(-1) + parts[:, k]).logsumexp(0) - parts[0, k]).nan_to_num(0.0)
+            self.share[variable] = shares[1] if float((gain * weight[k]).sum()) > WORTH else 0.0
 
     def log_probs(self, cells: Tensor) -> Tensor:
         if not bool((self.share > 0).any()):
@@ -85,7 +86,7 @@ class GaussianFlow(ConditionalDensity):
         said = self.gaussians.conditionals(
             fields[Z, numbers].double(), there[numbers], [place[variable] for variable in ordered]
         )
-        value = log_prob_of(*said, number_cells(fields[:, ordered].double()))
+        value = log_prob_of(said, number_cells(fields[:, ordered].double()))
         inputs = None
         for k, variable in enumerate(ordered):
             if self.says_missing(variable):
@@ -118,9 +119,9 @@ class GaussianFlow(ConditionalDensity):
         numbers = self.gaussians.variables
         first = torch.tensor([self.network.places[j].start for j in numbers], device=seen.device)
         there = (seen[first + 2] > 0.5) & (seen[first + 1] < 0.5)  # given, and not missing
-        own = self.gaussians.conditional(numbers.index(variable), seen[first].double(), there)
+        own = GaussianDistribution(self.gaussians, numbers.index(variable), seen[first].double(), there, said)
         weight = torch.stack([1 - share, share]).unsqueeze(-1).expand(-1, seen.shape[1])
-        return MixedDistribution([said, GaussianDistribution(*own, said)], weight)
+        return MixedDistribution([said, own], weight)
 
     def extra_repr(self) -> str:
         return f"{self.features} variables"

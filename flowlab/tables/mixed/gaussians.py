@@ -7,8 +7,9 @@ Source: Tewari, Giering & Raghunathan 2011, "Parametric characterization of mult
 modes" (Gaussian mixture copulas).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -58,53 +59,74 @@ class Gaussians(nn.Module):
         """
         order = list(order)
         out = z.new_zeros(3, len(order), self.components, z.shape[1])
-        there = there[order]
-        if bool(there.all()):
-            patterns, of = there[:, :1].T, torch.zeros_like(z[0], dtype=torch.long)
-        else:
-            patterns, of = there.T.unique(dim=0, return_inverse=True)
-        for k, pattern in enumerate(patterns):
-            rows, kept = (of == k).nonzero().flatten(), pattern.nonzero().flatten()
-            if len(kept) and len(rows):
-                seen = [order[i] for i in kept.tolist()]
-                out[:, kept.unsqueeze(-1), :, rows] = self._in_order(z[seen][:, rows], seen).permute(1, 3, 0, 2)
+        for rows, kept in patterns(there[order]):
+            if not kept:
+                continue
+            seen = [order[i] for i in kept]
+            lower, noise = self._noise(z[:, rows], seen)
+            sd = lower.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+            terms = -noise.square() / 2 - sd.log()
+            log_weight = (self.log_weight[:, None, None] + terms.cumsum(1) - terms).log_softmax(0)
+            said = torch.stack([log_weight, z[seen][:, rows] - noise * sd, sd.expand_as(noise)])
+            out[:, torch.tensor(kept, device=z.device).unsqueeze(-1), :, rows] = said.permute(2, 3, 0, 1)
         return out
 
-    def _in_order(self, z: Tensor, order: list[int]) -> Tensor:
-        """The same where all variables are there: (3, variables, components, n)."""
-        lower = torch.linalg.cholesky(self.covariance[:, order][:, :, order])
-        noise = torch.linalg.solve_triangular(lower, z - self.mean[:, order].unsqueeze(-1), upper=False)
-        sd = lower.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-        terms = -noise.square() / 2 - sd.log()
-        before = self.log_weight[:, None, None] + terms.cumsum(1) - terms
-        return torch.stack([before.log_softmax(0), z - noise * sd, sd.expand_as(noise)]).transpose(1, 2)
-
     def conditional(self, place: int, z: Tensor, there: Tensor) -> Tensor:
-        """Log-weights, means and standard deviations (3, components, n) of one variable given those that are there."""
-        others = [k for k in range(len(self.variables)) if k != place]
-        z, there = z.clone(), there.clone()
-        z[place], there[place] = 0, True
-        return self.conditionals(z, there, [*others, place])[:, -1]
+        """Log-weights, means and standard deviations (3, components, n) of one variable given others that are there."""
+        there = there.clone()
+        there[place] = False
+        out = z.new_empty(3, self.components, z.shape[1])
+        for rows, kept in patterns(there):
+            lower, noise = self._noise(z[:, rows], [*kept, place], of_last=False)
+            sd = lower.diagonal(dim1=-2, dim2=-1)
+            log_weight = self.log_weight - sd[:, :-1].log().sum(1)
+            out[0][:, rows] = (log_weight.unsqueeze(-1) - noise.square().sum(1) / 2).log_softmax(0)
+            out[1][:, rows] = self.mean[:, place, None] + (lower[:, -1:, :-1] @ noise)[:, 0]
+            out[2][:, rows] = sd[:, -1:].expand(-1, noise.shape[-1])
+        return out
+
+    def _noise(self, z: Tensor, order: list[int], of_last: bool = True) -> tuple[Tensor, Tensor]:
+        """Cholesky factors of variables in an order, and each component's noise (components, variables, n) of z."""
+        lower = torch.linalg.cholesky(self.covariance[:, order][:, :, order])
+        kept = order if of_last else order[:-1]
+        size = len(kept)
+        centred = z[kept] - self.mean[:, kept].unsqueeze(-1)
+        return lower, torch.linalg.solve_triangular(lower[:, :size, :size], centred, upper=False)
 
     def extra_repr(self) -> str:
         return f"{len(self.variables)} variables, {self.components} components"
 
 
-@dataclass(frozen=True)
-class GaussianDistribution:
-    """What the mixture says of one number.
+def patterns(there: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
+    """Rows (m,) in which the same variables are there (variables, n), and which these are."""
+    if not there.shape[1]:
+        return
+    if bool((there == there[:, :1]).all()):
+        yield torch.arange(there.shape[1], device=there.device), there[:, 0].nonzero().flatten().tolist()
+        return
+    found, of = there.T.unique(dim=0, return_inverse=True)
+    for k, pattern in enumerate(found):
+        yield (of == k).nonzero().flatten(), pattern.nonzero().flatten().tolist()
 
-    Attributes:
-        log_weight: Log-weights (components, n).
-        mean: Means in the normal scale (components, n).
-        sd: Standard deviations (components, n).
+
+class GaussianDistribution:
+    """What the mixture says of one number, found when it is asked for.
+
+    Args:
+        gaussians: The mixture.
+        place: The place of the number among its variables.
+        z: Normal quantiles (variables, n).
+        there: Which of them are there (variables, n).
         other: Says how often the cell is missing.
     """
 
-    log_weight: Tensor
-    mean: Tensor
-    sd: Tensor
-    other: NumberDistribution
+    def __init__(self, gaussians: Gaussians, place: int, z: Tensor, there: Tensor, other: NumberDistribution) -> None:
+        self.gaussians, self.place, self.z, self.there, self.other = gaussians, place, z, there, other
+
+    @cached_property
+    def said(self) -> Tensor:
+        """Log-weights, means and standard deviations (3, components, n)."""
+        return self.gaussians.conditional(self.place, self.z, self.there)
 
     @property
     def missing(self) -> Tensor:
@@ -115,47 +137,60 @@ class GaussianDistribution:
         return self.other.log_present
 
     def take(self, rows: Tensor) -> "GaussianDistribution":
-        parts = (part[:, rows] for part in (self.log_weight, self.mean, self.sd))
-        return GaussianDistribution(*parts, self.other.take(rows))
+        z, there = self.z[:, rows], self.there[:, rows]
+        taken = GaussianDistribution(self.gaussians, self.place, z, there, self.other.take(rows))
+        if "said" in vars(self):
+            taken.said = self.said[..., rows]
+        return taken
 
     def log_prob(self, cells: Cells) -> Tensor:
-        return log_prob_of(self.log_weight, self.mean, self.sd, cells)
+        return log_prob_of(self.said, cells)
 
     def cdf(self, rank: Tensor) -> Tensor:
-        scaled = (quantile(rank).unsqueeze(-2) - self.mean) / self.sd
-        return (self.log_weight.exp() * torch.special.ndtr(scaled)).sum(-2)
+        log_weight, mean, sd = self.said
+        return (log_weight.exp() * torch.special.ndtr((quantile(rank).unsqueeze(-2) - mean) / sd)).sum(-2)
 
     def draw(self, uniform: Uniform) -> Tensor:
-        n = self.mean.shape[1]
-        component = choose(self.log_weight.exp(), uniform(n)).unsqueeze(0)
-        mean, sd = self.mean.gather(0, component)[0], self.sd.gather(0, component)[0]
+        log_weight, *moments = self.said
+        n = self.z.shape[1]
+        component = choose(log_weight.exp(), uniform(n)).unsqueeze(0)
+        mean, sd = (part.gather(0, component)[0] for part in moments)
         return torch.special.ndtr(mean + sd * torch.special.ndtri(uniform(n)))
 
     def draw_between(self, low: Tensor, high: Tensor, uniform: Uniform) -> Tensor:
+        log_weight, means, sds = self.said
         n = len(low)
-        below, above = (torch.special.ndtr((quantile(end) - self.mean) / self.sd) for end in (low, high))
-        mass = self.log_weight.exp() * (above - below).clamp(min=0)
+        below, above = (torch.special.ndtr((quantile(end) - means) / sds) for end in (low, high))
+        mass = log_weight.exp() * (above - below).clamp(min=0)
         component = choose(mass, uniform(n)).unsqueeze(0)
-        mean, sd, first, last = (part.gather(0, component)[0] for part in (self.mean, self.sd, below, above))
+        mean, sd, first, last = (part.gather(0, component)[0] for part in (means, sds, below, above))
         level = uniform(n)
         rank = torch.special.ndtr(mean + sd * torch.special.ndtri(first + level * (last - first)))
         rank = torch.where(mass.sum(0) > 0, rank, low + level * (high - low))
         return torch.minimum(torch.maximum(rank, low), high)
 
 
-def log_prob_of(log_weight: Tensor, mean: Tensor, sd: Tensor, cells: Cells) -> Tensor:
-    """Log-probability of intervals and log-density of points (*variables, n) under Gaussians (*variables, components, n).
+def log_prob_of(said: Tensor, cells: Cells) -> Tensor:
+    """Log-probability of intervals, and log-density of points, (*variables, n) under Gaussian mixtures.
 
-    Cells are those of numbers that are not missing.
+    Args:
+        said: Log-weights, means and standard deviations (3, *variables, components, n).
+        cells: Those of numbers that are not missing.
     """
+    log_weight, mean, sd = said
     low, high = ((end.unsqueeze(-2) - mean) / sd for end in (cells.z_low, cells.z_high))
     # Beyond the mean levels are near 1, where differences would be lost: they are taken from the other end.
     side = torch.where(low > 0, -1.0, 1.0).to(low)
-    mass = side * (torch.special.ndtr(side * high) - torch.special.ndtr(side * low))
+    mass = side * (lower_tail(side * high) - lower_tail(side * low))
     inside = (log_weight.exp() * mass.clamp(min=0)).sum(-2).log()
     # A density of z becomes one of the rank by the normal density there.
     density = (log_weight - low.square() / 2 - sd.log()).logsumexp(-2) + cells.z_low.square() / 2
     return torch.where(cells.width > 0, inside, density) + cells.log_slope
+
+
+def lower_tail(z: Tensor) -> Tensor:
+    """The normal distribution function; unlike `torch.special.ndtr` it keeps its precision far below the mean."""
+    return torch.erfc(z * -math.sqrt(0.5)) / 2
 
 
 def _check(gaussians: Gaussians, _: object) -> None:

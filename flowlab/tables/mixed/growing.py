@@ -218,4 +218,5 @@ def assembled(growth: Growth, parts: list[Part], scores: list[Array], trees: int
             shares.append(count / count.sum())
     if shares:
         fill("frequency", np.concatenate(shares))
+    forest.index()
     return forest

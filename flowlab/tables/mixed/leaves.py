@@ -52,13 +52,16 @@ class Leaves:
 
     def __init__(self, forest: "Forest", variable: int, seen: Tensor, marginal: MarginalCDF) -> None:
         self.forest, self.variable, self.seen, self.marginal = forest, variable, seen, marginal
+        self.last: tuple[Tensor, Leaves] | None = None
 
     def take(self, rows: Tensor) -> "Leaves":
-        """The leaves of some rows, by a mask (n,)."""
-        taken = Leaves(self.forest, self.variable, self.seen[:, rows], self.marginal)
-        if self.found:
-            taken.nodes = self.nodes[rows]
-        return taken
+        """The leaves of some rows, by a mask (n,); once for all kinds of distributions that ask for the same ones."""
+        if self.last is None or self.last[0] is not rows:
+            taken = Leaves(self.forest, self.variable, self.seen[:, rows], self.marginal)
+            if self.found:
+                taken.nodes = self.nodes[rows]
+            self.last = rows, taken
+        return self.last[1]
 
     @property
     def found(self) -> bool:
@@ -77,6 +80,12 @@ class Leaves:
         return self.forest.leaves(self.variable, self.seen)
 
     @cached_property
+    def common_mean(self) -> Tensor:
+        """The mean (n,) over the row's leaves of the means of their values."""
+        filled = (self.forest.size[self.nodes] > 0).double()
+        return (self.forest.mean[self.nodes] * filled).sum(1) / filled.sum(1).clamp(min=1)
+
+    @cached_property
     def missing(self) -> Tensor:
         """The probability (n,) of being missing."""
         if not self.forest.nullable[self.variable]:  # leaves need not be found for that
@@ -90,15 +99,12 @@ class Leaves:
         owner, entry = forest.entries_of(nodes)
         filled = (forest.size[nodes] > 0).double().mean(1)
         start, width = self.atoms(entry)
-        z, share = forest.z[entry].double(), forest.share[entry].double()
-        mean = z.new_zeros(nodes.numel()).index_add_(0, owner, share * z)
-        own = (forest.size[nodes] > 0).double()
-        common = (mean.view(nodes.shape) * own).sum(1) / own.sum(1).clamp(min=1)
+        row = owner // forest.trees
         return Entries(
-            owner // forest.trees,
-            share / forest.trees,
-            z,
-            common[owner // forest.trees] - mean[owner],
+            row,
+            forest.share[entry].double() / forest.trees,
+            forest.z[entry].double(),
+            self.common_mean[row] - forest.mean[nodes.flatten()][owner],
             forest.bandwidth[nodes.flatten()][owner].double(),
             start,
             width,
@@ -182,14 +188,14 @@ class LeafDistribution:
         return self._sum(entries.share * self._below(rank)) + entries.rest * rank
 
     def draw(self, uniform: Uniform) -> Tensor:
-        if self.kind == "shifted":  # which takes all trees
-            nothing = torch.zeros(self.leaves.seen.shape[1], dtype=torch.float64, device=self.leaves.seen.device)
-            return self.draw_between(nothing, nothing + 1, uniform)
         leaves, forest, n = self.leaves, self.leaves.forest, self.leaves.seen.shape[1]
         tree = (uniform(n) * forest.trees).long().clamp(max=forest.trees - 1)
         node = leaves.in_trees(tree)
         entry, level = forest.draw_entry(node, uniform(n)), uniform(n)
-        z = forest.z[entry].double() + forest.bandwidth[node].double() * torch.special.ndtri(level)
+        z = forest.z[entry].double()
+        if self.kind == "shifted":
+            z = z + leaves.common_mean - forest.mean[node]
+        z = z + forest.bandwidth[node].double() * torch.special.ndtri(level)
         rank = torch.special.ndtr(z)
         if self.exact:
             start, width = leaves.atoms(entry)
