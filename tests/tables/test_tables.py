@@ -78,9 +78,6 @@ def test_missing_cells_are_outcomes_or_unknown(fitted, table):
     np.testing.assert_allclose(fitted.score_samples(complete), fitted.score_samples(complete, missing="unknown"))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="columns after an unknown cell are scored by networks alone, where trees know more"
-)
 def test_no_row_is_less_likely_for_leaving_a_cell_out(fitted, table):
     rows = table[table["price"].isna()].iloc[:20]
     assert (fitted.score_samples(rows, missing="unknown") > fitted.score_samples(rows)).all()
