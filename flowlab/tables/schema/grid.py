@@ -148,6 +148,8 @@ def common_decimals(x: Array, rounding: Array) -> float:
     for step in [10.0**-decimals for decimals in range(-9, 13) if 10.0**-decimals <= np.ptp(x)]:
         for error in (rounding[first], rounding[first] / 15):
             allowed = np.maximum(error, 1e-6 * min(step, 1.0))
+            # What is nearly nothing is a number of its own, unless sums of numbers like the others leave as much.
+            allowed = np.where(np.abs(values) < step / 2, np.maximum(error, np.median(error)), allowed)
             if not _multiples(values[few], step, allowed[few]):
                 continue
             chance = np.log(np.minimum(2 * allowed / step, 1.0)).sum()

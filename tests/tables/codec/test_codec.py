@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flowlab import datasets
 from flowlab.tables.codec.codec import Codec
 from flowlab.tables.codec.columns import Variable
+from flowlab.tables.frames.validation import numpy_dtype
 from flowlab.tables.schema import Schema
 
 
@@ -444,7 +445,8 @@ def test_any_column_comes_back(values):
         assert ((back["x"] - frame["x"])[there].abs() <= frame["x"][there].abs() * 1e-15).all()
     else:
         number = values.dtype.kind == "f"  # rounding errors near a decimal are not kept, others are
-        error = 1e-14 * float(values.abs().median()) if number and there.any() else 0
+        precision = 64 * np.finfo(numpy_dtype(str(values.dtype))).eps if number else 0
+        error = precision * float(values.abs().median()) if number and there.any() else 0
         pd.testing.assert_series_equal(
             back["x"][there], frame["x"][there], check_exact=not number, rtol=1e-14, atol=error
         )

@@ -7,6 +7,7 @@ import pytest
 from flowlab import FlowDensity, Member
 from flowlab.tables.codec.codec import Codec
 from flowlab.tables.schema import Schema
+from flowlab.tables.schema.grid import common_decimals
 
 NUMBERS = {"members": ["copula", "broad"], "random_state": 0, "validation": 0}
 WHOLE = {"members": [Member("mixed", steps=40, hidden=(16,))], "random_state": 0, "n_jobs": 1, "validation": 0}
@@ -119,3 +120,18 @@ def test_draws_have_cents(whole, tmp_path):
     assert (rows["x"].dropna() != rows["x"].dropna().round(6)).all()
     assert np.isfinite(model.score_samples(rows)).all()
     assert rows["price"].dropna().between(frame["price"].min(), frame["price"].max()).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("tiny", [3e-36, 1e-12, 1e-8])
+def test_tiny_numbers_are_not_the_zero_of_a_coarse_step(dtype, tiny):
+    frame = pd.DataFrame({"x": np.array([0.0, 1.0, 2.0, tiny, 3 * tiny], dtype=dtype)})
+    codec = Codec(Schema.infer(frame))
+    np.testing.assert_allclose(codec.decode(codec.encode(frame))["x"], frame["x"], rtol=1e-6)
+
+
+def test_what_sums_leave_of_nothing_is_no_number():
+    x = np.round(np.random.default_rng(0).normal(size=200), 2)
+    x[:20] = 0.1 + 0.2 - 0.3
+    assert Schema.infer(pd.DataFrame({"x": x}))["x"].decimals in (0.0, 0.01)
+    assert common_decimals(x, 8 * np.finfo(float).eps * np.abs(x)) == 0.01
