@@ -9,7 +9,7 @@ modes" (Gaussian mixture copulas).
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -109,24 +109,17 @@ def patterns(there: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
         yield (of == k).nonzero().flatten(), pattern.nonzero().flatten().tolist()
 
 
+@dataclass(frozen=True)
 class GaussianDistribution:
-    """What the mixture says of one number, found when it is asked for.
+    """Gaussian mixtures of one number, one for each row, in the normal scale.
 
-    Args:
-        gaussians: The mixture.
-        place: The place of the number among its variables.
-        z: Normal quantiles (variables, n).
-        there: Which of them are there (variables, n).
+    Attributes:
+        said: Log-weights, means and standard deviations (3, components, n).
         other: Says how often the cell is missing.
     """
 
-    def __init__(self, gaussians: Gaussians, place: int, z: Tensor, there: Tensor, other: NumberDistribution) -> None:
-        self.gaussians, self.place, self.z, self.there, self.other = gaussians, place, z, there, other
-
-    @cached_property
-    def said(self) -> Tensor:
-        """Log-weights, means and standard deviations (3, components, n)."""
-        return self.gaussians.conditional(self.place, self.z, self.there)
+    said: Tensor
+    other: NumberDistribution
 
     @property
     def missing(self) -> Tensor:
@@ -137,14 +130,10 @@ class GaussianDistribution:
         return self.other.log_present
 
     def take(self, rows: Tensor) -> "GaussianDistribution":
-        z, there = self.z[:, rows], self.there[:, rows]
-        taken = GaussianDistribution(self.gaussians, self.place, z, there, self.other.take(rows))
-        if "said" in vars(self):
-            taken.said = self.said[..., rows]
-        return taken
+        return GaussianDistribution(self.said[..., rows], self.other.take(rows))
 
     def log_prob(self, cells: Cells) -> Tensor:
-        return log_prob_of(self.said, cells)
+        return component_log_probs(self.said, cells).logsumexp(0)
 
     def cdf(self, rank: Tensor) -> Tensor:
         log_weight, mean, sd = self.said
@@ -152,7 +141,7 @@ class GaussianDistribution:
 
     def draw(self, uniform: Uniform) -> Tensor:
         log_weight, *moments = self.said
-        n = self.z.shape[1]
+        n = log_weight.shape[1]
         component = choose(log_weight.exp(), uniform(n)).unsqueeze(0)
         mean, sd = (part.gather(0, component)[0] for part in moments)
         return torch.special.ndtr(mean + sd * torch.special.ndtri(uniform(n)))
@@ -170,8 +159,8 @@ class GaussianDistribution:
         return torch.minimum(torch.maximum(rank, low), high)
 
 
-def log_prob_of(said: Tensor, cells: Cells) -> Tensor:
-    """Log-probability of intervals, and log-density of points, (*variables, n) under Gaussian mixtures.
+def component_log_probs(said: Tensor, cells: Cells) -> Tensor:
+    """What each component adds (*variables, components, n) to the probability of intervals, or the density of points.
 
     Args:
         said: Log-weights, means and standard deviations (3, *variables, components, n).
@@ -181,11 +170,10 @@ def log_prob_of(said: Tensor, cells: Cells) -> Tensor:
     low, high = ((end.unsqueeze(-2) - mean) / sd for end in (cells.z_low, cells.z_high))
     # Beyond the mean levels are near 1, where differences would be lost: they are taken from the other end.
     side = torch.where(low > 0, -1.0, 1.0).to(low)
-    mass = side * (lower_tail(side * high) - lower_tail(side * low))
-    inside = (log_weight.exp() * mass.clamp(min=0)).sum(-2).log()
+    inside = (side * (lower_tail(side * high) - lower_tail(side * low))).clamp(min=0).log()
     # A density of z becomes one of the rank by the normal density there.
-    density = (log_weight - low.square() / 2 - sd.log()).logsumexp(-2) + cells.z_low.square() / 2
-    return torch.where(cells.width > 0, inside, density) + cells.log_slope
+    density = cells.z_low.square().unsqueeze(-2) / 2 - low.square() / 2 - sd.log()
+    return log_weight + torch.where(cells.width.unsqueeze(-2) > 0, inside, density) + cells.log_slope.unsqueeze(-2)
 
 
 def lower_tail(z: Tensor) -> Tensor:
