@@ -414,8 +414,9 @@ def misjudged_by(
     """In rows of which rare levels networks misjudge which variables: (outcomes of all classes, variables).
 
     The noise of these rows is standard normal if the networks are right: `MISFIT` is about twice the log of the
-    likelihood ratio of the normal distribution with the noise's own mean and variance. Variables before the level in
-    the order cannot be misjudged by it.
+    likelihood ratio of the normal distribution with the noise's own mean and variance. Who misjudges a level in one
+    variable may do so in all after it, where few rows cannot show it. Variables before the level in the order cannot be
+    misjudged by it.
 
     Args:
         flow: The networks.
@@ -440,5 +441,5 @@ def misjudged_by(
         square, mean = (share * z.square()).sum(0), (share * z).sum(0)
         ratio = (square - 1 - (square - mean.square()).clamp(min=1e-9).log()) / share.square().sum()
         later = order[place + 1 :]
-        out[outcome, later] = ratio[later] > MISFIT
+        out[outcome, later] = bool((ratio[later] > MISFIT).any())
     return out
