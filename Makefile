@@ -30,7 +30,7 @@ demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows
 
 test: $(READY) lint  ## lint, types, tests and doctests
 	@echo "== tests"
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 
 # Left out beside what is slow: other libraries, polars and pyarrow, reports, wheels and fresh processes, doctests.
 test-fast: $(READY)  ## for daily work: one case of each test, in under three minutes on two cores

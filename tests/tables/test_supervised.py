@@ -129,6 +129,7 @@ def wave() -> tuple[FlowRegressor, np.ndarray]:
     )
 
 
+@pytest.mark.slow
 def test_conditional_distributions_are_those_of_the_truth(wave):
     model, x = wave
     spread = 0.1 + 0.3 * np.abs(x[:, 0])
@@ -212,6 +213,7 @@ def prices():
     return FlowRegressor(FlowDensity(random_state=0)).fit(train, y_train), train, test, y_train, y_test
 
 
+@pytest.mark.slow
 def test_on_a_real_table_it_predicts_better_than_a_line(prices):
     model, train, test, y_train, y_test = prices
     coded = [pd.get_dummies(part, dtype=float) for part in (train, test)]
@@ -219,6 +221,7 @@ def test_on_a_real_table_it_predicts_better_than_a_line(prices):
     assert model.score(test, y_test) > line.score(coded[1], y_test)
 
 
+@pytest.mark.slow
 def test_on_a_real_table_it_covers_what_it_says(prices):
     model, _, test, _, y_test = prices
     low, high = model.predict_interval(test, 0.8).T

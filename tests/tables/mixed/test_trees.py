@@ -71,7 +71,7 @@ def all_cells(model: FlowDensity) -> pd.DataFrame:
 
 def test_probabilities_and_densities_of_everything_sum_to_one(model, mixture):
     cells = all_cells(model)
-    grid = np.linspace(-9, 14, 2001)
+    grid = np.linspace(-9, 14, 701)
     rows = cells.loc[cells.index.repeat(len(grid))].reset_index(drop=True).assign(x=np.tile(grid, len(cells)))
     matrix, possible = model.table_.encode_all(rows)
     assert possible.all()
@@ -95,7 +95,7 @@ def test_draws_follow_the_density(model, mixture):
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.3, 0.7), (0.9, 0.97), (0.0, 0.02)])
 def test_numbers_are_drawn_between_limits_as_they_are_distributed(model, mixture, low, high):
     variable = [name.name for name in model.table_.variables].index("x")
-    rows = torch.from_numpy(model.table_.encode_all(table(4000, seed=2))[0])
+    rows = torch.from_numpy(model.table_.encode_all(table(1500, seed=2))[0])
     before = torch.zeros_like(rows, dtype=torch.bool)
     before[:, mixture.in_order()[: mixture.in_order().index(variable)]] = True
     number = mixture.number(variable, mixture.observe(rows, before))
