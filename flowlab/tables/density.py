@@ -59,7 +59,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     folds, and the mixture holds every fold's version of a member; from there on a share of the rows is held out.
 
     Args:
-        effort: "fast" (one or two small networks: seconds), "default" (three to five) or "best" (ten and more).
+        effort: "fast" (one or two small networks: seconds), "default" (three) or "best" (ten and more).
         members: What to mix, in place of the members that `effort` stands for: names of kinds, or `Member` objects.
         preprocessing: For members that leave it open: "auto" takes what a short race on held-out rows finds best; or
             "none", "marginal" (each column made Gaussian), "marginal-whitening", "whitening-marginal".

@@ -145,7 +145,7 @@ def fit_ensemble(
     starting = _start(jobs)
     ground: dict[str, tuple[list[Fold], Sequence[Marginals | Preprocessing]]] = {}
     if any(member.kind == "mixed" for member in members):
-        ground["mixed"] = (parts, [Marginals(fold.train, fold.weight, variables, rows) for fold in parts])
+        ground["mixed"] = (parts, [Marginals(fold, variables, rows) for fold in parts])
     if numbers is not None:
         ground["numbers"] = _of_numbers(numbers, rows, weight, splits, seed)
     members = [member.sized(len(parts[0].train), features) for member in members]
@@ -157,7 +157,7 @@ def fit_ensemble(
         own, prepared = ground["mixed" if member.kind == "mixed" else "numbers"]
         sizes, basis, gaussians = member.sizes(len(own[0].train), features), prepared[k], None
         if isinstance(basis, Marginals):
-            gaussians = basis.gaussians(own[k].subsample(member.rows, seed), sizes.gaussians, seed)
+            gaussians = basis.gaussians(member.rows, sizes.gaussians, seed)
         layers = basis.layers(member.preprocessing)
         return Task(member, sizes, own[k], layers, variables, gaussians, member_seed, last, device, seconds, shown)
 

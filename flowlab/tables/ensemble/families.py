@@ -152,12 +152,11 @@ class Mixed:
             order=column_order(task, generator),
             generator=generator,
         )
-        # Inputs are computed once. A held-out row without a density would make every loss infinite.
-        inputs, held_out = (flow.cells(rows).float() for rows in (task.fold.train, task.fold.held_out))
-        held_out = held_out[torch.isfinite(held_out).all(1)]
+        cells, held_out = (flow.cells(rows) for rows in (task.fold.train, task.fold.held_out))
+        possible = torch.isfinite(held_out.float()).all(1)  # a row without a density would make every loss infinite
         flow.to(task.device)
-        flow, history = trained(flow, flow.network, inputs, held_out, task, generator)
-        return with_others(flow, task), history
+        flow, history = trained(flow, flow.network, cells.float(), held_out[possible].float(), task, generator)
+        return with_others(flow, task, cells, held_out), history
 
 
 def column_order(task: Task, generator: torch.Generator) -> list[int]:
@@ -188,28 +187,35 @@ def _marks_few(codes: Tensor, classes: int, weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def with_others(flow: MixedFlow, task: Task) -> ConditionalDensity:
-    """Networks mixed column by column with a Gaussian mixture, and with trees that are grown in the same order."""
+def with_others(flow: MixedFlow, task: Task, cells: Tensor, held_out: Tensor) -> ConditionalDensity:
+    """Networks mixed column by column with a Gaussian mixture, and with trees that are grown in the same order.
+
+    Args:
+        flow: The networks.
+        task: What is fitted.
+        cells: The training rows, as `flow.cells` makes them.
+        held_out: The same of held-out rows.
+    """
     if flow.features == 1:
         return flow
-    fold, cells = task.fold, flow.cells(task.fold.held_out)
-    possible = torch.isfinite(cells).all(1)
+    fold, possible = task.fold, torch.isfinite(held_out).all(1)
+    judging = held_out[possible], fold.held_weight[possible]
     density: MixedFlow | GaussianFlow = flow
     if task.gaussians is not None:
         both = GaussianFlow(flow, copy.deepcopy(task.gaussians))
-        both.learn_share(cells[possible], fold.held_weight[possible])
+        both.learn_share(*judging)
         density = both if bool((both.share > 0).any()) else flow
     if not task.sizes.trees:
         return density
     rows = torch.cat([fold.train, fold.held_out[possible]])
     weight = torch.cat([fold.weight, fold.held_weight[possible]])
     misjudged = misjudged_by(density, rows, weight, torch.Generator().manual_seed(task.seed))
-    forest = grow_forest(Growth(flow, fold.train, fold.weight), task.sizes.trees, LEAF, TREE_ROWS, task.seed)
+    forest = grow_forest(Growth(flow, fold.train, cells, fold.weight), task.sizes.trees, LEAF, TREE_ROWS, task.seed)
     mixture = ColumnMixture(density, forest, rare=bool(misjudged.any()))
     if mixture.rare:
         mixture.misjudged.copy_(misjudged)
-    mixture.learn_weights(cells[possible], fold.held_weight[possible])
-    mixture.learn_sharpness(cells[possible], fold.held_weight[possible])
+    mixture.learn_weights(*judging)
+    mixture.learn_sharpness(*judging)
     return mixture
 
 

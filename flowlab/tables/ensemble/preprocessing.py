@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -15,6 +16,9 @@ from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.mixtures import learn_gaussians
 from flowlab.tables.mixed.gaussians import Gaussians
 from flowlab.tables.mixed.marginal_cdf import MarginalCDF, learn_marginal_cdf
+
+if TYPE_CHECKING:
+    from flowlab.tables.ensemble.families import Fold
 
 # Layers on the data side, in sampling order.
 LAYERS: dict[str, tuple[type[Layer], ...]] = {
@@ -57,17 +61,17 @@ class Marginals:
     """The `MarginalCDF` of each number, and a Gaussian mixture of all, fitted once and shared by all members.
 
     Args:
-        rows: Training rows (n, variables).
-        weight: Their weights (n,).
+        fold: The training rows.
         variables: The variables.
         spanning: Training and held-out rows (m, variables), whose range samples may have.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor, variables: Sequence[Variable], spanning: Tensor) -> None:
+    def __init__(self, fold: "Fold", variables: Sequence[Variable], spanning: Tensor) -> None:
+        self.fold = fold
         self.numbers = [j for j, variable in enumerate(variables) if not variable.classes]
         self.mixtures: dict[tuple[int, int], Gaussians | None] = {}
         self.cdfs = []
-        for variable, x, whole in zip(variables, rows.T, spanning.T, strict=True):
+        for variable, x, whole in zip(variables, fold.train.T, spanning.T, strict=True):
             if not variable.classes:
                 observed = ~torch.isnan(x)
                 lower, upper = (end if math.isfinite(end) else None for end in (variable.lower, variable.upper))
@@ -78,7 +82,7 @@ class Marginals:
                         atoms=variable.atoms,
                         lower=lower,
                         upper=upper,
-                        weight=weight[observed],
+                        weight=fold.weight[observed],
                         spanning=whole[~torch.isnan(whole)],
                     )
                 )
@@ -87,14 +91,20 @@ class Marginals:
         """A copy for one member, whatever the name."""
         return copy.deepcopy(self.cdfs)
 
-    def gaussians(self, rows: Tensor, most: int, seed: int) -> Gaussians | None:
-        """The Gaussian mixture of the numbers in rows (n, variables), with `most` components at most: one for all."""
-        key = len(rows), most
-        if key not in self.mixtures:
-            z = torch.full((len(rows), len(self.numbers)), math.nan, dtype=torch.float64)
+    def gaussians(self, rows: int, most: int, seed: int) -> Gaussians | None:
+        """The Gaussian mixture of the numbers, for all members that ask for one of these sizes.
+
+        Args:
+            rows: Number of training rows to fit to at most.
+            most: Components at most.
+            seed: Seed of everything random.
+        """
+        if (rows, most) not in self.mixtures:
+            chosen = self.fold.subsample(rows, seed)
+            z = torch.full((len(chosen), len(self.numbers)), math.nan, dtype=torch.float64)
             for k, (variable, cdf) in enumerate(zip(self.numbers, self.cdfs, strict=True)):
-                there = ~torch.isnan(rows[:, variable])
-                z[there, k] = cdf.cell(rows[there, variable]).middle
+                there = ~torch.isnan(chosen[:, variable])
+                z[there, k] = cdf.cell(chosen[there, variable]).middle
             with threads(1), threadpool_limits(1):  # the same on every machine
-                self.mixtures[key] = learn_gaussians(z, self.numbers, most, seed)
-        return self.mixtures[key]
+                self.mixtures[rows, most] = learn_gaussians(z, self.numbers, most, seed)
+        return self.mixtures[rows, most]

@@ -71,9 +71,10 @@ class Seen:
 class ColumnMixture(ConditionalDensity):
     """The density in which p(x_j | x_<j) is a mixture of what networks and trees say, with weights for each variable.
 
-    The order is that of the networks. Trees know a variable's distribution given exactly the variables before it. Where
-    others are known, too, this mixture is tilted by what the networks make of them (`_tilted_classes`); where some
-    before it are not, the networks speak alone.
+    The order is that of the networks; what is said of networks here holds for a flow of networks and Gaussians, too.
+    Trees know a variable's distribution given exactly the variables before it. Where others are known, too, this
+    mixture is tilted by what the networks make of them (`_tilted_classes`); where some before it are not, the networks
+    speak alone.
 
     Of a rare level networks see too few rows to learn what sets these apart, and held-out rows are too few to count in
     a column's weights. Rows of rare levels that networks misjudge (`misjudged_by`) therefore have weights of their own.

@@ -7,7 +7,6 @@ Source: Tewari, Giering & Raghunathan 2011, "Parametric characterization of mult
 modes" (Gaussian mixture copulas).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from flowlab.registry import register
 from flowlab.tables.mixed.distributions import NumberDistribution, Uniform, choose
 from flowlab.tables.mixed.heads import Cells, quantile
+from flowlab.tables.mixed.marginal_cdf import log_normal_between
 
 
 @register
@@ -39,6 +39,8 @@ class Gaussians(nn.Module):
 
     def __init__(self, variables: Sequence[int], components: int) -> None:
         super().__init__()
+        if len(set(variables)) < len(variables):
+            raise ValueError("the variables of a Gaussian mixture must differ")
         self.variables, self.components = list(variables), components
         m, real = len(self.variables), torch.float64
         self.register_buffer("log_weight", torch.zeros(components, dtype=real))
@@ -168,17 +170,13 @@ def component_log_probs(said: Tensor, cells: Cells) -> Tensor:
     """
     log_weight, mean, sd = said
     low, high = ((end.unsqueeze(-2) - mean) / sd for end in (cells.z_low, cells.z_high))
-    # Beyond the mean levels are near 1, where differences would be lost: they are taken from the other end.
-    side = torch.where(low > 0, -1.0, 1.0).to(low)
-    inside = (side * (lower_tail(side * high) - lower_tail(side * low))).clamp(min=0).log()
     # A density of z becomes one of the rank by the normal density there.
     density = cells.z_low.square().unsqueeze(-2) / 2 - low.square() / 2 - sd.log()
-    return log_weight + torch.where(cells.width.unsqueeze(-2) > 0, inside, density) + cells.log_slope.unsqueeze(-2)
-
-
-def lower_tail(z: Tensor) -> Tensor:
-    """The normal distribution function; unlike `torch.special.ndtr` it keeps its precision far below the mean."""
-    return torch.erfc(z * -math.sqrt(0.5)) / 2
+    return (
+        log_weight
+        + torch.where(cells.width.unsqueeze(-2) > 0, log_normal_between(low, high), density)
+        + cells.log_slope.unsqueeze(-2)
+    )
 
 
 def _check(gaussians: Gaussians, _: object) -> None:

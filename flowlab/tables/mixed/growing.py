@@ -28,6 +28,7 @@ class Growth:
     Args:
         density: Says what the variables are.
         rows: The training rows (n, variables).
+        cells: The same, as the density's `cells` makes them.
         weight: Their weights (n,).
 
     Attributes:
@@ -36,9 +37,9 @@ class Growth:
         order: The variables in their order.
     """
 
-    def __init__(self, density: ConditionalDensity, rows: Tensor, weight: Tensor) -> None:
+    def __init__(self, density: ConditionalDensity, rows: Tensor, cells: Tensor, weight: Tensor) -> None:
         self.density, self.values, self.weight = density, rows.numpy(), weight.numpy()
-        fields = fields_of(density.cells(rows), density.features).numpy()
+        fields = fields_of(cells, density.features).numpy()
         numbers = np.where(fields[MISSING] > 0.5, np.nan, fields[Z])
         self.seen: Array = np.where(np.array(density.classes)[:, None] > 0, fields[CODE], numbers)
         self.outcomes = outcomes_of(density.classes, density.nullable)

@@ -189,12 +189,13 @@ class LeafDistribution:
 
     def draw(self, uniform: Uniform) -> Tensor:
         leaves, forest, n = self.leaves, self.leaves.forest, self.leaves.seen.shape[1]
+        centre = leaves.common_mean if self.kind == "shifted" else None  # which finds the leaves of all trees
         tree = (uniform(n) * forest.trees).long().clamp(max=forest.trees - 1)
         node = leaves.in_trees(tree)
         entry, level = forest.draw_entry(node, uniform(n)), uniform(n)
         z = forest.z[entry].double()
-        if self.kind == "shifted":
-            z = z + leaves.common_mean - forest.mean[node]
+        if centre is not None:
+            z = z + centre - forest.mean[node]
         z = z + forest.bandwidth[node].double() * torch.special.ndtri(level)
         rank = torch.special.ndtr(z)
         if self.exact:

@@ -206,6 +206,17 @@ def test_files_whose_gaussians_are_none_are_refused(name, value, why, model, tmp
         flowlab.load(path)
 
 
+def test_no_rows_and_variables_that_are_none(flow):
+    nothing = torch.zeros(0, flow.features, dtype=torch.float64)
+    assert flow.log_prob(nothing).shape == (0,)
+    assert flow.sample((0,)).shape == (0, flow.features)
+    assert flow.to_normal(nothing).shape == nothing.shape
+    with pytest.raises(ValueError, match="differ"):
+        Gaussians([1, 1], 2)
+    with pytest.raises(ValueError, match="numbers"):
+        GaussianFlow(flow.flow, Gaussians([0, 1], 2))  # 0 is a level
+
+
 def test_tables_with_few_rows_or_numbers_have_none():
     rows = torch.randn(200, 3, dtype=torch.float64, generator=seeded(6))
     assert learn_gaussians(rows, [0, 1, 2], 8, seed=0).components == 6
