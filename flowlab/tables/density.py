@@ -45,8 +45,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
     of held-out rows that none of them was trained on (though these rows decide when training stops, and how many
     components a Gaussian mixture has). Networks, a Gaussian mixture and decision trees, mixed column by column, know
     any columns given any others. Tables of complete numbers get joint members beside them: Gaussian mixtures, a copula,
-    kernels, with "fast" and "best" also flows, each behind preprocessing that is part of its density. Draws given other
-    cells, and imputation, then choose among what the former propose, so that they follow the whole mixture.
+    kernels, autoregressive flows, each behind preprocessing that is part of its density. Draws given other cells, and
+    imputation, then choose among what the former propose, so that they follow the whole mixture.
 
     Log-likelihoods, in nats per row, have the same measure for every table; see `score_samples`. Columns are treated
     by what their values are (`schema_`, `summary()`). Values on a decimal grid (integers, prices) and values that

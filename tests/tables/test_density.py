@@ -88,7 +88,7 @@ def test_by_default_conditional_members_are_weighed_with_simpler_densities():
     rows = datasets.load("diamonds")[["carat", "depth"]].sample(3000, random_state=0)
     train, test = rows[:2000], rows[2000:]  # smaller tables are divided several times, which takes longer
     model = FlowDensity(random_state=0, n_jobs=1).fit(train)
-    for member in ("mixed", "mixture", "copula", "kernel"):
+    for member in ("autoregressive", "mixed", "mixture", "copula", "kernel"):
         assert re.search(rf"\d% +{member} ", model.summary()), member
     gaussian = GaussianMixture(1, reg_covar=1e-6, random_state=0).fit(train)
     gain = model.score_samples(test, measure="density") - gaussian.score_samples(test)

@@ -184,8 +184,9 @@ def joint_recipe(effort: str, rows: int, features: int) -> list[Member]:
         steps = min(300 if rows >= 2_000 else 200, max(9_000 // features, 100))
         first = "auto" if features <= 30 else "marginal-whitening"  # a race of wide networks takes long
         return [Member("autoregressive", first, steps=steps, learning_rate=1e-2), *quick, *simple[:2]]
-    if effort == "default":  # joint flows took a third of the time, and gained little beside "mixed" members
-        return [*(replace(m, rows=10_000) for m in mixtures), *simple]
+    if effort == "default":  # a flow of numbers costs one fit for each fold, and gains where there are many rows
+        flows = [Member("autoregressive")] if rows >= 2_000 else []
+        return [*flows, *(replace(m, rows=10_000) for m in mixtures), *simple]
     more: dict[str, Any] = {"steps": min(max(300 * rows // 256, 2000), 20_000), "learning_rate": 5e-3}
     return [
         *(Member("autoregressive", rank=i // 3, **more) for i in range(6)),
