@@ -13,7 +13,7 @@ from flowlab.files import FileError, load, save
 from flowlab.flow import Flow
 from flowlab.layers.root_finding import ConvergenceError
 from flowlab.mixture import FlowMixture
-from flowlab.training import History, TrainingError, fit
+from flowlab.training import History, TrainingError, TrainingState, fit
 from flowlab.training.objectives import (
     IWAE,
     NLL,
@@ -73,6 +73,7 @@ __all__ = [
     "StickingTheLanding",
     "Tempered",
     "TrainingError",
+    "TrainingState",
     "bases",
     "check_flow",
     "check_layer",

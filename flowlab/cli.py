@@ -81,6 +81,14 @@ def fit(
         Path | None,
         typer.Option(help="Write a report (.html) too: a fifth of the rows is held out for it.", show_default=False),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder that keeps what is done: the same command, after a crash or Ctrl-C, goes on from there.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from what the folder holds, or empty it.")] = True,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,
@@ -91,12 +99,15 @@ def fit(
     from flowlab.command.words import names_of
     from flowlab.tables.density import FlowDensity
     from flowlab.tables.schema import Schema
+    from flowlab.training.checkpoint import empty_folder
 
     check_outputs(output, report, [table, schema], force)
     reading = Reading.of(options)
     said = None if schema is None else Schema.load(schema)
     frame, notes = reading.read(table, None if columns is None else names_of(columns), said)
     _print_notes(notes, quiet)
+    if checkpoint is not None and not resume:
+        empty_folder(checkpoint)
     model = FlowDensity(
         effort=effort,
         members=None if members is None else names_of([members]),
@@ -105,6 +116,7 @@ def fit(
         rules=rule,
         random_state=seed,
         progress=not quiet,
+        checkpoint=checkpoint,
     )
     if report is not None:
         frame = frame.sample(frac=1, random_state=seed)

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from threadpoolctl import ThreadpoolController
 Precision = Literal["highest", "high", "medium"]
 Result = TypeVar("Result")
 
+SECONDS = 10.0  # between lines of progress
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 SHARED = 1_000_000  # numbers in the matrix that is worked on, from which further threads gain more than they can lose
 
 
@@ -169,9 +172,57 @@ def compiled(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def progress_bar(total: int, progress: bool, what: str = "fit", unit: str = "step") -> Any:
-    """A bar in terminals and notebooks, where one is wanted."""
+    """A bar in terminals and notebooks, lines in what goes to a file, and nothing where neither is wanted."""
     from tqdm.auto import tqdm
 
+    in_notebook = any(part.__module__ == "tqdm.notebook" for part in tqdm.__mro__)
+    if progress and not in_notebook and not sys.stderr.isatty():
+        return Lines(total, what)
     make: Callable[..., Any] = tqdm
-    # None shows a bar in terminals and notebooks, and nothing where output goes to a file.
-    return make(total=total, disable=None if progress else True, desc=what, unit=unit, leave=False)
+    return make(total=total, disable=not progress, desc=what, unit=unit, leave=False, bar_format=BAR)
+
+
+class Lines:
+    """What has a bar's methods and writes, where no bar can move, a line to stderr every ten seconds.
+
+    Attributes:
+        n: Units done.
+        total: Units in all.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what, self.n = total, what, 0.0
+        self._started = self._last = time.monotonic()
+        self._note = ""
+
+    def update(self, n: float = 1) -> None:
+        """So many more are done."""
+        self.n += n
+        now = time.monotonic()
+        if now - self._last >= SECONDS:
+            self._last = now
+            spent = now - self._started
+            left = f", {_clock(spent / self.n * (self.total - self.n))} left" if 0 < self.n <= self.total else ""
+            note = f"; {self._note}" if self._note else ""
+            print(f"{self.what}: {self.n / max(self.total, 1):.0%}, {_clock(spent)}{left}{note}", file=sys.stderr)
+
+    def set_postfix_str(self, note: str, refresh: bool = True) -> None:
+        """What to say beside the numbers."""
+        self._note = note
+
+    def set_description(self, what: str, refresh: bool = True) -> None:
+        """What is done now."""
+        self.what = what
+
+    def close(self) -> None:
+        """Nothing is left to be taken away."""
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from flowlab.posteriors.posterior import FlowPosterior
 from flowlab.posteriors.space import Space, Supports, Value
 from flowlab.posteriors.stages import FlowTraining
 from flowlab.posteriors.target import PosteriorError, check_finite
-from flowlab.training import History, fit
+from flowlab.training import Callback, History, fit
 from flowlab.training.objectives import StickingTheLanding
 
 SCOUTS = 16  # contexts whose posteriors are searched for before training
@@ -297,6 +298,8 @@ def fit_amortized(
     dtype: torch.dtype,
     generator: torch.Generator,
     progress: bool,
+    callback: Callback | None,
+    kept: Path | None,
 ) -> AmortizedPosterior:
     """`fit_posterior` with contexts (n, width): look for the posteriors of some, then train one flow for all."""
     context = _checked_contexts(context, dtype)
@@ -319,7 +322,13 @@ def fit_amortized(
     base = Gaussian(space.features) if flow is None else flow.base
     whole_flow = Flow(base, [*layers, whitening]).to(dtype)
     posterior = AmortizedPosterior(encoder, whole_flow, supports=supports, target=target)
-    posterior.fit(target, context, generator=generator, progress=progress, **training._asdict())
+    kept_flow = None if kept is None else kept / "flow"
+    follow: dict[str, Any] = {"progress": progress, "callback": callback, "checkpoint": kept_flow}
+        "progress": progress,
+        "callback": callback,
+        "checkpoint": None if kept is None else kept / "flow",
+    }
+    posterior.fit(target, context, generator=generator, **training._asdict(), **follow)
     _check_draws(posterior, target, some, generator)
     return posterior.train(False)
 

@@ -1,10 +1,12 @@
 """`fit_posterior`: approximate the posterior behind an unnormalised log-density."""
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import torch
@@ -21,6 +23,8 @@ from flowlab.posteriors.sparing import sparing
 from flowlab.posteriors.stages import FlowTraining, Run, find_modes, fit_affine, fit_flow, fit_gaussians, fit_tails
 from flowlab.posteriors.survey import Survey, weigh
 from flowlab.posteriors.target import Target, check_finite
+from flowlab.training import Callback
+from flowlab.training.checkpoint import digest_of, open_folder
 
 
 class FitOptions(TypedDict, total=False):
@@ -35,6 +39,8 @@ class FitOptions(TypedDict, total=False):
     dtype: torch.dtype
     random_state: int
     progress: bool
+    callback: Callback | None
+    checkpoint: str | os.PathLike[str] | None
 
 
 @overload
@@ -67,6 +73,8 @@ def fit_posterior(
     dtype: torch.dtype = torch.float64,
     random_state: int = 0,
     progress: bool = True,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> FlowPosterior | AmortizedPosterior:
     """Approximate the posterior behind an unnormalised log-density, in stages, and no further than the posterior needs.
 
@@ -108,7 +116,12 @@ def fit_posterior(
         learning_rate: Peak learning rate of these steps, which falls to zero by a cosine in each round.
         dtype: Floating-point type of the draws that `log_prob` gets.
         random_state: Seed of everything.
-        progress: Show progress bars in terminals and notebooks.
+        progress: Show a progress bar, or a line every ten seconds where output goes to a file.
+        callback: Called with a `TrainingState` after every evaluation in training: of an affine map, of a round of the
+            flow, of the tails. Its `stop()` ends that training alone.
+        checkpoint: A folder, new or empty at first, that keeps what has been trained and the state of what is in
+            training. A fit that was killed, and is called again with the same arguments, searches anew, goes on from
+            there and, on the same CPU, ends with the same bits. The folder is yours to remove. None for none.
 
     Returns:
         The posterior; ask its `diagnostics()` before using it. With `context` an `AmortizedPosterior`; ask its
@@ -119,7 +132,8 @@ def fit_posterior(
             (an improper prior).
 
     Raises:
-        ValueError: Arguments do not fit, or `log_prob` returns the wrong shape or has no gradient.
+        ValueError: Arguments do not fit, `log_prob` returns the wrong shape or has no gradient, or the checkpoint is of
+            another fit.
         PosteriorError: `log_prob` is not finite at or around any start, or at more than 1 % of the fit's draws, which
             the message shows; or training does not stay finite, as where the density has no bound.
 
@@ -154,6 +168,8 @@ def fit_posterior(
             dtype=dtype,
             generator=generator,
             progress=progress,
+            callback=callback,
+            kept=None if checkpoint is None else folder_of(checkpoint, training, random_state, context=context),
         )
     if encoder is not None:
         raise ValueError("encoder needs a context: the data sets that it encodes")
@@ -167,8 +183,12 @@ def fit_posterior(
     # Batches of two sizes, since a function of a single draw may by chance return as many numbers as there are draws.
     for batch in (points, points.repeat(2, 1)):
         target.check(batch)
+    kept = None
+    if checkpoint is not None:
+        values = target.value_and_gradient(points)
+        kept = folder_of(checkpoint, training, random_state, log_prob=values[0], gradient=values[1])
     with sparing(target):
-        posterior, survey = _fit_stages(Run(target, generator, progress), flow, training, started)
+        posterior, survey = _fit_stages(Run(target, generator, progress, callback, kept), flow, training, started)
     if survey is not None and (reasons := survey.failings()):
         warnings.warn(f"this fit is not to be trusted: {'; '.join(reasons)}. See diagnostics()", stacklevel=2)
     return posterior
@@ -201,6 +221,12 @@ def _fit_stages(
         history=run.history,
     )
     return posterior.train(False), None if flow is not None else survey
+
+
+def folder_of(checkpoint: str | os.PathLike[str], training: FlowTraining, random_state: int, **seen: Tensor) -> Path:
+    """The folder that keeps a fit; which fit, options say and tensors: what the log-density is at a few points, say."""
+    task = {**training._asdict(), **{name: digest_of(value) for name, value in seen.items()}}
+    return open_folder(checkpoint, task, int(random_state), given=True)[0]
 
 
 def _check_options(

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ from flowlab.posteriors.gaussians import (
 from flowlab.posteriors.psis import smooth
 from flowlab.posteriors.survey import OUTSIDE, Survey, draw_survey, weigh
 from flowlab.posteriors.target import ADVICE, WORST_SHARE, PosteriorError, Target
-from flowlab.training import History, TrainingError, fit
+from flowlab.training import Callback, History, TrainingError, fit
+from flowlab.training.following import named
 from flowlab.training.objectives import Objective, StickingTheLanding
 
 
@@ -35,12 +37,18 @@ class Run:
         target: The log-density.
         generator: Source of all draws.
         progress: Whether progress bars are shown.
+        callback: Called with a `TrainingState` after every evaluation in training.
+        kept: The folder that keeps what is trained; None for none.
+        trained: How many trainings there have been.
         history: ELBO along the fit: dicts of stage, step and elbo (nats).
     """
 
     target: Target
     generator: torch.Generator
     progress: bool = False
+    callback: Callback | None = None
+    kept: Path | None = None
+    trained: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -220,7 +228,7 @@ def fit_tails(run: Run, q: Flow | FlowMixture, kl: float) -> tuple[Flow | FlowMi
     def negative_log_likelihood(flow: Flow, x: None, context: None) -> Tensor:
         return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
 
-    _minimise(run, q, negative_log_likelihood, steps=TAILS_STEPS, learning_rate=TAILS_RATE)
+    _minimise(run, q, negative_log_likelihood, "tails", steps=TAILS_STEPS, learning_rate=TAILS_RATE)
     after = draw_survey(q, target, TAILS_POOL, generator)
     if after.forward_kl < survey.forward_kl and divergence(q, target, generator) < kl + TAILS_NATS:
         survey = after
@@ -278,7 +286,7 @@ def _train(run: Run, q: Flow | FlowMixture, stage: str, training: FlowTraining) 
     """Train in place by sticking the landing, and record the bounds in the run's history."""
     objective = StickingTheLanding(run.target, training.draws)
     try:
-        history = _minimise(run, q, objective, steps=training.steps, learning_rate=training.learning_rate)
+        history = _minimise(run, q, objective, stage, steps=training.steps, learning_rate=training.learning_rate)
     except TrainingError as error:
         raise PosteriorError(
             f"training did not stay finite ({error}). Has log_prob a bound? Without one, as with an improper prior, "
@@ -287,7 +295,10 @@ def _train(run: Run, q: Flow | FlowMixture, stage: str, training: FlowTraining) 
     run.history.extend({"stage": stage, "step": r["step"], "elbo": -r["train"]} for r in history.records)
 
 
-def _minimise(run: Run, q: Flow | FlowMixture, objective: Objective, *, steps: int, learning_rate: float) -> History:
+def _minimise(
+    run: Run, q: Flow | FlowMixture, objective: Objective, stage: str, *, steps: int, learning_rate: float
+) -> History:
+    run.trained += 1
     return fit(
         q,  # type: ignore[arg-type]
         objective=objective,
@@ -300,4 +311,6 @@ def _minimise(run: Run, q: Flow | FlowMixture, objective: Objective, *, steps: i
         ema=0.0,
         generator=run.generator,
         progress=run.progress,
+        callback=named(run.callback, stage),
+        checkpoint=None if run.kept is None else run.kept / f"{run.trained:02d}-{stage.replace(' ', '-')}",
     )

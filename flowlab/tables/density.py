@@ -31,6 +31,7 @@ from flowlab.tables.query import imputation, questions, sampling, scoring
 from flowlab.tables.query.summary import headline, history_frame, members_frame, summary
 from flowlab.tables.schema import Schema, stored
 from flowlab.tables.schema.relations import Columns
+from flowlab.training import Callback
 
 Array = NDArray[np.float64]
 
@@ -73,7 +74,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members, one thread each; None uses all cores for large tables, one for small ones.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
-        progress: Show progress bars: of steps in one process, of members in several.
+        progress: Show a progress bar, or a line every ten seconds where output goes to a file.
+        checkpoint: A folder, new or empty at first, that keeps every member that is done and the state of those in
+            training. A fit that was killed, and is called again with the same rows and parameters, goes on from there
+            and, on the same CPU, ends with the same bits. The folder is yours to remove. None for none.
 
     Example:
         >>> import numpy as np, flowlab
@@ -100,6 +104,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         n_jobs: int | None = None,
         random_state: int | None = None,
         progress: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         self.effort = effort
         self.members = members
@@ -112,31 +117,40 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.progress = progress
+        self.checkpoint = checkpoint
 
-    def fit(self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None) -> "FlowDensity":
+    def fit(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        callback: Callback | None = None,
+    ) -> "FlowDensity":
         """Fit to rows (n, columns): an array, or a table of pandas, polars or pyarrow.
 
         Args:
             X: The rows; at least two.
             y: Ignored.
             sample_weight: Non-negative weight of each row; rows of weight zero have no influence.
+            callback: Called with a `TrainingState` after every evaluation of a network in training; its `stop()` ends
+                all training, and the members are weighed as they are.
 
         Raises:
             ValueError: A column cannot be modelled; the message names it.
         """
-        fit_anew(self, X, sample_weight, self._last)
+        fit_anew(self, X, sample_weight, self._last, callback)
         return self
 
-    def _fit(self, X: Any, sample_weight: ArrayLike | None, last: Any) -> None:
+    def _fit(self, X: Any, sample_weight: ArrayLike | None, last: Any, callback: Callback | None) -> None:
         params = self.get_params(deep=False)
         parameters.check(params)
         files.check_device(self.device)
         parameters.to_json(params)  # raises now, not after the fit, for what cannot be saved
-        rng = np.random.default_rng(seed_from(self.random_state))
         table_format, X = format_of(X), read_rows(X)
         X, weight = weighted_rows(X, sample_weight)
         frame, array = training_frame(self, X)
-        self._fitted = fit_table(frame, array, weight, params, rng, table_format, last)
+        seed = seed_from(self.random_state)
+        self._fitted = fit_table(frame, array, weight, params, seed, table_format, last, callback)
 
     @property
     def _model(self) -> Fitted:

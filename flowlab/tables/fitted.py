@@ -24,6 +24,8 @@ from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.frames.arrow import TableFormat
 from flowlab.tables.schema import stored
+from flowlab.training import Callback
+from flowlab.training.checkpoint import digest_of, open_folder
 
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
@@ -102,9 +104,10 @@ def fit_table(
     array: bool,
     weight: Array | None,
     params: dict[str, Any],
-    rng: np.random.Generator,
+    seed: int,
     table_format: TableFormat | None,
     last: Any = None,
+    callback: Callback | None = None,
 ) -> Fitted:
     """Learn the schema of a table and fit a mixture to its matrix.
 
@@ -113,9 +116,10 @@ def fit_table(
         array: Whether they came as an array.
         weight: Their weights (n,), equal when None.
         params: The parameters of the `FlowDensity`.
-        rng: Source of everything random.
+        seed: Seed of everything random; a folder of checkpoints may know that of the fit that it is of.
         table_format: Library and types of the rows' table; None for pandas and arrays.
         last: The column that comes last in the order of mixed flows; any when None.
+        callback: Called with a `TrainingState` after every evaluation of a network in training.
 
     Raises:
         ValueError: A column cannot be modelled, or the members do not go together with the table.
@@ -128,17 +132,24 @@ def fit_table(
         warnings.warn(f"only {rows} rows: none is held out, and how well the model fits is not known", stacklevel=5)
     joint = table.complete and last is None  # a target is asked of conditional densities alone
     members = choose_members(params["members"], effort, params["preprocessing"], table, rows, joint)
+    weights, folder = np.ones(rows) if weight is None else weight[kept], None
+    if params["checkpoint"] is not None:
+        task = {name: value for name, value in parameters.to_json(params).items() if name not in parameters.HOW}
+        task |= {"rows": digest_of(torch.from_numpy(matrix), torch.from_numpy(weights)), "target": str(last)}
+        folder, seed = open_folder(params["checkpoint"], task, seed, params["random_state"] is not None)
     return fit_matrix(
         table,
         matrix,
-        np.ones(rows) if weight is None else weight[kept],
+        weights,
         members,
-        rng,
+        np.random.default_rng(seed),
         table_format,
         params["device"],
         last=None if last is None else table.variables[table.place(last)][0].column,
         validation=validation,
         folds=fold_count(effort, rows, features, all(member.kind == "mixed" for member in members)),
+        callback=callback,
+        kept=folder,
         **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},
     )
 

@@ -6,6 +6,7 @@ Plain values stand for themselves. Everything else is a dict with one key that n
 
 import datetime
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -20,6 +21,7 @@ from flowlab.tables.schema.column import ColumnSchema
 from flowlab.tables.schema.rules import Rule, read_rules
 
 EFFORTS = ("fast", "default", "best")
+HOW = ("n_jobs", "progress", "time_limit", "random_state", "checkpoint")  # how to fit, not what
 LISTS = (list, tuple, set, frozenset, range, np.ndarray, pd.Index, pd.Series, pd.api.extensions.ExtensionArray)
 RECORDS: dict[str, Any] = {"member": Member, "rule": Rule, "column": ColumnSchema, "schema": Schema}
 
@@ -41,6 +43,8 @@ def check(params: Mapping[str, Any]) -> None:
         if value is not None and not (number and (value != 0 if whole else value > 0)):
             wanted = "a whole number of processes other than 0" if whole else "a positive number of seconds"
             raise ValueError(f"{name} must be {wanted}, or None, not {value!r}")
+    if not isinstance(params["checkpoint"], str | os.PathLike | None):
+        raise ValueError(f"checkpoint must be the path of a folder, or None, not {params['checkpoint']!r}")
     read_rules(params["rules"])
     share: Any = params["validation"]
     if not isinstance(share, int | float | np.floating) or isinstance(share, bool) or not 0 <= share < 1:
@@ -48,14 +52,13 @@ def check(params: Mapping[str, Any]) -> None:
 
 
 def to_json(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters in JSON's types. A `random_state` that is no int is not kept: None stands for it.
+    """Parameters in JSON's types. A `random_state` that is no int is not kept, nor a folder: None stands for both.
 
     Raises:
         ValueError: A parameter cannot be kept in a file; the message names it.
     """
-    return {name: _plain(value, name) for name, value in params.items() if name != "random_state"} | {
-        "random_state": _seed(params.get("random_state"))
-    }
+    own = {"random_state": _seed(params.get("random_state")), "checkpoint": None}
+    return {name: _plain(value, name) for name, value in params.items() if name not in own} | own
 
 
 def from_json(data: Mapping[str, Any]) -> dict[str, Any]:

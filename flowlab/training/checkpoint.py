@@ -4,6 +4,7 @@ What stays – rows, options, the schedule's shape – is not in the file: who g
 says whether it is the same. The model need not be: its weights are the file's.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ class Checkpoint:
             FileError: The file is no checkpoint, or damaged.
             ValueError: It is a checkpoint of another fit; the message says what differs.
         """
-        self.path, self.task = path, {**task, "flowlab": __version__, "torch": torch.__version__}
+        self.path, self.task = path, versioned(task)
         self._stored = snapshots.read(path) if resume else None
         self._written, self._took, self._seed = 0.0, 0.0, 0
         self.resumed, self.finished = self._stored is not None, False
@@ -201,6 +202,52 @@ def state_tensors(state: State) -> dict[str, Tensor]:
 def history_of(values: Mapping[str, Any]) -> History:
     """The history that a record holds."""
     return History(**{f.name: values[f.name] for f in fields(History)})
+
+
+def open_folder(folder: str | os.PathLike[str], task: dict[str, Any], seed: int, given: bool) -> tuple[Path, int]:
+    """The folder that keeps a fit of several parts, made where there is none, and the fit's seed.
+
+    Args:
+        folder: The folder.
+        task: What the fit is of, in JSON's types.
+        seed: The seed of this fit.
+        given: Whether the user decided it; else that of the fit that the folder keeps.
+
+    Raises:
+        ValueError: It keeps another fit; the message says what differs.
+        FileError: Its files are damaged.
+        OSError: It cannot be written to.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    task = versioned({**task, **({"random_state": seed} if given else {})})
+    found = snapshots.read(place / "fit")
+    if found is None:
+        if strangers := sorted(path.name for path in place.iterdir())[:3]:
+            raise ValueError(f"{place} holds other files ({', '.join(strangers)}): name an empty folder, or a new one")
+        snapshots.write(place / "fit", {}, {"task": task, "seed": seed})
+        return place, seed
+    check_same(place, found[1].get("task"), task)
+    return place, int(found[1]["seed"])
+
+
+def empty_folder(folder: str | os.PathLike[str]) -> None:
+    """Remove a fit from its folder, if there is one.
+
+    Raises:
+        ValueError: The folder holds something else.
+    """
+    place = Path(folder)
+    there = list(place.iterdir()) if place.is_dir() else []
+    if there and not (place / "fit").is_file():
+        raise ValueError(f"{place} holds no fit: name the folder that --checkpoint made, or a new one")
+    for path in there:
+        path.unlink()
+
+
+def versioned(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A task with what its bits depend on beside it."""
+    return {**task, "flowlab": __version__, "torch": str(torch.__version__)}
 
 
 def check_same(place: Path, stored: Any, task: Mapping[str, Any]) -> None:

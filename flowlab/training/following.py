@@ -66,6 +66,16 @@ class TrainingState:
 Callback = Callable[[TrainingState], Any]
 
 
+def named(callback: Callback | None, stage: str) -> Callback | None:
+    """A callback that is told the name of the stage."""
+
+    def told(state: TrainingState) -> None:
+        state.stage = stage
+        callback(state)  # type: ignore[misc]
+
+    return None if callback is None else told
+
+
 class Interrupt:
     """Inside the block, Ctrl-C waits until the step that runs is done; a second one does not wait.
 

@@ -5,27 +5,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from flowlab.flow import CHUNK, Flow
 from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
-from flowlab.runtime import progress_bar, threads
 from flowlab.tables.codec.columns import Variable
-from flowlab.tables.ensemble.families import FAMILIES, Fold, Task
+from flowlab.tables.ensemble.families import Fold, Task
 from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.ensemble.preprocessing import Marginals, Preprocessing
+from flowlab.tables.ensemble.running import Result, Runner
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.tables.schema.levels import UNKNOWN, log_seen
 from flowlab.tables.schema.stored import with_nan
-from flowlab.training import History
+from flowlab.training import Callback
 
 RACE = ("marginal", "marginal-whitening", "whitening-marginal")
 RACE_STEPS = (50, 150)  # at least and at most; else a fifth of a member's own
@@ -88,12 +88,54 @@ class Ensemble:
     noise: Tensor
 
 
-@dataclass
-class _Result:
-    flow: Flow | ConditionalDensity
-    history: History | None
-    log_prob: Tensor  # of the fold's held-out rows
-    seconds: float
+@dataclass(frozen=True)
+class Plan:
+    """What the fits of an ensemble share.
+
+    Attributes:
+        members: The members, with their sizes.
+        variables: The variables of the table.
+        folds: For each kind of rows, "mixed" or "numbers", the folds and what is fitted to each beforehand.
+        seed: Seed of everything random.
+        last: The column that comes last in the order of mixed flows; any when None.
+        device: Where networks train.
+        kept: The folder that keeps what is done; None for none.
+    """
+
+    members: list[Member]
+    variables: Sequence[Variable]
+    folds: dict[str, tuple[list[Fold], Sequence[Marginals | Preprocessing]]]
+    seed: int
+    last: int | None
+    device: str
+    kept: Path | None
+
+    def task(self, i: int, k: int, seconds: float | None = None, preprocessing: str | None = None) -> Task:
+        """The fit of member i to fold k, with a preprocessing that the race tries."""
+        member = self.members[i]
+        name = f"member-{i}-fold-{k}" if preprocessing is None else f"race-{preprocessing}"
+        if preprocessing is not None:
+            member = replace(member, preprocessing=preprocessing)
+        own, prepared = self.folds["mixed" if member.kind == "mixed" else "numbers"]
+        sizes, basis, gaussians = member.sizes(len(own[0].train), own[0].train.shape[1]), prepared[k], None
+        if isinstance(basis, Marginals):
+            gaussians = basis.gaussians(member.rows, sizes.gaussians, self.seed)
+        what = f"member {i + 1} of {len(self.members)}" if preprocessing is None else f"trying {preprocessing}"
+        fold = f", fold {k + 1} of {len(own)}" if len(own) > 1 else ""
+        return Task(
+            member=member,
+            sizes=sizes,
+            fold=own[k],
+            layers=basis.layers(member.preprocessing),
+            variables=self.variables,
+            gaussians=gaussians,
+            seed=(self.seed + 1009 * i + 9176 * k) % 2**62,
+            last=self.last,
+            device=self.device,
+            seconds=seconds,
+            stage=f"{what} ({member.kind}){fold}",
+            kept=None if self.kept is None else self.kept / name,
+        )
 
 
 def fit_ensemble(
@@ -108,6 +150,8 @@ def fit_ensemble(
     n_jobs: int | None = None,
     device: str = "cpu",
     progress: bool = False,
+    callback: Callback | None = None,
+    kept: Path | None = None,
     variables: Sequence[Variable],
     numbers: Numbers | None = None,
     last: int | None = None,
@@ -130,6 +174,8 @@ def fit_ensemble(
         n_jobs: Processes; None uses all cores, or one for a small table or another device.
         device: Where networks train.
         progress: Show a bar.
+        callback: Called with a `TrainingState` after every evaluation of a network in training.
+        kept: The folder that keeps what is done; None for none.
         variables: The variables of the table.
         numbers: What is known of the variables where all are complete numbers, for joint members.
         last: The column that comes last in the order of mixed flows; any when None.
@@ -139,63 +185,68 @@ def fit_ensemble(
     splits = make_splits(n, rng, validation, folds)
     seed = int(rng.integers(2**62))
     parts = [with_new_levels(make_fold(rows, weight, *split), variables) for split in splits]
-    jobs = n_jobs or (
-        joblib.effective_n_jobs(-1) if n * features * len(parts) >= SPREAD_WORK and device == "cpu" else 1
-    )
-    starting = _start(jobs)
-    ground: dict[str, tuple[list[Fold], Sequence[Marginals | Preprocessing]]] = {}
-    if any(member.kind == "mixed" for member in members):
-        ground["mixed"] = (parts, [Marginals(fold, variables, rows) for fold in parts])
-    if numbers is not None:
-        ground["numbers"] = _of_numbers(numbers, rows, weight, splits, seed)
-    members = [member.sized(len(parts[0].train), features) for member in members]
+    spreads = n * features * len(parts) >= SPREAD_WORK and device == "cpu"
+    jobs = joblib.effective_n_jobs(n_jobs or (-1 if spreads else 1))
     ends = None if time_limit is None or math.isinf(time_limit) else started + time_limit
+    with Runner(jobs, len(members) * len(parts), progress, callback) as runner:
+        ground: dict[str, tuple[list[Fold], Sequence[Marginals | Preprocessing]]] = {}
+        if any(member.kind == "mixed" for member in members):
+            ground["mixed"] = (parts, [Marginals(fold, variables, rows) for fold in parts])
+        if numbers is not None:
+            ground["numbers"] = _of_numbers(numbers, rows, weight, splits, seed)
+        members = [member.sized(len(parts[0].train), features) for member in members]
+        plan = Plan(members, variables, ground, seed, last, device, kept)
+        race = _race(plan, runner, ends)
+        plan = replace(plan, members=_decided(members, race))
+        grid = _run_grid(plan, runner, ends)
+    why = "the first of its kind has little weight" if ends is None else "no time was left for it"
+    left_out = [Report(m, math.nan, 0.0, 0.0, why, ends is None) for i, m in enumerate(plan.members) if i not in grid]
+    done = sorted(grid)
+    return _mix([plan.members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
 
-    def task(member: Member, k: int, place: int, seconds: float | None = None) -> Task:
-        member_seed = (seed + 1009 * place + 9176 * k) % 2**62
-        shown = progress and jobs == 1
-        own, prepared = ground["mixed" if member.kind == "mixed" else "numbers"]
-        sizes, basis, gaussians = member.sizes(len(own[0].train), features), prepared[k], None
-        if isinstance(basis, Marginals):
-            gaussians = basis.gaussians(member.rows, sizes.gaussians, seed)
-        layers = basis.layers(member.preprocessing)
-        return Task(member, sizes, own[k], layers, variables, gaussians, member_seed, last, device, seconds, shown)
 
-    race: dict[str, float] = {}
-    undecided = [member for member in members if member.preprocessing == "auto"]
-    if undecided and features > 1 and len(parts[0].held_out):
-        left = 0.0 if ends is None else max(ends - time.perf_counter(), 0.0)
-        seconds = None if ends is None else RACE_TIME * left * min(jobs, len(RACE)) / len(RACE)
-        short = [_short(task(replace(undecided[0], preprocessing=name), 0, 0, seconds)) for name in RACE]
-        list(starting)
-        results = _run_all(short, jobs, progress)
-        race = {n: _mean(r.log_prob, parts[0].held_weight) for n, r in zip(RACE, results, strict=True)}
-    members = _decided(members, race)
-    list(starting)
+def _race(plan: Plan, runner: Runner, ends: float | None) -> dict[str, float]:
+    """The mean log-likelihood of held-out rows under each preprocessing of the first member that leaves it open."""
+    undecided = [i for i, m in enumerate(plan.members) if m.preprocessing == "auto" and m.kind != "mixed"]
+    if not undecided:
+        return {}
+    first = plan.folds["numbers"][0][0]
+    if first.train.shape[1] == 1 or not len(first.held_out):
+        return {}
+    seconds = None
+    if ends is not None:
+        seconds = RACE_TIME * max(ends - time.perf_counter(), 0.0) * min(runner.jobs, len(RACE)) / len(RACE)
+    short = [replace(_short(plan.task(undecided[0], 0, seconds, name)), seed=plan.seed) for name in RACE]
+    runner.expect(len(short))
+    return {
+        name: _mean(result.log_prob, first.held_weight) for name, result in zip(RACE, runner.run(short), strict=True)
+    }
+
+
+def _run_grid(plan: Plan, runner: Runner, ends: float | None) -> dict[int, list[Result]]:
+    """Each member's results, fold by fold: of all members that are worth it, or that there is time for."""
+    grid: dict[int, list[Result]] = {}
+    members, parts = plan.members, next(iter(plan.folds.values()))[0]
 
     def run(places: Sequence[int], seconds: float | None = None) -> None:
-        tasks = [task(members[i], k, i, seconds) for i in places for k in range(len(parts))]
-        results = iter(_run_all(tasks, jobs, progress))
+        results = iter(runner.run([plan.task(i, k, seconds) for i in places for k in range(len(parts))]))
         grid.update({i: [next(results) for _ in parts] for i in places})
 
-    grid: dict[int, list[_Result]] = {}
     if ends is None:
         waiting = _waiting(members) if len(parts[0].held_out) else []
         run([i for i in range(len(members)) if i not in waiting])
         tried = sorted(grid)
         if waiting and _worth([members[i] for i in tried], [grid[i] for i in tried], parts):
             run(waiting)
-    else:  # few networks that are trained to the end beat many that are not
-        run([i for i, member in enumerate(members) if not member.trained])
-        trained = [i for i, member in enumerate(members) if member.trained]
-        # First one with conditional densities, without which most questions would have no answer.
-        trained.sort(key=lambda i: members[i].kind != "mixed" or i in _waiting(members))
-        for places, seconds in _turns(trained, len(parts), jobs, ends):
-            run(places, seconds)
-    why = "the first of its kind has little weight" if ends is None else "no time was left for it"
-    left_out = [Report(m, math.nan, 0.0, 0.0, why, ends is None) for i, m in enumerate(members) if i not in grid]
-    done = sorted(grid)
-    return _mix([members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
+        return grid
+    # Few networks that are trained to the end beat many that are not.
+    run([i for i, member in enumerate(members) if not member.trained])
+    trained = [i for i, member in enumerate(members) if member.trained]
+    # First one with conditional densities, without which most questions would have no answer.
+    trained.sort(key=lambda i: members[i].kind != "mixed" or i in _waiting(members))
+    for places, seconds in _turns(trained, len(parts), runner.jobs, ends):
+        run(places, seconds)
+    return grid
 
 
 def _decided(members: Sequence[Member], race: dict[str, float]) -> list[Member]:
@@ -214,7 +265,7 @@ def _waiting(members: Sequence[Member]) -> list[int]:
     return mixed[1:] if len(mixed) < len(members) else []
 
 
-def _worth(members: list[Member], grid: list[list[_Result]], folds: list[Fold]) -> bool:
+def _worth(members: list[Member], grid: list[list[Result]], folds: list[Fold]) -> bool:
     """Whether a member with conditional densities has so much weight that more of them are worth their time."""
     log_probs = torch.stack([torch.cat([r.log_prob for r in results]) for results in grid])
     shares = _weights(members, log_probs, torch.cat([fold.held_weight for fold in folds]))
@@ -247,7 +298,7 @@ def _turns(places: list[int], folds: int, jobs: int, ends: float) -> Iterator[tu
 
 def _mix(
     members: list[Member],
-    grid: list[list[_Result]],
+    grid: list[list[Result]],
     left_out: list[Report],
     folds: list[Fold],
     numbers: Numbers | None,
@@ -380,45 +431,6 @@ def _short(task: Task) -> Task:
 
 def _mean(log_prob: Tensor, weight: Tensor) -> float:
     return float((log_prob * weight).sum() / weight.sum()) if len(weight) else float("nan")
-
-
-def _run(task: Task) -> _Result:
-    """Fit one member on one thread and score the fold's held-out rows."""
-    started = time.perf_counter()
-    with threads(1), threadpool_limits(1):
-        flow, history = FAMILIES[task.member.kind].fit(task)
-        with torch.no_grad():
-            log_prob = torch.cat([flow.log_prob(chunk) for chunk in task.fold.held_out.split(CHUNK)])
-            log_prob = log_prob + task.fold.log_width
-    return _Result(flow, history, log_prob, time.perf_counter() - started)
-
-
-def _start(jobs: int) -> Iterator[None]:
-    """Start the processes, which import torch meanwhile; exhaust the iterator before giving them tasks."""
-    if jobs == 1:
-        return iter(())
-    return joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))
-
-
-def _imported() -> None:
-    """A task that makes a process import this module."""
-
-
-def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
-    """Run tasks, in several processes for several jobs; results come in the order of the tasks."""
-    if jobs == 1:
-        return [_run(task) for task in tasks]
-    # Longest tasks first, for an even load at the end.
-    order = sorted(range(len(tasks)), key=lambda i: not tasks[i].member.trained)
-    work = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")(
-        joblib.delayed(_run)(tasks[i]) for i in order
-    )
-    done: dict[int, _Result] = {}
-    with progress_bar(len(tasks), progress, "members", "fit") as bar:
-        for i, result in zip(order, work, strict=True):
-            done[i] = result
-            bar.update()
-    return [done[i] for i in range(len(tasks))]
 
 
 def check_flow(variables: Sequence[Variable], flow: FlowMixture) -> None:

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from flowlab.tables.mixed.gaussians import Gaussians
 from flowlab.tables.mixed.growing import Growth, grow_forest
 from flowlab.tables.mixed.heads import HistogramAndLogistics
 from flowlab.tables.mixed.mixed_flow import MixedFlow
-from flowlab.training import History, fit
+from flowlab.training import Callback, History, fit
 from flowlab.training.rows import representative
 
 BROAD_DF = 3.0
@@ -79,7 +80,9 @@ class Task:
         last: The column that comes last in the order of "mixed"; any when None.
         device: Where networks train.
         seconds: Time limit of training; None for none.
-        progress: Show a bar.
+        stage: What it is called where progress is shown.
+        kept: The name, without suffix, of the files that keep its result and, until then, its training.
+        callback: For `flowlab.fit`.
     """
 
     member: Member
@@ -92,7 +95,9 @@ class Task:
     last: int | None = None
     device: str = "cpu"
     seconds: float | None = None
-    progress: bool = False
+    stage: str = ""
+    kept: Path | None = None
+    callback: Callback | None = None
 
 
 class Family(Protocol):
@@ -296,6 +301,8 @@ def trained(
         time_limit=task.seconds,
         patience=30,
         generator=generator,
-        progress=task.progress,
+        callback=task.callback,
+        checkpoint=None if task.kept is None else task.kept.with_suffix(".training"),
+        progress=False,
     )
     return flow.double().cpu(), history
