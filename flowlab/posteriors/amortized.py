@@ -322,12 +322,8 @@ def fit_amortized(
     base = Gaussian(space.features) if flow is None else flow.base
     whole_flow = Flow(base, [*layers, whitening]).to(dtype)
     posterior = AmortizedPosterior(encoder, whole_flow, supports=supports, target=target)
-    kept_flow = None if kept is None else kept / "flow"
-    follow: dict[str, Any] = {"progress": progress, "callback": callback, "checkpoint": kept_flow}
-        "progress": progress,
-        "callback": callback,
-        "checkpoint": None if kept is None else kept / "flow",
-    }
+    place = None if kept is None else kept / "flow"
+    follow: dict[str, Any] = {"progress": progress, "callback": callback, "checkpoint": place}
     posterior.fit(target, context, generator=generator, **training._asdict(), **follow)
     _check_draws(posterior, target, some, generator)
     return posterior.train(False)
