@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help demo test test-fast test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
 	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-literature bench-posteriors bench-verdicts \
-	bench-ecosystem bench-fuzz
+	bench-ecosystem bench-fuzz reliability
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -139,6 +139,9 @@ bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ON
 
 bench-fuzz: $(READY)  ## hostile model files: 20,000 mutated ones are loaded and used; ten minutes
 	nice -n 10 $(BIN)/python benchmarks/fuzz_files.py $(ARGS)
+
+reliability: $(READY)  ## kills, hostile files, dirty tables, stress: results/reliability.md; some hours, resumes
+	nice -n 10 $(BIN)/python -m benchmarks.reliability $(ARGS)
 
 dist: $(READY)  ## wheel and source distribution in dist/
 	$(BIN)/python -m build --no-isolation

@@ -66,6 +66,13 @@ class TrainingState:
 Callback = Callable[[TrainingState], Any]
 
 
+def curves(state: TrainingState) -> dict[str, float]:
+    """The numbers of a state that are shown as curves, by names that most trackers take: stage, slash, number."""
+    stage = "".join(letter if letter.isalnum() or letter in " -_." else "" for letter in state.stage)
+    names = ("train", "validation", "learning_rate", "gradient_norm")
+    return {f"{stage}/{name}": float(getattr(state, name)) for name in names}
+
+
 def named(callback: Callback | None, stage: str) -> Callback | None:
     """A callback that is told the name of the stage."""
 

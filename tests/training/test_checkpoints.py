@@ -90,7 +90,8 @@ class Noisy(Layer):
 def own_dropout_fit(path: Path | None, seed: int = 0, **options: Any) -> tuple[nn.Module, History]:
     flow = Flow(bases.Gaussian(3), [Noisy(3)])
     torch.manual_seed(3)
-    return flow, fit(flow, ROWS, epochs=25, generator=seeded(5), progress=False, checkpoint=path, **options)
+    chosen = {"epochs": 25, "batch_size": 30, "generator": seeded(5), **options}
+    return flow, fit(flow, ROWS, progress=False, checkpoint=path, **chosen)
 
 
 FITS = {
