@@ -238,6 +238,7 @@ def sample(
     fitted = _load(model)
     conditions = read_given(given, columns_of(fitted)) if given else None
     with_arrow(fitted)
+    fitted.set_params(progress=not quiet)
     drawn = as_pandas(fitted, fitted.sample(rows, random_state=seed, given=conditions))
     write_table(drawn, output)
     if not quiet:

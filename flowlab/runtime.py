@@ -17,6 +17,7 @@ Precision = Literal["highest", "high", "medium"]
 Result = TypeVar("Result")
 
 SECONDS = 10.0  # between lines of progress
+DELAY = 0.5  # seconds until a bar is shown: short work has none
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 SHARED = 1_000_000  # numbers in the matrix that is worked on, from which further threads gain more than they can lose
 
@@ -179,7 +180,7 @@ def progress_bar(total: int, progress: bool, what: str = "fit", unit: str = "ste
     if progress and not in_notebook and not sys.stderr.isatty():
         return Lines(total, what)
     make: Callable[..., Any] = tqdm
-    return make(total=total, disable=not progress, desc=what, unit=unit, leave=False, bar_format=BAR)
+    return make(total=total, disable=not progress, desc=what, unit=unit, leave=False, bar_format=BAR, delay=DELAY)
 
 
 class Lines:

@@ -78,6 +78,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         checkpoint: A folder, new or empty at first, that keeps every member that is done and the state of those in
             training. A fit that was killed, and is called again with the same rows and parameters, goes on from there
             and, on the same CPU, ends with the same bits. The folder is yours to remove. None for none.
+        warm_start: Whether a second `fit`, to the same rows, trains the networks of the first further; those that do no
+            better on held-out rows stay as they are.
 
     Example:
         >>> import numpy as np, flowlab
@@ -105,6 +107,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         random_state: int | None = None,
         progress: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
+        warm_start: bool = False,
     ) -> None:
         self.effort = effort
         self.members = members
@@ -118,6 +121,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.progress = progress
         self.checkpoint = checkpoint
+        self.warm_start = warm_start
 
     def fit(
         self,
@@ -138,10 +142,13 @@ class FlowDensity(DensityMixin, BaseEstimator):
         Raises:
             ValueError: A column cannot be modelled; the message names it.
         """
-        fit_anew(self, X, sample_weight, self._last, callback)
+        warm = self._fitted.warm if self.warm_start and self._fitted is not None else None
+        fit_anew(self, X, sample_weight, self._last, callback, warm)
         return self
 
-    def _fit(self, X: Any, sample_weight: ArrayLike | None, last: Any, callback: Callback | None) -> None:
+    def _fit(
+        self, X: Any, sample_weight: ArrayLike | None, last: Any, callback: Callback | None, warm: fitted.Warm | None
+    ) -> None:
         params = self.get_params(deep=False)
         parameters.check(params)
         files.check_device(self.device)
@@ -150,7 +157,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         X, weight = weighted_rows(X, sample_weight)
         frame, array = training_frame(self, X)
         seed = seed_from(self.random_state)
-        self._fitted = fit_table(frame, array, weight, params, seed, table_format, last, callback)
+        self._fitted = fit_table(frame, array, weight, params, seed, table_format, last, callback, warm)
 
     @property
     def _model(self) -> Fitted:
@@ -262,7 +269,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         """
         model = self._model
         generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
-        return like(model.format, sampling.sample(model, n_samples, given, generator), fresh=True)
+        return like(model.format, sampling.sample(model, n_samples, given, generator, self.progress), fresh=True)
 
     def impute(self, X: Any, n: int = 1, random_state: int | None = None) -> Any:
         """Rows with their missing cells drawn given the observed cells of the row, which stay as they are.

@@ -20,6 +20,7 @@ from flowlab.tables import parameters
 from flowlab.tables.codec.table import Table
 from flowlab.tables.ensemble.calibration import goodness_of_fit
 from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
+from flowlab.tables.ensemble.families import Trained
 from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.frames.arrow import TableFormat
@@ -30,6 +31,15 @@ from flowlab.training.checkpoint import digest_of, open_folder
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
 Array = NDArray[np.float64]
+
+
+@dataclass
+class Warm:
+    """What a fit that goes on from another one needs of it: its seed, what it was of, and its networks."""
+
+    seed: int
+    task: dict[str, Any]
+    networks: dict[str, Trained]
 
 
 @dataclass
@@ -46,6 +56,7 @@ class Fitted:
         held_out: Sorted log-likelihoods of held-out rows, nats.
         validation_score: Their mean.
         calibration: Tests of fit on the held-out rows.
+        warm: What a fit that goes on from this one needs; no file has it.
     """
 
     table: Table
@@ -57,6 +68,7 @@ class Fitted:
     held_out: Array = field(default_factory=lambda: np.zeros(0))
     validation_score: float = math.nan
     calibration: pd.DataFrame = field(default_factory=lambda: goodness_of_fit(np.zeros((0, 1)), []))
+    warm: "Warm | None" = None
 
     @property
     def joint(self) -> JointDensity | None:
@@ -108,6 +120,7 @@ def fit_table(
     table_format: TableFormat | None,
     last: Any = None,
     callback: Callback | None = None,
+    warm: Warm | None = None,
 ) -> Fitted:
     """Learn the schema of a table and fit a mixture to its matrix.
 
@@ -120,9 +133,11 @@ def fit_table(
         table_format: Library and types of the rows' table; None for pandas and arrays.
         last: The column that comes last in the order of mixed flows; any when None.
         callback: Called with a `TrainingState` after every evaluation of a network in training.
+        warm: What an earlier fit left, for this one to go on with.
 
     Raises:
-        ValueError: A column cannot be modelled, or the members do not go together with the table.
+        ValueError: A column cannot be modelled, the members do not go together with the table, or the earlier fit was
+            of other rows.
     """
     table, kept = Table.learn(frame, params["schema"], params["rules"], array)
     matrix = table.encode(frame[kept])
@@ -133,11 +148,19 @@ def fit_table(
     joint = table.complete and last is None  # a target is asked of conditional densities alone
     members = choose_members(params["members"], effort, params["preprocessing"], table, rows, joint)
     weights, folder = np.ones(rows) if weight is None else weight[kept], None
+    task = {name: value for name, value in parameters.to_json(params).items() if name not in parameters.HOW}
+    task |= {"rows": digest_of(torch.from_numpy(matrix), torch.from_numpy(weights)), "target": str(last)}
+    task["round"] = 0 if warm is None else warm.task["round"] + 1
+    if warm is not None:
+        seed = warm.seed
+        if different := sorted(name for name in task if name != "round" and task[name] != warm.task[name]):
+            raise ValueError(
+                f"warm_start trains the networks of the last fit further, and {', '.join(different)} differ from that "
+                "one's: fit to the same rows with the same parameters, or set warm_start to False"
+            )
     if params["checkpoint"] is not None:
-        task = {name: value for name, value in parameters.to_json(params).items() if name not in parameters.HOW}
-        task |= {"rows": digest_of(torch.from_numpy(matrix), torch.from_numpy(weights)), "target": str(last)}
         folder, seed = open_folder(params["checkpoint"], task, seed, params["random_state"] is not None)
-    return fit_matrix(
+    fitted, networks = fit_matrix(
         table,
         matrix,
         weights,
@@ -150,8 +173,12 @@ def fit_table(
         folds=fold_count(effort, rows, features, all(member.kind == "mixed" for member in members)),
         callback=callback,
         kept=folder,
+        start=None if warm is None else warm.networks,
         **{name: params[name] for name in ("time_limit", "n_jobs", "progress")},
     )
+    if params["warm_start"]:
+        fitted.warm = Warm(seed, task, networks)
+    return fitted
 
 
 def fit_matrix(
@@ -163,11 +190,15 @@ def fit_matrix(
     table_format: TableFormat | None,
     device: str,
     **options: Any,
-) -> Fitted:
-    """Fit members to the matrix (n, variables) of a table; the options are those of `fit_ensemble`."""
+) -> tuple[Fitted, dict[str, Trained]]:
+    """Fit members to the matrix (n, variables) of a table; the options are those of `fit_ensemble`.
+
+    Returns:
+        The record of the fit, and the networks that were trained.
+    """
     fitted = Fitted(table, None, len(matrix), table_format)
     if not matrix.shape[1]:
-        return fitted
+        return fitted, {}
     joint = any(member.kind != "mixed" for member in members)
     with threads(1):  # members run side by side; what is left are many small operations
         ensemble = fit_ensemble(
@@ -186,7 +217,7 @@ def fit_matrix(
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())
     fitted.calibration = goodness_of_fit(ensemble.noise.numpy(), [variable.name for variable in table.variables])
-    return fitted
+    return fitted, ensemble.networks
 
 
 def to_json(fitted: Fitted) -> dict[str, Any]:

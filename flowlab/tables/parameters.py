@@ -21,7 +21,7 @@ from flowlab.tables.schema.column import ColumnSchema
 from flowlab.tables.schema.rules import Rule, read_rules
 
 EFFORTS = ("fast", "default", "best")
-HOW = ("n_jobs", "progress", "time_limit", "random_state", "checkpoint")  # how to fit, not what
+HOW = ("n_jobs", "progress", "time_limit", "random_state", "checkpoint", "warm_start")  # how to fit, not what
 LISTS = (list, tuple, set, frozenset, range, np.ndarray, pd.Index, pd.Series, pd.api.extensions.ExtensionArray)
 RECORDS: dict[str, Any] = {"member": Member, "rule": Rule, "column": ColumnSchema, "schema": Schema}
 

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from flowlab.flow import CHUNK, Flow
 from flowlab.hints import made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.tables.codec.columns import Variable
-from flowlab.tables.ensemble.families import Fold, Task
+from flowlab.tables.ensemble.families import Fold, Task, Trained, network_of
 from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.ensemble.preprocessing import Marginals, Preprocessing
@@ -78,7 +78,10 @@ class Report:
 
 @dataclass
 class Ensemble:
-    """A mixture, reports on its members, and held-out rows' scores and noise under mixtures not trained on them."""
+    """A mixture, reports on its members, and held-out rows' scores and noise under mixtures not trained on them.
+
+    `networks` has what was trained, by member and fold, for a fit that goes on from there.
+    """
 
     flow: FlowMixture
     reports: list[Report]
@@ -86,6 +89,7 @@ class Ensemble:
     held_out: Tensor
     held_weight: Tensor
     noise: Tensor
+    networks: dict[str, Trained] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Plan:
         last: The column that comes last in the order of mixed flows; any when None.
         device: Where networks train.
         kept: The folder that keeps what is done; None for none.
+        start: Networks to go on with, by member and fold.
     """
 
     members: list[Member]
@@ -109,11 +114,12 @@ class Plan:
     last: int | None
     device: str
     kept: Path | None
+    start: Mapping[str, Trained]
 
     def task(self, i: int, k: int, seconds: float | None = None, preprocessing: str | None = None) -> Task:
         """The fit of member i to fold k, with a preprocessing that the race tries."""
         member = self.members[i]
-        name = f"member-{i}-fold-{k}" if preprocessing is None else f"race-{preprocessing}"
+        name = name_of(i, k) if preprocessing is None else f"race-{preprocessing}"
         if preprocessing is not None:
             member = replace(member, preprocessing=preprocessing)
         own, prepared = self.folds["mixed" if member.kind == "mixed" else "numbers"]
@@ -135,6 +141,7 @@ class Plan:
             seconds=seconds,
             stage=f"{what} ({member.kind}){fold}",
             kept=None if self.kept is None else self.kept / name,
+            start=self.start.get(name),
         )
 
 
@@ -152,6 +159,7 @@ def fit_ensemble(
     progress: bool = False,
     callback: Callback | None = None,
     kept: Path | None = None,
+    start: Mapping[str, Trained] | None = None,
     variables: Sequence[Variable],
     numbers: Numbers | None = None,
     last: int | None = None,
@@ -176,6 +184,7 @@ def fit_ensemble(
         progress: Show a bar.
         callback: Called with a `TrainingState` after every evaluation of a network in training.
         kept: The folder that keeps what is done; None for none.
+        start: Networks to go on with, as an earlier fit with the same rows, members and seed left them.
         variables: The variables of the table.
         numbers: What is known of the variables where all are complete numbers, for joint members.
         last: The column that comes last in the order of mixed flows; any when None.
@@ -195,14 +204,23 @@ def fit_ensemble(
         if numbers is not None:
             ground["numbers"] = _of_numbers(numbers, rows, weight, splits, seed)
         members = [member.sized(len(parts[0].train), features) for member in members]
-        plan = Plan(members, variables, ground, seed, last, device, kept)
+        plan = Plan(members, variables, ground, seed, last, device, kept, start or {})
         race = _race(plan, runner, ends)
         plan = replace(plan, members=_decided(members, race))
         grid = _run_grid(plan, runner, ends)
     why = "the first of its kind has little weight" if ends is None else "no time was left for it"
     left_out = [Report(m, math.nan, 0.0, 0.0, why, ends is None) for i, m in enumerate(plan.members) if i not in grid]
     done = sorted(grid)
-    return _mix([plan.members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
+    mixed = _mix([plan.members[i] for i in done], [grid[i] for i in done], left_out, parts, numbers, race, seed)
+    for i, results in grid.items():
+        found = {name_of(i, k): (network_of(r.flow), r.history) for k, r in enumerate(results) if r.history is not None}
+        mixed.networks.update(found)
+    return mixed
+
+
+def name_of(i: int, k: int) -> str:
+    """What the fit of member i to fold k is called where it is kept."""
+    return f"member-{i}-fold-{k}"
 
 
 def _race(plan: Plan, runner: Runner, ends: float | None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlab import bases
 from flowlab.flow import CHUNK, Flow
@@ -40,6 +40,7 @@ TREE_ROWS = 20_000  # rows that a tree is grown on at most
 
 M = TypeVar("M", Flow, MixedFlow)
 Fit = tuple[Flow | ConditionalDensity, History | None]
+Trained = tuple[nn.Module, History]
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Task:
         stage: What it is called where progress is shown.
         kept: The name, without suffix, of the files that keep its result and, until then, its training.
         callback: For `flowlab.fit`.
+        start: The network of an earlier fit to the same rows, which is trained further, and its history.
     """
 
     member: Member
@@ -98,6 +100,7 @@ class Task:
     stage: str = ""
     kept: Path | None = None
     callback: Callback | None = None
+    start: Trained | None = None
 
 
 class Family(Protocol):
@@ -283,11 +286,19 @@ def noise_of(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return train.numpy(), held_out.numpy(), task.fold.held_weight.numpy()
 
 
+def network_of(flow: Flow | ConditionalDensity) -> nn.Module:
+    """The part of a member that was trained."""
+    return flow if isinstance(flow, Flow) else next(m for m in flow.modules() if isinstance(m, MixedFlow)).network
+
+
 def trained(
     flow: M, part: Any, rows: Tensor, held_out: Tensor, task: Task, generator: torch.Generator
 ) -> tuple[M, History]:
     """Train a part of a flow, or all of it, on rows; the flow comes back in double precision on the CPU."""
-    sizes = task.sizes
+    sizes, earlier = task.sizes, None
+    if task.start is not None:
+        part.load_state_dict(task.start[0].state_dict())
+        earlier = task.start[1]
     per_epoch = max(math.ceil(len(rows) / sizes.batch_size), 1)
     history = fit(
         part,
@@ -304,5 +315,6 @@ def trained(
         callback=task.callback,
         checkpoint=None if task.kept is None else task.kept.with_suffix(".training"),
         progress=False,
+        history=earlier,
     )
     return flow.double().cpu(), history

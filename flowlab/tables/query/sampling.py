@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowlab.flow import CHUNK
-from flowlab.runtime import threads_for
+from flowlab.runtime import progress_bar, threads_for
 from flowlab.tables.ensemble.joint_density import LEAST, JointDensity
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames.validation import check_count
@@ -32,8 +32,10 @@ Array = NDArray[np.float64]
 Proposal = tuple[Array, float, float]  # rows of the matrix, the draws that they took, and their effective share
 
 
-def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generator) -> pd.DataFrame | NDArray[Any]:
-    """New rows, as a DataFrame or an array; see `FlowDensity.sample`."""
+def sample(
+    fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generator, progress: bool = False
+) -> pd.DataFrame | NDArray[Any]:
+    """New rows, as a DataFrame or an array, with a bar if wanted; see `FlowDensity.sample`."""
     if n_samples is not None:
         check_count("n_samples", n_samples)
     given = read_given(given)
@@ -42,19 +44,21 @@ def sample(fitted: Fitted, n_samples: Any, given: Any, generator: torch.Generato
             raise ValueError(f"given has {len(given)} rows, for as many new ones: leave n_samples out, or None")
         return sample_given(fitted, given, generator)
     count, conditions = int(n_samples or 1), read_conditions(fitted.table, given)
-    if not conditions.text:  # none on what is modelled
-        return _kept(fitted, count, lambda n: (draw(fitted, n, generator), n, 1.0), given, conditions)
-    mixture = fitted.density()
     if fitted.joint is not None and fitted.only_joint:
         check_probable(fitted, fitted.joint, conditions)
-        return _kept(fitted, count, lambda n: _inside(fitted, n, conditions, generator), given, conditions)
-    warn_of_rare_levels(fitted, conditions)
+    elif conditions.text:
+        warn_of_rare_levels(fitted, conditions)
 
     def propose(n: int) -> Proposal:
-        matrix, acceptance, effective = conditional.draw(mixture, conditions, n, generator)
+        if not conditions.text:  # none on what is modelled
+            return draw(fitted, n, generator), n, 1.0
+        if fitted.joint is not None and fitted.only_joint:
+            return _inside(fitted, n, conditions, generator)
+        matrix, acceptance, effective = conditional.draw(fitted.density(), conditions, n, generator)
         return matrix.cpu().numpy(), len(matrix) / acceptance, effective
 
-    return _kept(fitted, count, propose, given, conditions)
+    with progress_bar(count, progress, "sample", "row") as bar:
+        return _kept(fitted, count, propose, given, conditions, bar)
 
 
 def check_probable(fitted: Fitted, joint: JointDensity, conditions: Conditions) -> None:
@@ -99,6 +103,7 @@ def _kept(
     propose: Callable[[int], Proposal],
     given: Mapping[Any, Any],
     conditions: Conditions,
+    bar: Any,
 ) -> pd.DataFrame | NDArray[Any]:
     """Draw n rows by rejection: rows that can occur and keep rules and conditions.
 
@@ -109,6 +114,7 @@ def _kept(
             the rows' effective share.
         given: The conditions, as the user gave them.
         conditions: The same, as the model takes them.
+        bar: Counts the rows.
     """
     table = fitted.table
     kept, accepted, proposed, tried, effective = [], 0, 0, 0.0, 0.0
@@ -123,6 +129,7 @@ def _kept(
         kept.append(rows)
         accepted, proposed, tried = accepted + len(rows), proposed + wanted, tried + attempts
         effective += own * wanted
+        bar.update(len(rows))
         if accepted >= n or (tried >= CHUNK and accepted < LEAST * tried):
             break
     if accepted < n:

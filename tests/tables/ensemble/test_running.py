@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=90)
 NUMBERS = pd.DataFrame({"x": X, "y": X + RNG.normal(size=90)})
 MIXED = NUMBERS.assign(city=RNG.choice(["Rome", "Oslo"], 90))
-JOINT = [Member("autoregressive", steps=40, hidden=(8,)), Member("copula", "marginal")]
+JOINT = [Member("autoregressive", "none", steps=40, hidden=(8,)), Member("copula", "marginal")]
 CONDITIONAL = [Member("mixed", steps=40, hidden=(8,), trees=1, gaussians=2)]
 
 
@@ -28,7 +28,7 @@ class Broken(Exception):
 
 def fitted(frame: pd.DataFrame, folder: Path | None = None, callback: Any = None, **options: Any) -> FlowDensity:
     members = CONDITIONAL if "city" in frame else [*JOINT, *CONDITIONAL]
-    chosen = {"members": members, "random_state": 0, "n_jobs": 1, "checkpoint": folder, **options}
+    chosen = {"members": members, "effort": "fast", "random_state": 0, "n_jobs": 1, "checkpoint": folder, **options}
     return FlowDensity(**chosen).fit(frame, callback=callback)
 
 
@@ -125,6 +125,24 @@ def test_a_callback_that_fails_ends_the_fit_in_its_own_words() -> None:
         with pytest.raises(Broken, match="by the callback"):
             fitted(MIXED, callback=callback, n_jobs=jobs)
     assert np.isfinite(fitted(MIXED, n_jobs=2).score_samples(MIXED)).all()  # the processes are as good as new
+
+
+def test_a_warm_start_trains_the_same_networks_further(tmp_path: Path) -> None:
+    members = [Member("mixed", steps=30, hidden=(8,), trees=0, gaussians=0)]
+    model = FlowDensity(members=members, n_jobs=1, warm_start=True, checkpoint=tmp_path / "one").fit(MIXED)
+    first, scores = model._model.reports[0], model._model.held_out
+    model.set_params(checkpoint=None).fit(MIXED)
+    second = model._model.reports[0]
+    assert second.score > first.score
+    assert second.history[: len(first.history)] == first.history
+    assert len(second.history) > len(first.history)
+    assert len(scores) == len(model._model.held_out)
+    with pytest.raises(ValueError, match="rows differ"):
+        model.fit(MIXED.iloc[:80])
+    with pytest.raises(ValueError, match="round differ"):
+        model.set_params(checkpoint=tmp_path / "one").fit(MIXED)
+    cold = FlowDensity(members=members, n_jobs=1, random_state=0)
+    assert same_bits(cold.fit(MIXED), cold.fit(MIXED))
 
 
 KILLED = """
