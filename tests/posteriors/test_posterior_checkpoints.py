@@ -19,7 +19,7 @@ def banana(z: Tensor) -> Tensor:
 
 
 def fitted(folder: Path | None, callback: Any = None, **options: Any) -> Any:
-    chosen = {"features": 2, "steps": 60, "draws": 32, "progress": False, **options}
+    chosen = {"features": 2, "steps": 24, "draws": 16, "progress": False, **options}
     return fit_posterior(options.pop("log_prob", banana), **chosen, checkpoint=folder, callback=callback)
 
 
@@ -28,7 +28,9 @@ def same_bits(a: Any, b: Any) -> bool:
     return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
 
 
-@pytest.mark.parametrize("stage", ["affine", "flow", "tails"])
+@pytest.mark.parametrize(
+    "stage", ["flow", *(pytest.param(name, marks=pytest.mark.slow) for name in ("affine", "tails"))]
+)
 @pytest.mark.filterwarnings("ignore:this fit is not to be trusted")
 def test_a_posterior_that_was_broken_off_ends_with_the_same_bits(stage: str, tmp_path: Path) -> None:
     stages: list[str] = []
@@ -44,10 +46,9 @@ def test_a_posterior_that_was_broken_off_ends_with_the_same_bits(stage: str, tmp
         fitted(tmp_path / "fit", callback)
     again: list[str] = []
     assert same_bits(whole, fitted(tmp_path / "fit", lambda state: again.append(state.stage)))
-    assert again
-    assert again != stages
+    assert 0 < len(again) <= len(stages) - (stage != "affine")
     with pytest.raises(ValueError, match="another fit, whose gradient, log_prob"):
-        fit_posterior(lambda z: banana(z) * 2, features=2, steps=60, draws=32, checkpoint=tmp_path / "fit",
+        fit_posterior(lambda z: banana(z) * 2, features=2, steps=24, draws=16, checkpoint=tmp_path / "fit",
                       progress=False)  # fmt: skip
 
 
