@@ -39,6 +39,7 @@ def test_mlflow_logs_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         from flowlab.interop.mlflow import log_to_mlflow
 
         mlflow.set_tracking_uri(tmp_path.as_uri())
+        mlflow.set_experiment("flowlab")
         with mlflow.start_run() as run:
             history = fitted(log_to_mlflow)
         logged = mlflow.MlflowClient().get_metric_history(run.info.run_id, "fit/validation")
