@@ -167,7 +167,7 @@ class Checkpoint:
 
 
 def described(rows: Rows, validation: Any, options: Any, objective: Any, device: torch.device) -> dict[str, Any]:
-    """What a fit is of, in a form that can be compared: the rows by a digest, an objective by its class and its numbers."""
+    """What a fit is of, in a form that can be compared: rows by a digest, an objective by its class and numbers."""
     if isinstance(objective, Drawing) and is_called(objective):
         raise ValueError(
             f"a checkpoint cannot hold what a {type(objective).__name__} keeps from step to step: override its method "
@@ -176,7 +176,11 @@ def described(rows: Rows, validation: Any, options: Any, objective: Any, device:
     held_out = validation if isinstance(validation, tuple) else (validation,)
     kind = type(objective).__name__
     name = getattr(objective, "__qualname__", kind) if kind == "function" else kind
-    plain = {k: v for k, v in vars(objective).items() if k != "taken" and isinstance(v, bool | int | float | str)}
+    plain = {
+        k: v
+        for k, v in getattr(objective, "__dict__", {}).items()
+        if k != "taken" and isinstance(v, bool | int | float | str)
+    }
     return {
         "rows": digest_of(rows.x, rows.context, rows.weight),
         "validation": [digest_of(v) if isinstance(v, Tensor) else None if v is None else float(v) for v in held_out],
