@@ -47,7 +47,10 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "ScaleAndShift",
     ),
     "flowlab.interop.steps": ("Steps",),
-    "flowlab.posteriors.contexts": ("Given",),
+    "flowlab.posteriors.contexts": ("Given", "Standardise"),
+    "flowlab.bayesian.posterior": ("Subspace", "Triangular"),
+    "flowlab.vae.likelihoods": ("Bernoulli", "Categorical", "Normal"),
+    "flowlab.vae.model": ("VAE",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 # What a class was called when files were written -> what it is called now.
@@ -58,6 +61,8 @@ _KINDS: dict[str, str] = {
     "FlowRegressor": "flowlab.tables.supervised",
     "FlowOutlier": "flowlab.tables.outlier",
     "FlowPosterior": "flowlab.posteriors.posterior",
+    "AmortizedPosterior": "flowlab.posteriors.amortized",
+    "BayesianModule": "flowlab.bayesian.module",
 }
 _refused: dict[type, str] = {}  # why objects of a class cannot be saved
 _registered: dict[str, type] = {}  # the classes of the program that uses flowlab

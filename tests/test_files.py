@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import flowlab
@@ -22,19 +21,9 @@ from flowlab.files import FileError, register
 from flowlab.layers import Autoregressive, Coupling, LULinear, Permutation, Whitening
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.space import Space
-from helpers import ROOT
+from helpers import ROOT, rewritten
 
 PRESETS = ["planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf", "nsf", "circular_nsf"]
-
-
-def rewritten(path: Path, change, tensors=None) -> Path:
-    """The file with its JSON description changed by a function."""
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["flowlab"])
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header = change(header) or header
-    save_file(kept if tensors is None else tensors(kept), path, metadata={"flowlab": json.dumps(header)})
-    return path
 
 
 @pytest.fixture

@@ -236,10 +236,7 @@ class FlowPosterior(nn.Module):
             "evaluations": self.evaluations,
             "restart_gap": _none_for_nan(self.restart_gap),
             "prefit_seconds": _none_for_nan(self.prefit_seconds),
-            "history": [
-                {name: _none_for_nan(value) if isinstance(value, float) else value for name, value in record.items()}
-                for record in self.history
-            ],
+            "history": history_to_json(self.history),
         }
         return header, self.flow
 
@@ -251,18 +248,15 @@ class FlowPosterior(nn.Module):
         # Files of flowlab before its first release have only the evaluations.
         facts = {"restart_gap": None, "prefit_seconds": None, "history": [], **header}
         number = float | None
-        hints = {"evaluations": int, "restart_gap": number, "prefit_seconds": number, "history": list[dict[str, Any]]}
+        hints = {"evaluations": int, "restart_gap": number, "prefit_seconds": number}
         check_arguments("FlowPosterior", {name: facts[name] for name in hints}, hints)
-        records = {"stage": str, "step": int, "elbo": number}
-        for record in facts["history"]:
-            check_arguments("history", {name: record[name] for name in records}, records)
         return cls(
             module,
             space,
             evaluations=facts["evaluations"],
             restart_gap=_nan_for_none(facts["restart_gap"]),
             prefit_seconds=_nan_for_none(facts["prefit_seconds"]),
-            history=[{**record, "elbo": _nan_for_none(record["elbo"])} for record in facts["history"]],
+            history=history_from_json(facts["history"]),
         ).train(False)
 
     def _target(self) -> Target:
@@ -276,6 +270,24 @@ class FlowPosterior(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(self.space.labels[:6]) + (", …" if len(self.space.labels) > 6 else "")
+
+
+def history_to_json(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ELBO along a fit, with None for numbers that JSON does not have."""
+    return [{name: _none_for_nan(v) if isinstance(v, float) else v for name, v in record.items()} for record in history]
+
+
+def history_from_json(data: Any) -> list[dict[str, Any]]:
+    """What `history_to_json` wrote.
+
+    Raises:
+        ValueError: It is none of it.
+    """
+    check_arguments("history", {"history": data}, {"history": list[dict[str, Any]]})
+    records = {"stage": str, "step": int, "elbo": float | None}
+    for record in data:
+        check_arguments("history", {name: record[name] for name in records}, records)
+    return [{**record, "elbo": _nan_for_none(record["elbo"])} for record in data]
 
 
 def _none_for_nan(number: float) -> float | None:
