@@ -339,6 +339,22 @@ def check_indices(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
             raise FileError(f"tensor {name} holds indices out of range, or not those of its description")
 
 
+def not_finite(module: nn.Module) -> str | None:
+    """The name of the first tensor of a module with numbers that no model has, None where there is none.
+
+    Parameters are finite; buffers may hold infinities, such as the ends of a range. A program's own modules may hold
+    anything.
+    """
+    for path, owner in module.named_modules():
+        if is_own(type(owner)) or type(owner) in torch_networks.ARGUMENTS:
+            found = [(name, tensor.isfinite()) for name, tensor in owner.named_parameters(recurse=False)]
+            found += [(name, ~tensor.isnan()) for name, tensor in owner.named_buffers(recurse=False)]
+            for name, good in found:
+                if not bool(good.all()):
+                    return f"{path}.{name}".lstrip(".")
+    return None
+
+
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Gives torch's, numpy's and Python's global generators their states back, if the block drew from them."""

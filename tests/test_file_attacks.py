@@ -305,14 +305,13 @@ def table_edits() -> dict:
         "a column of text": (NUMBERS, number(kind="categorical", categories=["a", "b"], dtype="object")),
         "kind of a column": (EARLY, early(2, kind="blob")),
         "atoms": (EARLY, early(2, kind="atoms", atoms=["a"])),
-        "grid": (EARLY, early(2, resolution=-1.0)),
+        "grid": (EARLY, early(1, resolution=-1.0)),
         "weights": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 0, 0, 5.0])),
         "itself": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 1.0])),
         "dtypes": (EARLY, early(dtypes=["int6"] * 4)),
         "too few dtypes": (EARLY, early(dtypes=["float64"])),
         "text": (EARLY, early(dtypes=["object"] * 4)),
         "index names": (EARLY, early(index_names=[1])),
-        "precision": (EARLY, early(precision="high")),
     }
 
 
@@ -327,6 +326,9 @@ def estimator_edits() -> dict:
             NUMBERS,
             lambda h: joint(h)["flow"]["args"].update(flows=copied(h["module"]["args"]["flows"][0], 1)),
         ),
+        "flows of numbers": (NUMBERS, lambda h: h["state"].update(bare={"log_mass": 0.0, "reach": 0.0})),
+        "flows of nothing": (NUMBERS, lambda h: h["state"].update(bare=None)),
+        "bare flows": (EARLY, lambda h: (h.update(format=2), h["state"].update(table=None))),
         "reach": (EARLY, lambda h: h["state"]["numbers"].update(reach=None)),
         "log-mass": (EARLY, lambda h: h["state"]["numbers"].update(log_mass="none")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),

@@ -80,19 +80,6 @@ def test_a_registered_layer_of_ones_own_is_kept_and_a_foreign_one_refused(tmp_pa
             register(type(name, (), {}))
 
 
-def test_files_with_the_former_name_of_a_class_load(saved, monkeypatch):
-    expected = flowlab.load(saved).log_prob(torch.zeros(3))
-    data = saved.read_bytes()
-    assert b'\\"Coupling\\"' in data
-    saved.write_bytes(data.replace(b'\\"Coupling\\"', b'\\"Unfolded\\"'))
-    with pytest.raises(FileError, match="unknown class 'Unfolded'"):
-        flowlab.load(saved)
-    monkeypatch.setitem(registry._ALIASES, "Unfolded", "Coupling")
-    assert torch.equal(flowlab.load(saved).log_prob(torch.zeros(3)), expected)
-    with pytest.raises(ValueError, match="taken"):
-        register(type("Unfolded", (), {}))
-
-
 @pytest.mark.parametrize("derived", [True, False])
 @pytest.mark.parametrize("layer", [Coupling, Autoregressive])
 def test_a_scalar_map_of_ones_own(derived, layer, tmp_path, generator, monkeypatch):

@@ -245,18 +245,16 @@ class FlowPosterior(nn.Module):
         if not isinstance(module, Flow | FlowMixture) or module.context_features:
             raise ValueError("a posterior is a flow without a context")
         space = Space.from_description(header["space"], module.features)
-        # Files of flowlab before its first release have only the evaluations.
-        facts = {"restart_gap": None, "prefit_seconds": None, "history": [], **header}
         number = float | None
         hints = {"evaluations": int, "restart_gap": number, "prefit_seconds": number}
-        check_arguments("FlowPosterior", {name: facts[name] for name in hints}, hints)
+        check_arguments("FlowPosterior", {name: header[name] for name in hints}, hints)
         return cls(
             module,
             space,
-            evaluations=facts["evaluations"],
-            restart_gap=_nan_for_none(facts["restart_gap"]),
-            prefit_seconds=_nan_for_none(facts["prefit_seconds"]),
-            history=history_from_json(facts["history"]),
+            evaluations=header["evaluations"],
+            restart_gap=_nan_for_none(header["restart_gap"]),
+            prefit_seconds=_nan_for_none(header["prefit_seconds"]),
+            history=history_from_json(header["history"]),
         ).train(False)
 
     def _target(self) -> Target:

@@ -193,19 +193,17 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
     return parameters.finite(state)
 
 
-def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
+def from_json(state: dict[str, Any], mixture: Any) -> Fitted:
     """What a fit had left behind, from a file.
 
     Args:
         state: What `to_json` wrote.
         mixture: The file's module.
-        features: Number of columns of the rows fitted to.
 
     Raises:
         ValueError: Parts are of the wrong kind, or do not go together.
     """
-    record = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
-    table = Table.from_json(record["table"])
+    table = Table.from_json(state["table"])
     if not isinstance(mixture, FlowMixture | None) or len(table.variables) != (
         0 if mixture is None else mixture.features
     ):
@@ -213,16 +211,16 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     if mixture is not None:
         if not table.complete and isinstance(mixture.flows[0], Flow | JointDensity):
             raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
-        if all(isinstance(member, Flow) for member in mixture):  # of an earlier version
-            mixture = early_joint(table, mixture, record)
+        if "bare" in state:
+            mixture = joined(table, mixture, state["bare"])
         check_flow(table.variables, mixture)
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)
     return Fitted(
         table,
         mixture,
-        state.get("rows"),
-        TableFormat.from_json(state["kind"]) if state.get("kind") is not None else None,
+        state["rows"],
+        TableFormat.from_json(state["kind"]) if state["kind"] is not None else None,
         [Report.from_json(report) for report in state["reports"]],
         stored.with_nan(state["race"], state["race"]),
         stored.held_out_from(state["held_out"]),
@@ -231,8 +229,15 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     )
 
 
-def early_joint(table: Table, flow: FlowMixture, record: dict[str, Any]) -> FlowMixture:
-    """Flows of numbers from a file of an earlier version, which has what they need in the record of the table."""
-    known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
-    check_arguments("FlowDensity", known, dict.fromkeys(known, float))
+def joined(table: Table, flow: FlowMixture, known: Any) -> FlowMixture:
+    """Bare flows of numbers, from a file of format 1, as a density of rows.
+
+    Raises:
+        ValueError: They are none, or what is known of their draws is not.
+    """
+    check_arguments("FlowDensity", {"bare": known}, {"bare": dict[str, float]})
+    if not all(isinstance(member, Flow) for member in flow) or known.keys() != {"log_mass", "reach"}:
+        raise ValueError("the flows are not those of a table of numbers")
+    if not (-1e3 < known["log_mass"] <= 0 and 0 <= known["reach"] < 1e3):
+        raise ValueError("the range of a table's numbers, or the probability of their supports, is none")
     return FlowMixture([Numbers.of(table).density(flow, **known)])
