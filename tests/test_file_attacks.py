@@ -1,4 +1,4 @@
-"""Hostile model files are refused at loading, at a cost in line with their size. benchmarks/fuzz_files.py has more."""
+"""Hostile model files are refused at loading, at a cost in line with their size. benchmarks/faults/files.py has more."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from flowlab.posteriors.contexts import Given
 from flowlab.posteriors.space import Space
 from helpers import ROOT, load_program
 
-fuzz = load_program("benchmarks/fuzz_files.py")
+fuzz = load_program("benchmarks/faults/files.py")
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +415,7 @@ def test_numbers_that_are_none_and_weights_that_are_no_shares(files, tmp_path):
     header, tensors = fuzz.split(files["Flow, converted layers"])
     start = header["base.logits"]["data_offsets"][0]
     changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
-    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a GaussianMixture")
+    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "logits holds what is no number")
 
 
 USED = ("used, ValueError", "used, ConvergenceError", "used, RuntimeError")  # numbers that cannot be drawn from
