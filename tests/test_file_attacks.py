@@ -1,4 +1,4 @@
-"""Hostile model files are refused at loading, at a cost in line with their size. benchmarks/faults/files.py has more."""
+"""Hostile model files are refused at loading, at a cost in line with their size. `make fuzz` tries more."""
 
 import gc
 import json
@@ -14,22 +14,22 @@ import torch
 from torch.distributions import constraints
 
 import flowlab
+from benchmarks.faults import file_mutations, file_seeds
+from benchmarks.faults import files as fuzz
 from flowlab import FileError, FlowDensity, Member, bases, layers, presets
 from flowlab.interop.converted import ConvertedAutoregressive, ConvertedCoupling, Inverse, ScaleAndShift
 from flowlab.interop.steps import Steps
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.contexts import Given
 from flowlab.posteriors.space import Space
-from helpers import ROOT, load_program
-
-fuzz = load_program("benchmarks/faults/files.py")
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")
 def seeds() -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fuzz.seeds()
+        return file_seeds.seeds()
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def files(seeds, tmp_path_factory) -> dict[str, bytes]:
 
 def edited(data: bytes, change) -> bytes:
     """The file with its description changed in place."""
-    header, tensors = fuzz.split(data)
+    header, tensors = file_mutations.split(data)
     change(header["__metadata__"])
-    return fuzz.joined(header, tensors)
+    return file_mutations.joined(header, tensors)
 
 
 def refused(path: Path, content: bytes, match: str = ".", seconds: float = 1.0, megabytes: float = 50) -> None:
@@ -183,7 +183,7 @@ def test_a_description_may_ask_for_no_more_than_its_tensors_have(case, files, tm
 
 def with_text(data: bytes, change) -> bytes:
     """The file with its description changed as text."""
-    header, tensors = fuzz.split(data)
+    header, tensors = file_mutations.split(data)
     text = change(json.dumps(header["__metadata__"]))
     raw = json.dumps({**header, "__metadata__": {"flowlab": text}}).encode()
     return len(raw).to_bytes(8, "little") + raw + tensors
@@ -225,10 +225,10 @@ def test_headers_that_are_too_long(files, tmp_path):
 
 
 def test_tensors_that_hold_nothing_pay_for_nothing(files, tmp_path):
-    header, tensors = fuzz.split(files[MAF])
+    header, tensors = file_mutations.split(files[MAF])
     empty = {"dtype": "F32", "shape": [0, 2**40], "data_offsets": [0, 0]}
     header |= {f"t{k}": empty for k in range(20_000)}
-    refused(tmp_path / "m.flow", fuzz.joined(header, tensors), "do not fit", megabytes=100)
+    refused(tmp_path / "m.flow", file_mutations.joined(header, tensors), "do not fit", megabytes=100)
 
 
 LATE: dict = {
@@ -391,31 +391,31 @@ def test_parts_that_do_not_go_together_are_refused_when_built(case):
 
 def test_indices_are_those_of_the_description(files, tmp_path):
     path = tmp_path / "m.flow"
-    header, tensors = fuzz.split(files[LINEAR])
+    header, tensors = file_mutations.split(files[LINEAR])
     start = header["layers.0.permutation"]["data_offsets"][0]
     for values in ([0, 0, 0], [2, 0, 2**40], [-1, 0, 1]):
         changed = tensors[:start] + np.array(values).tobytes() + tensors[start + 24 :]
-        refused(path, fuzz.joined(header, changed), "out of range, or not those")
+        refused(path, file_mutations.joined(header, changed), "out of range, or not those")
     start = header["layers.4.last"]["data_offsets"][0]
     for value in (0, 5, -1):
         changed = tensors[:start] + np.int64(value).tobytes() + tensors[start + 8 :]
-        refused(path, fuzz.joined(header, changed), "out of range")
+        refused(path, file_mutations.joined(header, changed), "out of range")
 
 
 def test_numbers_that_are_none_and_weights_that_are_no_shares(files, tmp_path):
-    header, tensors = fuzz.split(files[LINEAR])
+    header, tensors = file_mutations.split(files[LINEAR])
     start = header["layers.4.slopes"]["data_offsets"][0]
     changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
-    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "slopes holds what is no number")
-    header, tensors = fuzz.split(files["FlowMixture"])
+    refused(tmp_path / "m.flow", file_mutations.joined(header, changed), "slopes holds what is no number")
+    header, tensors = file_mutations.split(files["FlowMixture"])
     start = header["log_weights"]["data_offsets"][0]
     for value in (np.nan, np.inf, 3.0):
         changed = tensors[:start] + np.float64(value).tobytes() + tensors[start + 8 :]
-        refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a FlowMixture|no number")
-    header, tensors = fuzz.split(files["Flow, converted layers"])
+        refused(tmp_path / "m.flow", file_mutations.joined(header, changed), "weights of a FlowMixture|no number")
+    header, tensors = file_mutations.split(files["Flow, converted layers"])
     start = header["base.logits"]["data_offsets"][0]
     changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
-    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "logits holds what is no number")
+    refused(tmp_path / "m.flow", file_mutations.joined(header, changed), "logits holds what is no number")
 
 
 USED = ("used, ValueError", "used, ConvergenceError", "used, RuntimeError")  # numbers that cannot be drawn from
@@ -427,7 +427,7 @@ def test_mutated_files_are_refused_or_work(part, seeds, files, tmp_path):
     for i in range(part * 100, part * 100 + 100):
         rng = random.Random(f"test {i}")
         name = rng.choice(sorted(seeds))
-        path.write_bytes(fuzz.mutated(files[name], rng)[1])
+        path.write_bytes(file_mutations.mutated(files[name], rng)[1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = fuzz.try_file(path, seeds[name][1])
