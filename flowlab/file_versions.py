@@ -52,14 +52,14 @@ def _from_1(header: Header) -> None:
 
 def _objects(value: Any) -> Iterator[Header]:
     """Every object in JSON; without recursion, since a hostile file may nest deeply."""
-    waiting = [value]
+    waiting: list[Any] = [value]
     while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            yield value
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
 
 
 def _tagged(params: Header) -> Header:

@@ -77,6 +77,11 @@ def trees(h: dict) -> dict:
     return h["module"]["args"]["flows"][0]["args"]["forest"]["args"]
 
 
+def columns(h: dict) -> list:
+    """The columns of a table."""
+    return h["state"]["table"]["schema"]["columns"]
+
+
 def joint(h: dict) -> dict:
     """The arguments of the joint density of a table of numbers."""
     return h["module"]["args"]["flows"][0]["args"]
@@ -168,6 +173,17 @@ GROWTH = {
     "space": (POSTERIOR, lambda h: h.update(space={"features": 30_000_000})),
     "shape": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[10**8], "positive"])),
     "empty shape": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[0, 10**9], "positive"])),
+    # What is described beside the module, whose parts take time each: found by `make fuzz`.
+    "columns of one name": (WHOLE, lambda h: columns(h).extend(columns(h) * 600)),
+    "columns without tensors": (
+        WHOLE,
+        lambda h: columns(h).extend({**columns(h)[0], "name": f"c{i}", "kind": "excluded"} for i in range(3000)),
+    ),
+    "reports": (WHOLE, lambda h: h["state"].update(reports=h["state"]["reports"] * 3000)),
+    "ends of times": (
+        RULES,
+        lambda h: h["state"]["table"].update(ends=[["when", "2024-01-01", "2024-01-02"]] * 20_000),
+    ),
     "long name": (MAF, lambda h: layer(h).update({"class": "x" * 10_000_000})),
     "long word": (MAF, lambda h: layer(h)["args"].update(activation="x" * 10_000_000)),
     "many words": (MAF, lambda h: h["module"]["args"].update(layers=["x"] * 100_000)),

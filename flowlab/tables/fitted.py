@@ -25,6 +25,8 @@ from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.frames.arrow import TableFormat
 from flowlab.tables.schema import stored
 
+COLUMNS = 2_000  # of a table, beyond those that the model sees, which a file may have
+REPORTS = 2_000  # on members, in a file
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
 Array = NDArray[np.float64]
@@ -178,8 +180,19 @@ def fit_matrix(
     return fitted
 
 
+def check_width(columns: int, features: int) -> None:
+    """Raise a ValueError where a table has more columns than a file may describe: each takes time at loading."""
+    if columns > COLUMNS + features:
+        raise ValueError(f"{columns:,} columns are too many for a file whose model has {features:,}: leave some out")
+
+
 def to_json(fitted: Fitted) -> dict[str, Any]:
-    """What `from_json` reads, beside the mixture."""
+    """What `from_json` reads, beside the mixture.
+
+    Raises:
+        ValueError: The table has more columns that are not modelled than a file may describe.
+    """
+    check_width(len(list(fitted.table.schema)), 0 if fitted.mixture is None else fitted.mixture.features)
     state = {
         "kind": None if fitted.format is None else fitted.format.to_json(),
         "table": fitted.table.to_json(),
@@ -203,6 +216,8 @@ def from_json(state: dict[str, Any], mixture: Any) -> Fitted:
     Raises:
         ValueError: Parts are of the wrong kind, or do not go together.
     """
+    listed = state["table"]["schema"]["columns"]
+    check_width(len(listed), 0 if mixture is None else mixture.features)
     table = Table.from_json(state["table"])
     if not isinstance(mixture, FlowMixture | None) or len(table.variables) != (
         0 if mixture is None else mixture.features
@@ -214,6 +229,8 @@ def from_json(state: dict[str, Any], mixture: Any) -> Fitted:
         if "bare" in state:
             mixture = joined(table, mixture, state["bare"])
         check_flow(table.variables, mixture)
+    if len(state["reports"]) > REPORTS:
+        raise ValueError(f"there are {len(state['reports']):,} reports on members, more than {REPORTS:,}")
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)
     return Fitted(

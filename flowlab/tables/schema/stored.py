@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flowlab.hints import fits, made, shown
+from flowlab.hints import fits, hints_of, made, shown
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import NULLS
 from flowlab.tables.schema.column import KINDS, ColumnSchema
@@ -26,6 +26,9 @@ LISTS = {  # annotations that the classes leave open
 }
 
 
+COLUMN = {**hints_of(ColumnSchema), **LISTS}
+
+
 def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The same fields with NaN for None, by which files represent it."""
     names = set(names)
@@ -36,8 +39,8 @@ def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def column_from(values: Any) -> ColumnSchema:
-    """A column of a schema from a file, with a valid dtype."""
-    column: ColumnSchema = made(ColumnSchema, values, LISTS)
+    """A column of a schema from a file; `check_dtypes` has to follow."""
+    column: ColumnSchema = made(ColumnSchema, values, COLUMN)
     if column.kind not in (*KINDS, ""):
         raise ValueError(f"column {shown(column.name)}: unknown kind {shown(column.kind)}")
     if column.null not in NULLS or not 0 <= column.missing <= 1 or not column.resolution >= 0:
@@ -48,11 +51,15 @@ def column_from(values: Any) -> ColumnSchema:
         column.unseen = 0.0
     if not 0 <= column.unseen < 1:
         raise ValueError(f"column {shown(column.name)}: the probability of unseen levels is none")
-    if column.kind != "excluded":
-        check_dtype(column.dtype)
-    if column.dtype == "category" and column.kind != "excluded":
-        check_dtype(column.levels_dtype or "object")
     return column
+
+
+def check_dtypes(columns: Iterable[ColumnSchema]) -> None:
+    """Raise a ValueError unless the dtypes of columns can be modelled; each is looked at once, however many have it."""
+    modelled = [column for column in columns if column.kind != "excluded"]
+    levels = [column.levels_dtype or "object" for column in modelled if column.dtype == "category"]
+    for name in {column.dtype for column in modelled} | set(levels):
+        check_dtype(name)
 
 
 def check_dtype(name: str) -> None:
