@@ -35,8 +35,7 @@ def _from_1(header: Header) -> None:
         if description.get("class") == "Ranks":
             description["class"] = "MarginalCDF"
     if header["kind"] == "FlowPosterior":
-        for name, value in {"restart_gap": None, "prefit_seconds": None, "history": []}.items():
-            header.setdefault(name, value)
+        header |= {"restart_gap": None, "prefit_seconds": None, "history": []} | header
     if "state" in header:
         if "params" in header:
             header["parameters"] = _tagged(header.pop("params"))

@@ -15,6 +15,7 @@ import file_schema
 import flowlab
 from benchmarks.faults import file_seeds
 from flowlab import building, file_versions, files, torch_networks
+from flowlab.tables import fitted
 from helpers import ROOT, run_blocks
 
 SCHEMA = json.loads(file_schema.PATH.read_text(encoding="utf-8"))
@@ -108,6 +109,7 @@ def test_the_page_has_the_limits_of_the_code():
     for number in (
         *(files.MOST_HEADER, files.MOST_FOREIGN, files.MOST_LISTS, building.SMALL, building.TOGETHER),
         *(building.SPARE, building.OBJECTS, building.CALLS, building.DEPTH, torch_networks.FARTHEST),
+        *(fitted.COLUMNS, fitted.REPORTS),
     ):
         assert re.search(rf"\b{number:,}\b", PAGE), number
     assert f"a whole number: {file_versions.FORMAT} today" in PAGE
