@@ -12,7 +12,11 @@ READY := $(VENV)/.ready
 
 .PHONY: help demo test test-fast test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
 	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-literature bench-posteriors bench-verdicts \
+<<<<<<< HEAD
 	bench-ecosystem bench-fuzz reliability
+=======
+	bench-ecosystem fuzz
+>>>>>>> files
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -137,8 +141,8 @@ bench-verdicts: $(READY)  ## is a posterior's verdict ever better than the poste
 bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; half an hour
 	$(BIN)/python benchmarks/ecosystem.py $(ARGS)
 
-bench-fuzz: $(READY)  ## hostile model files: 20,000 mutated ones are loaded and used; ten minutes
-	nice -n 10 $(BIN)/python benchmarks/fuzz_files.py $(ARGS)
+fuzz: $(READY)  ## hostile model files: 200,000 mutated ones are loaded; an hour, ARGS="--scale 0.1" six minutes
+	nice -n 10 $(BIN)/python -m benchmarks.faults.files $(ARGS)
 
 reliability: $(READY)  ## kills, hostile files, dirty tables, stress: results/reliability.md; some hours, resumes
 	nice -n 10 $(BIN)/python -m benchmarks.reliability $(ARGS)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from flowlab import registry
+from flowlab import registry, torch_networks
 from flowlab.hints import check_arguments, hints_of, shown
 
 SMALL = 2**16  # largest whole number in a description, whatever the tensors
@@ -67,6 +67,7 @@ SAME_SHAPE = (  # what torch calls with tensors of one shape, or of shapes that 
     ),
     *("argsort", "zeros_like", "ones_like", "empty_like"),
 )
+INITIAL = ("normal_", "uniform_", "fill_", "zero_", "ones_", "zeros_", "kaiming_uniform_", "xavier_uniform_")
 FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names of what torch computes with
 
 
@@ -96,12 +97,16 @@ def describe(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     name = type(value).__name__
-    if not registry.is_known(type(value)):
+    if type(value) in torch_networks.ARGUMENTS:
+        name, kept = f"torch.nn.{name}", torch_networks.arguments_of(value)
+    elif registry.is_known(type(value)):
+        kept = {argument: getattr(value, argument) for argument in arguments(type(value))}
+    else:
         raise TypeError(f"cannot save a {name}: {registry.reason(type(value))}")
     found = {}
-    for argument in arguments(type(value)):
+    for argument, each in kept.items():
         try:
-            found[argument] = describe(getattr(value, argument))
+            found[argument] = describe(each)
         except ValueError as error:
             raise ValueError(f"{name}.{argument}: {error}") from error
     return {"class": name, "args": found}
@@ -109,13 +114,18 @@ def describe(value: Any) -> Any:
 
 def arguments(cls: type) -> list[str]:
     """The constructor's arguments that a file keeps: all but the source of initial weights."""
+    if cls in torch_networks.ARGUMENTS:
+        return list(torch_networks.ARGUMENTS[cls])
     if dataclasses.is_dataclass(cls):
         return [f.name for f in dataclasses.fields(cls)]
-    return [name for name in inspect.signature(cls).parameters if name != "generator"]
+    found = inspect.signature(cls).parameters.values()
+    return [p.name for p in found if p.name != "generator" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def argument_hints(cls: type) -> dict[str, Any]:
     """The annotations of the constructor's arguments."""
+    if cls in torch_networks.ARGUMENTS:
+        return torch_networks.hints(cls)
     return hints_of(cls if dataclasses.is_dataclass(cls) else cls.__init__)  # type: ignore[misc]
 
 
@@ -130,7 +140,7 @@ def class_of(name: Any) -> type:
     Raises:
         FileError: There is none of that name.
     """
-    cls = registry.find(name) if isinstance(name, str) else None
+    cls = torch_networks.CLASSES.get(name) or registry.find(name) if isinstance(name, str) else None
     if cls is None:
         raise FileError(f"unknown class {shown(name)}: register it before loading")
     return cls
@@ -177,7 +187,8 @@ class _Allowance:
                 check_sign(cls.__name__, name, value)
             if name in FREE.get(cls.__name__, ()) and type(value) is int and value <= FREE_SIZE:
                 continue
-            self.check(value, depth + 1, sizes=is_own(cls))  # a number of a program's own class may mean anything
+            # A number of a program's own class may mean anything.
+            self.check(value, depth + 1, sizes=is_own(cls) or cls in torch_networks.ARGUMENTS)
 
     def spend(self, number: int) -> None:
         """Takes a whole number off the allowance."""
@@ -216,8 +227,8 @@ class _Outline(TorchFunctionMode):
         if self.left < 0:
             raise FileError("the description has more parts than the file has tensors")
         name = func.__name__
-        if name in ("normal_", "uniform_"):
-            return args[0]
+        if name in INITIAL:  # with the tensor first, or by name in torch.nn.init
+            return args[0] if args else (kwargs or {})["tensor"]
         if name in ("rand", "randn"):
             return torch.empty(*args)
         if name == "randperm":
@@ -285,6 +296,8 @@ def _construct(description: Any) -> Any:
         return description
     cls = class_of(description["class"])
     args = {name: _construct(value) for name, value in description["args"].items()}
+    if cls in torch_networks.ARGUMENTS:
+        return torch_networks.made(cls, args)
     if is_own(cls):
         # What objects of a program's own classes are good for, the constructor will find out.
         own = {name: value for name, value in args.items() if not registry.is_registered(type(value))}
@@ -324,6 +337,22 @@ def check_indices(module: nn.Module, fresh: Mapping[str, Tensor]) -> None:
             good = torch.equal(found, expected)
         if not good:
             raise FileError(f"tensor {name} holds indices out of range, or not those of its description")
+
+
+def not_finite(module: nn.Module) -> str | None:
+    """The name of the first tensor of a module with numbers that no model has, None where there is none.
+
+    Parameters are finite; buffers may hold infinities, such as the ends of a range. A program's own modules may hold
+    anything.
+    """
+    for path, owner in module.named_modules():
+        if is_own(type(owner)) or type(owner) in torch_networks.ARGUMENTS:
+            found = [(name, tensor.isfinite()) for name, tensor in owner.named_parameters(recurse=False)]
+            found += [(name, ~tensor.isnan()) for name, tensor in owner.named_buffers(recurse=False)]
+            for name, good in found:
+                if not bool(good.all()):
+                    return f"{path}.{name}".lstrip(".")
+    return None
 
 
 @contextmanager

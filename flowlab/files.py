@@ -20,6 +20,7 @@ from torch import nn
 
 from flowlab import building, registry
 from flowlab.building import FileError
+from flowlab.file_versions import FORMAT, upgraded
 from flowlab.hints import shown
 from flowlab.registry import register
 from flowlab.version import __version__
@@ -27,7 +28,6 @@ from flowlab.writing import check_writable, written_whole
 
 __all__ = ["FileError", "check_writable", "load", "register", "save"]
 
-FORMAT = 1
 MOST_HEADER = 2**25  # bytes before the tensors; reading them takes several times as many
 MOST_FOREIGN = 2**22  # where some are not ASCII, which Python stores in up to four bytes each
 MOST_LISTS = 2**18  # lists and objects, each of which takes up to a hundred times its two bytes
@@ -40,7 +40,7 @@ _SHARES: dict[str, Callable[[Any], torch.Tensor]] = {
 
 
 def save(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a `Flow`, a `FlowMixture`, a layer, a base, a `FlowPosterior` or a fitted estimator of tables to one file.
+    """Write a flow, a mixture of flows, a layer, a base, a posterior, a VAE or a fitted estimator to one file.
 
     The file is written beside its destination and renamed when complete, so that no half-written file is left. A
     symbolic link stays one, and a file that is there keeps its mode.
@@ -50,8 +50,9 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         path: Where; the suffix `.flow` is customary.
 
     Raises:
-        TypeError: The model holds something that no file can describe; `register` its class.
-        ValueError: A number of the description is not finite, or there is too much to describe.
+        TypeError: The model holds something that no file can describe; `register` its class. For parts of torch's,
+        `flowlab.torch_networks` has the list of those that files may hold.
+        ValueError: A number of the description or a weight is not finite, or there is too much to describe.
         OSError: The file cannot be written; the error names `path`. `flowlab.files.check_writable` says so before a
         long fit.
 
@@ -70,7 +71,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         header, module = {"kind": "module"}, model
     else:
         raise TypeError(
-            f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases and "
+            f"cannot save a {type(model).__name__}: files hold flows, mixtures of flows, layers, bases, VAEs and "
             f"fitted objects of the classes {', '.join(registry.kinds())}"
         )
     header = {
@@ -79,6 +80,9 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
         **header,
         "module": None if module is None else building.describe(module),
     }
+    broken = None if module is None else building.not_finite(module)
+    if broken:
+        raise ValueError(f"tensor {broken} holds numbers that are not finite: such a model cannot be saved")
     tensors = {} if module is None else {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     # Copies, because safetensors refuses tensors that share memory.
     written = {k: v.clone() for k, v in tensors.items()}
@@ -179,10 +183,12 @@ def _header(file: Any) -> dict[str, Any]:
             f"it has format {header['format']}, written by flowlab {shown(header.get('version'))}; "
             f"this version reads up to {FORMAT}: upgrade flowlab"
         )
+    if header["format"] < 1:
+        raise FileError(f"it is damaged: there is no format {header['format']}")
     lacking = {"kind", "module"} - header.keys()
     if lacking:
         raise FileError(f"it is damaged: no {' and no '.join(sorted(lacking))}")
-    return header
+    return upgraded(header)
 
 
 def _no_number(text: str) -> float:
@@ -216,11 +222,9 @@ def _module(file: Any, description: Any) -> nn.Module:
     stored = {name: building.Stored(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     payload = sum(math.prod(one.shape) * BYTES.get(one.dtype, 1) for one in stored.values())
     module = building.build(description, stored, payload, file.get_tensor)
-    for name, buffer in module.named_buffers():  # fitted, never trained: what training has broken are parameters
-        if buffer.is_floating_point() and bool(buffer.isnan().any()):
-            owner = module.get_submodule(name.rpartition(".")[0])
-            if building.is_own(type(owner)):
-                raise FileError(f"tensor {name} holds what is no number")
+    broken = building.not_finite(module)
+    if broken:
+        raise FileError(f"tensor {broken} holds what is no number")
     for part in module.modules():
         name = type(part).__name__
         if name in _SHARES and building.is_own(type(part)):

@@ -47,17 +47,20 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "ScaleAndShift",
     ),
     "flowlab.interop.steps": ("Steps",),
-    "flowlab.posteriors.contexts": ("Given",),
+    "flowlab.posteriors.contexts": ("Given", "Standardise"),
+    "flowlab.bayesian.posterior": ("Subspace", "Triangular"),
+    "flowlab.vae.likelihoods": ("Bernoulli", "Categorical", "Normal"),
+    "flowlab.vae.model": ("VAE",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-# What a class was called when files were written -> what it is called now.
-_ALIASES: dict[str, str] = {"Ranks": "MarginalCDF"}
 _KINDS: dict[str, str] = {
     "FlowDensity": "flowlab.tables.density",
     "FlowClassifier": "flowlab.tables.supervised",
     "FlowRegressor": "flowlab.tables.supervised",
     "FlowOutlier": "flowlab.tables.outlier",
     "FlowPosterior": "flowlab.posteriors.posterior",
+    "AmortizedPosterior": "flowlab.posteriors.amortized",
+    "BayesianModule": "flowlab.bayesian.module",
 }
 _refused: dict[type, str] = {}  # why objects of a class cannot be saved
 _registered: dict[str, type] = {}  # the classes of the program that uses flowlab
@@ -74,7 +77,7 @@ def register(cls: T) -> T:
     name = cls.__name__
     if _MODULE_OF.get(name) == cls.__module__:  # one of flowlab's own, which `find` reaches without being told
         return cls
-    if name in _MODULE_OF or name in _ALIASES:
+    if name in _MODULE_OF:
         raise ValueError(f"the name {name} is taken by {find(name)}")
     if _registered.setdefault(name, cls) is not cls:
         raise ValueError(f"the name {name} is taken by {_registered[name]}")
@@ -88,7 +91,6 @@ def find(name: str) -> type | None:
         >>> find("Coupling"), find("Popen")
         (<class 'flowlab.layers.coupling.Coupling'>, None)
     """
-    name = _ALIASES.get(name, name)
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name]), name)
     return _registered.get(name)

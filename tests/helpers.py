@@ -1,6 +1,7 @@
 """What tests of several rooms share: numbers, small models, the repository's pages and programs, the command line."""
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 import flowlab  # its estimators and the command are imported where they are used: they take longer than torch
@@ -86,4 +89,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *argumen
 def text_file(path: Path, text: str, encoding: str = "utf-8") -> Path:
     """Write a text file, and return its path."""
     path.write_bytes(text.encode(encoding))
+    return path
+
+
+def rewritten(path: Path, change, tensors=None) -> Path:
+    """A model file with its JSON description changed by a function, in place or by what it returns."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["flowlab"])
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = change(header) or header
+    save_file(kept if tensors is None else tensors(kept), path, metadata={"flowlab": json.dumps(header)})
     return path

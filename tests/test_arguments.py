@@ -4,13 +4,16 @@ import inspect
 import math
 import subprocess
 import sys
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import flowlab
 from flowlab import bases, layers, networks, presets
+from flowlab.hints import fits
 
 PRESETS = [getattr(presets, name) for name in presets.__all__]
 
@@ -145,3 +148,20 @@ def test_numbers_of_numpy_are_kept_as_python_s_own(tmp_path):
     flow = presets.nsf(np.int32(2), layers=1, hidden=(np.int64(4),), bins=np.int8(3), bound=np.float32(4))
     flowlab.save(flow, tmp_path / "m.flow")
     assert flowlab.load(tmp_path / "m.flow").layers[0].scalar == layers.RationalQuadraticSpline(3, 4.0)
+
+
+def test_many_values_fit_as_few_do():
+    for hint, good, bad in (
+        (list[float | None], [0.5, 1, None], "x"),
+        (list[float], [0.5, 2], float("inf")),
+        (list[float], [0.5, 2], float("nan")),
+        (list[int], [1, 2], True),
+        (list[int], [1, 2], 1.0),
+        (list[str], ["a", "b"], 3),
+        (list[list[float]], [[1.0], [2]], [None]),
+        (list[Literal["a", "b"]], ["a", "b"], "c"),
+        (Tensor, [1.0, 2], "x"),
+    ):
+        assert fits(good * 200, hint), hint
+        for place in (0, 150, 399):
+            assert not fits([*(good * 200)[:place], bad, *(good * 200)[place:]], hint), (hint, bad)

@@ -1,4 +1,4 @@
-"""Hostile model files are refused at loading, at a cost in line with their size. benchmarks/fuzz_files.py has more."""
+"""Hostile model files are refused at loading, at a cost in line with their size. `make fuzz` tries more."""
 
 import gc
 import json
@@ -14,22 +14,22 @@ import torch
 from torch.distributions import constraints
 
 import flowlab
+from benchmarks.faults import file_mutations, file_seeds
+from benchmarks.faults import files as fuzz
 from flowlab import FileError, FlowDensity, Member, bases, layers, presets
 from flowlab.interop.converted import ConvertedAutoregressive, ConvertedCoupling, Inverse, ScaleAndShift
 from flowlab.interop.steps import Steps
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.contexts import Given
 from flowlab.posteriors.space import Space
-from helpers import ROOT, load_program
-
-fuzz = load_program("benchmarks/fuzz_files.py")
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")
 def seeds() -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fuzz.seeds()
+        return file_seeds.seeds()
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def files(seeds, tmp_path_factory) -> dict[str, bytes]:
 
 def edited(data: bytes, change) -> bytes:
     """The file with its description changed in place."""
-    header, tensors = fuzz.split(data)
+    header, tensors = file_mutations.split(data)
     change(header["__metadata__"])
-    return fuzz.joined(header, tensors)
+    return file_mutations.joined(header, tensors)
 
 
 def refused(path: Path, content: bytes, match: str = ".", seconds: float = 1.0, megabytes: float = 50) -> None:
@@ -75,6 +75,11 @@ def networks(h: dict) -> dict:
 def trees(h: dict) -> dict:
     """The arguments of its trees."""
     return h["module"]["args"]["flows"][0]["args"]["forest"]["args"]
+
+
+def columns(h: dict) -> list:
+    """The columns of a table."""
+    return h["state"]["table"]["schema"]["columns"]
 
 
 def joint(h: dict) -> dict:
@@ -168,6 +173,17 @@ GROWTH = {
     "space": (POSTERIOR, lambda h: h.update(space={"features": 30_000_000})),
     "shape": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[10**8], "positive"])),
     "empty shape": (POSTERIOR, lambda h: h["space"]["supports"].update(tau=[[0, 10**9], "positive"])),
+    # What is described beside the module, whose parts take time each: found by `make fuzz`.
+    "columns of one name": (WHOLE, lambda h: columns(h).extend(columns(h) * 600)),
+    "columns without tensors": (
+        WHOLE,
+        lambda h: columns(h).extend({**columns(h)[0], "name": f"c{i}", "kind": "excluded"} for i in range(3000)),
+    ),
+    "reports": (WHOLE, lambda h: h["state"].update(reports=h["state"]["reports"] * 3000)),
+    "ends of times": (
+        RULES,
+        lambda h: h["state"]["table"].update(ends=[["when", "2024-01-01", "2024-01-02"]] * 20_000),
+    ),
     "long name": (MAF, lambda h: layer(h).update({"class": "x" * 10_000_000})),
     "long word": (MAF, lambda h: layer(h)["args"].update(activation="x" * 10_000_000)),
     "many words": (MAF, lambda h: h["module"]["args"].update(layers=["x"] * 100_000)),
@@ -183,7 +199,7 @@ def test_a_description_may_ask_for_no_more_than_its_tensors_have(case, files, tm
 
 def with_text(data: bytes, change) -> bytes:
     """The file with its description changed as text."""
-    header, tensors = fuzz.split(data)
+    header, tensors = file_mutations.split(data)
     text = change(json.dumps(header["__metadata__"]))
     raw = json.dumps({**header, "__metadata__": {"flowlab": text}}).encode()
     return len(raw).to_bytes(8, "little") + raw + tensors
@@ -225,10 +241,10 @@ def test_headers_that_are_too_long(files, tmp_path):
 
 
 def test_tensors_that_hold_nothing_pay_for_nothing(files, tmp_path):
-    header, tensors = fuzz.split(files[MAF])
+    header, tensors = file_mutations.split(files[MAF])
     empty = {"dtype": "F32", "shape": [0, 2**40], "data_offsets": [0, 0]}
     header |= {f"t{k}": empty for k in range(20_000)}
-    refused(tmp_path / "m.flow", fuzz.joined(header, tensors), "do not fit", megabytes=100)
+    refused(tmp_path / "m.flow", file_mutations.joined(header, tensors), "do not fit", megabytes=100)
 
 
 LATE: dict = {
@@ -305,14 +321,13 @@ def table_edits() -> dict:
         "a column of text": (NUMBERS, number(kind="categorical", categories=["a", "b"], dtype="object")),
         "kind of a column": (EARLY, early(2, kind="blob")),
         "atoms": (EARLY, early(2, kind="atoms", atoms=["a"])),
-        "grid": (EARLY, early(2, resolution=-1.0)),
+        "grid": (EARLY, early(1, resolution=-1.0)),
         "weights": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 0, 0, 5.0])),
         "itself": (EARLY, early(3, kind="derived", weights=[0, 0, 0, 1.0])),
         "dtypes": (EARLY, early(dtypes=["int6"] * 4)),
         "too few dtypes": (EARLY, early(dtypes=["float64"])),
         "text": (EARLY, early(dtypes=["object"] * 4)),
         "index names": (EARLY, early(index_names=[1])),
-        "precision": (EARLY, early(precision="high")),
     }
 
 
@@ -327,6 +342,9 @@ def estimator_edits() -> dict:
             NUMBERS,
             lambda h: joint(h)["flow"]["args"].update(flows=copied(h["module"]["args"]["flows"][0], 1)),
         ),
+        "flows of numbers": (NUMBERS, lambda h: h["state"].update(bare={"log_mass": 0.0, "reach": 0.0})),
+        "flows of nothing": (NUMBERS, lambda h: h["state"].update(bare=None)),
+        "bare flows": (EARLY, lambda h: (h.update(format=2), h["state"].update(table=None))),
         "reach": (EARLY, lambda h: h["state"]["numbers"].update(reach=None)),
         "log-mass": (EARLY, lambda h: h["state"]["numbers"].update(log_mass="none")),
         "columns in all": (NUMBERS, lambda h: h["state"].update(n_features_in_=7)),
@@ -389,31 +407,31 @@ def test_parts_that_do_not_go_together_are_refused_when_built(case):
 
 def test_indices_are_those_of_the_description(files, tmp_path):
     path = tmp_path / "m.flow"
-    header, tensors = fuzz.split(files[LINEAR])
+    header, tensors = file_mutations.split(files[LINEAR])
     start = header["layers.0.permutation"]["data_offsets"][0]
     for values in ([0, 0, 0], [2, 0, 2**40], [-1, 0, 1]):
         changed = tensors[:start] + np.array(values).tobytes() + tensors[start + 24 :]
-        refused(path, fuzz.joined(header, changed), "out of range, or not those")
+        refused(path, file_mutations.joined(header, changed), "out of range, or not those")
     start = header["layers.4.last"]["data_offsets"][0]
     for value in (0, 5, -1):
         changed = tensors[:start] + np.int64(value).tobytes() + tensors[start + 8 :]
-        refused(path, fuzz.joined(header, changed), "out of range")
+        refused(path, file_mutations.joined(header, changed), "out of range")
 
 
 def test_numbers_that_are_none_and_weights_that_are_no_shares(files, tmp_path):
-    header, tensors = fuzz.split(files[LINEAR])
+    header, tensors = file_mutations.split(files[LINEAR])
     start = header["layers.4.slopes"]["data_offsets"][0]
     changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
-    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "slopes holds what is no number")
-    header, tensors = fuzz.split(files["FlowMixture"])
+    refused(tmp_path / "m.flow", file_mutations.joined(header, changed), "slopes holds what is no number")
+    header, tensors = file_mutations.split(files["FlowMixture"])
     start = header["log_weights"]["data_offsets"][0]
     for value in (np.nan, np.inf, 3.0):
         changed = tensors[:start] + np.float64(value).tobytes() + tensors[start + 8 :]
-        refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a FlowMixture|no number")
-    header, tensors = fuzz.split(files["Flow, converted layers"])
+        refused(tmp_path / "m.flow", file_mutations.joined(header, changed), "weights of a FlowMixture|no number")
+    header, tensors = file_mutations.split(files["Flow, converted layers"])
     start = header["base.logits"]["data_offsets"][0]
     changed = tensors[:start] + np.float32(np.nan).tobytes() + tensors[start + 4 :]
-    refused(tmp_path / "m.flow", fuzz.joined(header, changed), "weights of a GaussianMixture")
+    refused(tmp_path / "m.flow", file_mutations.joined(header, changed), "logits holds what is no number")
 
 
 USED = ("used, ValueError", "used, ConvergenceError", "used, RuntimeError")  # numbers that cannot be drawn from
@@ -425,7 +443,7 @@ def test_mutated_files_are_refused_or_work(part, seeds, files, tmp_path):
     for i in range(part * 100, part * 100 + 100):
         rng = random.Random(f"test {i}")
         name = rng.choice(sorted(seeds))
-        path.write_bytes(fuzz.mutated(files[name], rng)[1])
+        path.write_bytes(file_mutations.mutated(files[name], rng)[1])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = fuzz.try_file(path, seeds[name][1])

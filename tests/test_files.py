@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import flowlab
@@ -22,19 +21,9 @@ from flowlab.files import FileError, register
 from flowlab.layers import Autoregressive, Coupling, LULinear, Permutation, Whitening
 from flowlab.posteriors import FlowPosterior
 from flowlab.posteriors.space import Space
-from helpers import ROOT
+from helpers import ROOT, rewritten
 
 PRESETS = ["planar", "radial", "sylvester", "nice", "real_nvp", "glow", "maf", "iaf", "nsf", "circular_nsf"]
-
-
-def rewritten(path: Path, change, tensors=None) -> Path:
-    """The file with its JSON description changed by a function."""
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["flowlab"])
-        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    header = change(header) or header
-    save_file(kept if tensors is None else tensors(kept), path, metadata={"flowlab": json.dumps(header)})
-    return path
 
 
 @pytest.fixture
@@ -89,19 +78,6 @@ def test_a_registered_layer_of_ones_own_is_kept_and_a_foreign_one_refused(tmp_pa
     for name in ("Coupling", "Steps", "Mine"):  # also where the class of that name was not imported yet
         with pytest.raises(ValueError, match=f"the name {name} is taken by <class"):
             register(type(name, (), {}))
-
-
-def test_files_with_the_former_name_of_a_class_load(saved, monkeypatch):
-    expected = flowlab.load(saved).log_prob(torch.zeros(3))
-    data = saved.read_bytes()
-    assert b'\\"Coupling\\"' in data
-    saved.write_bytes(data.replace(b'\\"Coupling\\"', b'\\"Unfolded\\"'))
-    with pytest.raises(FileError, match="unknown class 'Unfolded'"):
-        flowlab.load(saved)
-    monkeypatch.setitem(registry._ALIASES, "Unfolded", "Coupling")
-    assert torch.equal(flowlab.load(saved).log_prob(torch.zeros(3)), expected)
-    with pytest.raises(ValueError, match="taken"):
-        register(type("Unfolded", (), {}))
 
 
 @pytest.mark.parametrize("derived", [True, False])

@@ -50,6 +50,15 @@ def log_prob_of_targets(likelihood: Likelihood, outputs: Tensor, y: Tensor, log_
     return value.flatten(2).sum(-1) if value.ndim > 2 else value
 
 
+def forgotten(outputs: Tensor, y: Tensor) -> Tensor:
+    """The likelihood of a loaded `BayesianModule` whose own was a function.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("this model's likelihood was a function, which no file holds: set its attribute `likelihood`")
+
+
 def sample_targets(
     likelihood: Likelihood, outputs: Tensor, log_noise: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,17 +10,30 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from flowlab import files
 from flowlab.arguments import floating, real, whole
 from flowlab.bases import Gaussian
-from flowlab.bayesian.likelihoods import LogLikelihood, log_prob_of_targets, sample_targets
+from flowlab.bayesian.likelihoods import LogLikelihood, forgotten, log_prob_of_targets, sample_targets
 from flowlab.bayesian.objective import NegativeELBO, elbo_by_draw
 from flowlab.bayesian.posterior import Posterior, draw, layers_of, shift_and_scale
 from flowlab.bayesian.prior import Prior, prior_scale
-from flowlab.bayesian.weights import NOISE, aliases_of, covered_by, weights_of
+from flowlab.bayesian.weights import NOISE, aliases_of, covered_by, tie, weights_of
 from flowlab.flow import Flow
+from flowlab.hints import check_arguments
 from flowlab.layers.scalar.normal import LOG_SQRT_2PI
 from flowlab.posteriors.target import about_dtype
 from flowlab.training import History, fit
+
+# What a file says beside the network and the flows.
+IN_FILES: dict[str, Any] = {
+    "weights": list[str],
+    "over": str | None,
+    "aliases": dict[str, str],
+    "likelihood": Literal["gaussian", "categorical"] | None,
+    "noise": float | str,
+    "log_noise": float | None,
+    "noise_scale": float | None,
+}
 
 
 class BayesianModule(nn.Module):
@@ -28,8 +42,10 @@ class BayesianModule(nn.Module):
     The weights are one vector: the network's trainable parameters, name after name. A flow, whose last layer gives
     every weight its own scale and shift, approximates their posterior. At first it is a narrow Gaussian around the
     network's present weights, which may well come from an ordinary training run. The network itself is kept as a
-    skeleton without memory, in evaluation mode, and is called through `torch.func.functional_call`. `state_dict` holds
-    the posterior, the prior's scales and the network's buffers; to load one, build the same `BayesianModule` first.
+    skeleton without memory, in evaluation mode, and is called through `torch.func.functional_call`. `save` writes a
+    file that `flowlab.load` reads, if the network is made of modules that files may hold: those of
+    `flowlab.torch_networks` (linear layers, convolutions, activations, …) and classes of yours that
+    `flowlab.files.register` admits. A likelihood that is a function is not kept: set the attribute `likelihood` again.
 
     The bound is equation 15 of Rezende & Mohamed 2015, "Variational inference with normalizing flows"; "mean-field",
     and the bound for mini-batches (equation 8), are those of Blundell et al. 2015, "Weight uncertainty in neural
@@ -78,9 +94,11 @@ class BayesianModule(nn.Module):
         torch.Size([100, 40, 1])
         >>> bnn.predictive_log_prob(x, y, 100, generator=generator).shape
         torch.Size([40])
-        >>> again = BayesianModule(net, posterior="full")  # built alike: no file could build the network's code
-        >>> again.load_state_dict(bnn.state_dict())
-        <All keys matched successfully>
+        >>> import tempfile, pathlib, flowlab
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "network.flow"
+        >>> bnn.save(path)
+        >>> flowlab.load(path).predict(x, 100).shape
+        torch.Size([100, 40, 1])
     """
 
     prior_scale: Tensor
@@ -120,6 +138,7 @@ class BayesianModule(nn.Module):
                 self._constants[name] = "constant_" + name.replace(".", "_")
                 self.register_buffer(self._constants[name], tensor.detach().clone())
 
+        self._over = None if posterior == "mean-field" else over
         joint = [] if posterior == "mean-field" else covered_by(module, weights, over)
         groups = {over: joint} if joint else {}
         groups |= {name: [name] for name in weights if name not in joint}
@@ -137,7 +156,7 @@ class BayesianModule(nn.Module):
             inner = layers_of(posterior, len(mean), rank, generator) if label == over and joint else []
             blocks.append(Flow(Gaussian(len(mean)), [*inner, shift_and_scale(mean, sd)]).to(mean))
         self.blocks = nn.ModuleList(blocks)
-        if likelihood == "gaussian" and noise == "learnt":
+        if self._learns_noise:
             self.log_noise = nn.Parameter(self.prior_scale.new_tensor(math.log(start_noise)))
 
     # ---- weights ------------------------------------------------------------------------------------------------
@@ -161,7 +180,7 @@ class BayesianModule(nn.Module):
         """Vectors of weights (*batch, features) as tensors by name, each (*batch, *own shape)."""
         parts = w.split(self._sizes, -1)
         return {
-            name: part.reshape(*w.shape[:-1], *shape)
+            name: part.reshape((*w.shape[:-1], *shape))
             for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
         }
 
@@ -317,7 +336,66 @@ class BayesianModule(nn.Module):
         objective = self.objective(x, y, batch_size=batch_size, draws=draws)
         return fit(self, objective=objective, **chosen)  # type: ignore[arg-type]
 
+    # ---- files --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior and its network to a file that `flowlab.load` reads; `flowlab.save` has the errors."""
+        files.save(self, path)
+
+    def _to_file(self) -> tuple[dict[str, Any], nn.Module]:
+        """The network, with the scales of the prior for its weights, and the flows of the posterior."""
+        tensors = self.unflatten(self.prior_scale)
+        header = {
+            "kind": "BayesianModule",
+            "weights": [name for name in self.names if name != NOISE],
+            "over": self._over,
+            "aliases": self._aliases,
+            "likelihood": None if callable(self.likelihood) else self.likelihood,
+            "noise": self.noise,
+            "log_noise": float(self.log_noise.detach()) if self._learns_noise else None,
+            "noise_scale": float(tensors.pop(NOISE)) if NOISE in tensors else None,
+        }
+        tensors |= {name: self.get_buffer(own) for name, own in self._constants.items()}
+        tensors |= {alias: tensors[name] for alias, name in self._aliases.items()}
+        network = copy.deepcopy(self._skeleton[0])
+        network.load_state_dict({name: tensors[name] for name in network.state_dict()}, assign=True)
+        return header, nn.Sequential(network, *self.blocks)
+
+    @classmethod
+    def _from_file(cls, header: dict[str, Any], module: Any) -> "BayesianModule":
+        check_arguments("BayesianModule", {name: header[name] for name in IN_FILES}, IN_FILES)
+        parts: list[Any] = list(module) if isinstance(module, nn.Sequential) else []
+        if not parts or not all(isinstance(part, Flow) for part in parts[1:]):
+            raise ValueError("a BayesianModule is a network and flows of its weights")
+        network, *blocks = parts
+        tie(network, header["aliases"])
+        trained = set(header["weights"])
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in trained)
+        model = cls(
+            network,
+            prior=lambda name, weight: header["noise_scale"] if name == NOISE else weight,
+            posterior="mean-field" if header["over"] is None else lambda width: Flow(Gaussian(width), []),
+            over=header["over"] or "all",
+            likelihood=header["likelihood"] or forgotten,
+            noise=header["noise"],
+        )
+        widths = [block.features for block in model.blocks]
+        if set(model.names) - {NOISE} != trained or widths != [block.features for block in blocks]:
+            raise ValueError("the posterior is not one of the network's weights")
+        if any(block.context_features for block in blocks):
+            raise ValueError("the posterior of a network's weights takes no context")
+        model.blocks = nn.ModuleList(blocks)
+        if model._learns_noise:
+            with torch.no_grad():
+                model.log_noise.fill_(header["log_noise"])
+        return model.train(False)
+
     # ---- inside -------------------------------------------------------------------------------------------------
+
+    @property
+    def _learns_noise(self) -> bool:
+        return self.likelihood == "gaussian" and self.noise == "learnt"
 
     def _log_prior(self, w: Tensor, place: slice = slice(None)) -> Tensor:
         """The prior's log-density of each weight, (*batch, weights) as w, which are those at a place of the vector."""

@@ -44,6 +44,22 @@ def aliases_of(module: nn.Module) -> dict[str, str]:
     return aliases
 
 
+def tie(module: nn.Module, aliases: Mapping[str, str]) -> None:
+    """Make each of the parameters and buffers that `aliases_of` found the one of the first name again.
+
+    Raises:
+        ValueError: There are none of these names, or they cannot be one tensor.
+    """
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named |= dict(module.named_buffers(remove_duplicate=False))
+    for alias, name in aliases.items():
+        one, other = named.get(alias), named.get(name)
+        if one is None or other is None or type(one) is not type(other) or one.shape != other.shape:
+            raise ValueError(f"{alias!r} and {name!r} cannot be one tensor of the network")
+        path, _, leaf = alias.rpartition(".")
+        setattr(module.get_submodule(path), leaf, other)
+
+
 def covered_by(module: nn.Module, weights: Mapping[str, Tensor], over: str) -> list[str]:
     """The names of the weights that `over` stands for: all, those of the last layer, or those that match a pattern."""
     if over == "all":

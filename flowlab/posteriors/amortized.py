@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowlab import files
 from flowlab.arguments import whole
 from flowlab.bases import Base, Gaussian
 from flowlab.distribution import Estimate
@@ -19,7 +21,7 @@ from flowlab.posteriors import pathfinder
 from flowlab.posteriors.contexts import ContextTarget, Given, Standardise
 from flowlab.posteriors.diagnostics import Diagnostics
 from flowlab.posteriors.gaussians import CHECK_DRAWS
-from flowlab.posteriors.posterior import FlowPosterior
+from flowlab.posteriors.posterior import FlowPosterior, history_from_json, history_to_json
 from flowlab.posteriors.space import Space, Supports, Value
 from flowlab.posteriors.stages import FlowTraining
 from flowlab.posteriors.target import PosteriorError, check_finite
@@ -42,8 +44,9 @@ class AmortizedPosterior(nn.Module):
     "Inference suboptimality in variational autoencoders", equation 7); `diagnostics` shows the divergence for each
     context.
 
-    The encoder is your own code, which no file could build: keep the `state_dict`, and load it into a posterior built
-    alike. `flow` alone is a conditional flow that `flowlab.save` takes, and so is what `at` returns for one context.
+    `save` writes a file that `flowlab.load` reads, without the log-density, if the encoder is made of modules that
+    files may hold: those of `flowlab.torch_networks` (linear layers, convolutions, activations, …) and classes of
+    yours that `flowlab.files.register` admits. `flow` alone can be saved in any case, and so can what `at` returns.
 
     Args:
         encoder: Network from contexts (n, width) to the flow's context (n, context_features); the identity when None.
@@ -66,11 +69,11 @@ class AmortizedPosterior(nn.Module):
         >>> q = AmortizedPosterior(encoder, flowlab.presets.iaf(2, context_features=4, layers=2, hidden=(16,)))
         >>> q.sample((10,), torch.zeros(3, 5)).shape
         torch.Size([10, 3, 2])
-        >>> kept = q.state_dict()  # a file: torch.save(kept, path); later torch.load(path, weights_only=True)
-        >>> encoder = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.SiLU(), torch.nn.Linear(16, 4))
-        >>> again = AmortizedPosterior(encoder, flowlab.presets.iaf(2, context_features=4, layers=2, hidden=(16,)))
-        >>> again.load_state_dict(kept)
-        <All keys matched successfully>
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "posterior.flow"
+        >>> q.save(path)
+        >>> flowlab.load(path).log_prob(torch.zeros(2), torch.zeros(5)) == q.log_prob(torch.zeros(2), torch.zeros(5))
+        tensor(True)
     """
 
     def __init__(
@@ -242,6 +245,28 @@ class AmortizedPosterior(nn.Module):
         self.target = ContextTarget(log_prob, self.space, dtype)
         return self
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior, without its log-density, to a file that `flowlab.load` reads; then `attach` sets it."""
+        files.save(self, path)
+
+    def _to_file(self) -> tuple[dict[str, Any], nn.Module]:
+        header = {
+            "kind": "AmortizedPosterior",
+            "space": self.space.describe(),
+            "history": history_to_json(self.history),
+        }
+        return header, nn.Sequential(*([] if self.encoder is None else [self.encoder]), self.flow)
+
+    @classmethod
+    def _from_file(cls, header: dict[str, Any], module: Any) -> "AmortizedPosterior":
+        if not isinstance(module, nn.Sequential) or len(module) not in (1, 2):
+            raise ValueError("an amortised posterior is an encoder, if any, and a flow")
+        *encoder, flow = module
+        posterior = cls(encoder[0] if encoder else None, flow)  # type: ignore[arg-type]
+        posterior.space = Space.from_description(header["space"], flow.features)  # type: ignore[arg-type]
+        posterior.history = history_from_json(header["history"])
+        return posterior.train(False)
+
     def _each(self, context: Tensor, ask: Callable[[FlowPosterior], Any]) -> Any:
         if self.target is None:
             raise PosteriorError("this posterior does not know its log-density: give it by .attach(log_prob)")
@@ -309,7 +334,7 @@ def fit_amortized(
     trial = torch.empty(3, 2, space.features, dtype=torch.float64).uniform_(-spread, spread, generator=generator)
     target.check(trial, some[:2])
 
-    encoder = Standardise(context) if encoder is None else encoder.to(dtype)
+    encoder = Standardise.of(context) if encoder is None else encoder.to(dtype)
     with torch.no_grad():
         width = _encoded(encoder, some[:2]).shape[-1]
     if flow is not None and (flow.features, flow.context_features) != (space.features, width):

@@ -111,17 +111,29 @@ class Given(Layer):
         return self.layer.inverse(x, self.context.expand(*x.shape[:-1], -1))
 
 
+@register
 class Standardise(nn.Module):
-    """Shifts and scales contexts to mean zero and standard deviation one over those of the fit."""
+    """Shifts and scales contexts to mean zero and standard deviation one over those of the fit, given by `of`.
+
+    Args:
+        features: Width of a context.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, context: Tensor) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        mean, scale = mean_and_scale(context)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+        self.features = features
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    @classmethod
+    def of(cls, context: Tensor) -> "Standardise":
+        """That of contexts (n, features)."""
+        made = cls(context.shape[-1])
+        made.mean, made.scale = mean_and_scale(context)
+        return made
 
     def forward(self, context: Tensor) -> Tensor:
         return (context - self.mean) / self.scale

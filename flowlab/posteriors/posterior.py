@@ -236,10 +236,7 @@ class FlowPosterior(nn.Module):
             "evaluations": self.evaluations,
             "restart_gap": _none_for_nan(self.restart_gap),
             "prefit_seconds": _none_for_nan(self.prefit_seconds),
-            "history": [
-                {name: _none_for_nan(value) if isinstance(value, float) else value for name, value in record.items()}
-                for record in self.history
-            ],
+            "history": history_to_json(self.history),
         }
         return header, self.flow
 
@@ -248,21 +245,16 @@ class FlowPosterior(nn.Module):
         if not isinstance(module, Flow | FlowMixture) or module.context_features:
             raise ValueError("a posterior is a flow without a context")
         space = Space.from_description(header["space"], module.features)
-        # Files of flowlab before its first release have only the evaluations.
-        facts = {"restart_gap": None, "prefit_seconds": None, "history": [], **header}
         number = float | None
-        hints = {"evaluations": int, "restart_gap": number, "prefit_seconds": number, "history": list[dict[str, Any]]}
-        check_arguments("FlowPosterior", {name: facts[name] for name in hints}, hints)
-        records = {"stage": str, "step": int, "elbo": number}
-        for record in facts["history"]:
-            check_arguments("history", {name: record[name] for name in records}, records)
+        hints = {"evaluations": int, "restart_gap": number, "prefit_seconds": number}
+        check_arguments("FlowPosterior", {name: header[name] for name in hints}, hints)
         return cls(
             module,
             space,
-            evaluations=facts["evaluations"],
-            restart_gap=_nan_for_none(facts["restart_gap"]),
-            prefit_seconds=_nan_for_none(facts["prefit_seconds"]),
-            history=[{**record, "elbo": _nan_for_none(record["elbo"])} for record in facts["history"]],
+            evaluations=header["evaluations"],
+            restart_gap=_nan_for_none(header["restart_gap"]),
+            prefit_seconds=_nan_for_none(header["prefit_seconds"]),
+            history=history_from_json(header["history"]),
         ).train(False)
 
     def _target(self) -> Target:
@@ -276,6 +268,24 @@ class FlowPosterior(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(self.space.labels[:6]) + (", …" if len(self.space.labels) > 6 else "")
+
+
+def history_to_json(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ELBO along a fit, with None for numbers that JSON does not have."""
+    return [{name: _none_for_nan(v) if isinstance(v, float) else v for name, v in record.items()} for record in history]
+
+
+def history_from_json(data: Any) -> list[dict[str, Any]]:
+    """What `history_to_json` wrote.
+
+    Raises:
+        ValueError: It is none of it.
+    """
+    check_arguments("history", {"history": data}, {"history": list[dict[str, Any]]})
+    records = {"stage": str, "step": int, "elbo": float | None}
+    for record in data:
+        check_arguments("history", {name: record[name] for name in records}, records)
+    return [{**record, "elbo": _nan_for_none(record["elbo"])} for record in data]
 
 
 def _none_for_nan(number: float) -> float | None:

@@ -505,12 +505,12 @@ class FlowDensity(DensityMixin, BaseEstimator):
     @classmethod
     def _from_file(cls, header: dict[str, Any], flow: FlowMixture | None) -> "FlowDensity":
         state = header["state"]
-        params = parameters.from_json(header["parameters"]) if "parameters" in header else parameters.early(header)
+        params = parameters.from_json(header["parameters"])
         check_arguments("FlowDensity", params, {**hints_of(cls.__init__), "time_limit": Real | None})
         model = cls(**params)
         parameters.check(params)
         stored.read_names(model, state["n_features_in_"], state["feature_names_in_"])
-        model._fitted = fitted.from_json(state, flow, model.n_features_in_)
+        model._fitted = fitted.from_json(state, flow)
         if flow is not None:
             model.device = str(model._fitted.device)
         return model

@@ -28,6 +28,8 @@ from flowlab.tables.schema import stored
 from flowlab.training import Callback
 from flowlab.training.checkpoint import digest_of, open_folder
 
+COLUMNS = 2_000  # of a table, beyond those that the model sees, which a file may have
+REPORTS = 2_000  # on members, in a file
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
 Array = NDArray[np.float64]
@@ -220,8 +222,19 @@ def fit_matrix(
     return fitted, ensemble.networks
 
 
+def check_width(columns: int, features: int) -> None:
+    """Raise a ValueError where a table has more columns than a file may describe: each takes time at loading."""
+    if columns > COLUMNS + features:
+        raise ValueError(f"{columns:,} columns are too many for a file whose model has {features:,}: leave some out")
+
+
 def to_json(fitted: Fitted) -> dict[str, Any]:
-    """What `from_json` reads, beside the mixture."""
+    """What `from_json` reads, beside the mixture.
+
+    Raises:
+        ValueError: The table has more columns that are not modelled than a file may describe.
+    """
+    check_width(len(list(fitted.table.schema)), 0 if fitted.mixture is None else fitted.mixture.features)
     state = {
         "kind": None if fitted.format is None else fitted.format.to_json(),
         "table": fitted.table.to_json(),
@@ -235,19 +248,19 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
     return parameters.finite(state)
 
 
-def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
+def from_json(state: dict[str, Any], mixture: Any) -> Fitted:
     """What a fit had left behind, from a file.
 
     Args:
         state: What `to_json` wrote.
         mixture: The file's module.
-        features: Number of columns of the rows fitted to.
 
     Raises:
         ValueError: Parts are of the wrong kind, or do not go together.
     """
-    record = state if state["table"] is not None else stored.early_numbers(state["numbers"], features)
-    table = Table.from_json(record["table"])
+    listed = state["table"]["schema"]["columns"]
+    check_width(len(listed), 0 if mixture is None else mixture.features)
+    table = Table.from_json(state["table"])
     if not isinstance(mixture, FlowMixture | None) or len(table.variables) != (
         0 if mixture is None else mixture.features
     ):
@@ -255,16 +268,18 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     if mixture is not None:
         if not table.complete and isinstance(mixture.flows[0], Flow | JointDensity):
             raise files.FileError("the mixture is one of complete numbers, and the table has other columns")
-        if all(isinstance(member, Flow) for member in mixture):  # of an earlier version
-            mixture = early_joint(table, mixture, record)
+        if "bare" in state:
+            mixture = joined(table, mixture, state["bare"])
         check_flow(table.variables, mixture)
+    if len(state["reports"]) > REPORTS:
+        raise ValueError(f"there are {len(state['reports']):,} reports on members, more than {REPORTS:,}")
     kinds = {"rows": int | None, "race": dict[str, float | None], "validation_score": float | None}
     check_arguments("FlowDensity", state, kinds)
     return Fitted(
         table,
         mixture,
-        state.get("rows"),
-        TableFormat.from_json(state["kind"]) if state.get("kind") is not None else None,
+        state["rows"],
+        TableFormat.from_json(state["kind"]) if state["kind"] is not None else None,
         [Report.from_json(report) for report in state["reports"]],
         stored.with_nan(state["race"], state["race"]),
         stored.held_out_from(state["held_out"]),
@@ -273,8 +288,15 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
     )
 
 
-def early_joint(table: Table, flow: FlowMixture, record: dict[str, Any]) -> FlowMixture:
-    """Flows of numbers from a file of an earlier version, which has what they need in the record of the table."""
-    known = {"log_mass": record.get("log_mass", 0.0), "reach": record.get("reach", 0.0)}
-    check_arguments("FlowDensity", known, dict.fromkeys(known, float))
+def joined(table: Table, flow: FlowMixture, known: Any) -> FlowMixture:
+    """Bare flows of numbers, from a file of format 1, as a density of rows.
+
+    Raises:
+        ValueError: They are none, or what is known of their draws is not.
+    """
+    check_arguments("FlowDensity", {"bare": known}, {"bare": dict[str, float]})
+    if not all(isinstance(member, Flow) for member in flow) or known.keys() != {"log_mass", "reach"}:
+        raise ValueError("the flows are not those of a table of numbers")
+    if not (-1e3 < known["log_mass"] <= 0 and 0 <= known["reach"] < 1e3):
+        raise ValueError("the range of a table's numbers, or the probability of their supports, is none")
     return FlowMixture([Numbers.of(table).density(flow, **known)])

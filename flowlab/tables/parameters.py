@@ -79,15 +79,6 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def early(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in a file that was written before they were tagged with what they are."""
-    params: dict[str, Any] = header["params"]
-    members = params["members"]
-    if isinstance(members, list):
-        members = [Member.from_json(m) if isinstance(m, dict) else m for m in members]
-    return {**params, "members": members}
-
-
 def _seed(random_state: Any) -> int | None:
     whole = isinstance(random_state, int | np.integer) and not isinstance(random_state, bool)
     return int(random_state) if whole else None

@@ -1,12 +1,14 @@
 """`VAE`: a variational autoencoder whose posterior is a flow, and whose prior may be one."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from flowlab import files
 from flowlab.arguments import floating, is_whole, sizes, whole
 from flowlab.bases import Gaussian
 from flowlab.flow import Flow, dtype_of
@@ -29,9 +31,10 @@ class VAE(nn.Module):
     flows".
 
     Rows are (*batch, features), also those of images; an encoder begins with `nn.Unflatten` where it wants another
-    shape. `fit` trains, and so does `flowlab.fit(vae, x, objective=vae.objective())`. Encoder and decoder are your own
-    code, which no file could build: keep the `state_dict`, and load it into a VAE built alike. `flow` and `prior`
-    alone are flows that `flowlab.save` takes.
+    shape. `fit` trains, and so does `flowlab.fit(vae, x, objective=vae.objective())`. `save` writes a file that
+    `flowlab.load` reads, if encoder, decoder and likelihood are made of modules that files may hold: those of
+    `flowlab.torch_networks` (linear layers, convolutions, activations, …) and classes of yours that
+    `flowlab.files.register` admits.
 
     Args:
         encoder: From x (n, features) to (n, 2 · latent + context_features): means, logarithms of scales, then the
@@ -46,9 +49,9 @@ class VAE(nn.Module):
         likelihood: "bernoulli", "gaussian", "categorical", or a `Likelihood` of your own.
         noise: Standard deviation of the Gaussian likelihood: a number, "learnt" for a single one, or "decoder".
         classes: Number of classes of the categorical likelihood, the same in every feature.
+        features: Width of a row; what the decoder's outputs ask for, from a call with zeros, when None.
 
     Attributes:
-        features: Width of a row.
         latent: Width of z.
 
     Raises:
@@ -68,7 +71,11 @@ class VAE(nn.Module):
         >>> history = vae.fit(x, epochs=10, generator=generator, progress=False)
         >>> vae.elbo(x).shape, vae.log_prob(x, k=50).shape, vae.sample((3,)).shape
         (torch.Size([200]), torch.Size([200]), torch.Size([3, 6]))
-        >>> kept = vae.state_dict()  # a file: torch.save(kept, path); later torch.load(path, weights_only=True)
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "vae.flow"
+        >>> vae.save(path)
+        >>> torch.equal(flowlab.load(path).decode(torch.zeros(2)), vae.decode(torch.zeros(2)))
+        True
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class VAE(nn.Module):
         likelihood: Literal["bernoulli", "gaussian", "categorical"] | Likelihood = "bernoulli",
         noise: float | Literal["learnt", "decoder"] = "learnt",
         classes: int = 0,
+        features: int | None = None,
     ) -> None:
         super().__init__()
         for name, module in (("encoder", encoder), ("decoder", decoder)):
@@ -99,7 +107,9 @@ class VAE(nn.Module):
         self.latent: int = flow.features
         self.prior: Flow | FlowMixture = _checked_prior(prior, self.latent)
         self.likelihood = likelihood_of(likelihood, noise, classes)
-        self.features: int = self.likelihood.features(_decoder_width(decoder, self.latent))
+        self.noise, self.classes = noise, classes
+        width = _decoder_width(decoder, self.latent) if features is None else None
+        self.features: int = whole("features", features) if width is None else self.likelihood.features(width)
         self.context_features = 0  # what `flowlab.fit` asks for: rows have no context besides themselves
 
     # ---- the bound ------------------------------------------------------------------------------------------------
@@ -268,6 +278,10 @@ class VAE(nn.Module):
         """The floating-point type of rows."""
         return self.flow.dtype
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one file that `flowlab.load` reads; see there, and `flowlab.save` for errors."""
+        files.save(self, path)
+
     # ---- inside ---------------------------------------------------------------------------------------------------
 
     def _terms(self, x: Tensor, draws: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -278,7 +292,7 @@ class VAE(nn.Module):
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The posterior's mean and log-sd, and the flow's context, each (*batch, …)."""
         widths = [self.latent, self.latent, self.flow.context_features]
-        outputs = self.encoder(x.reshape(-1, self.features))
+        outputs = _called("encoder", self.encoder, x.reshape(-1, self.features))
         if outputs.ndim != 2 or outputs.shape[1] != sum(widths):
             raise ValueError(
                 f"encoder must return (n, {sum(widths)}): {self.latent} means, {self.latent} log-sds and {widths[2]} "
@@ -291,7 +305,12 @@ class VAE(nn.Module):
         if not isinstance(z, Tensor) or z.ndim == 0 or z.shape[-1] != self.latent:
             found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(f"z must be a tensor of shape (*batch, {self.latent}), not {found}")
-        outputs = self.decoder(z.reshape(-1, self.latent))
+        outputs = _called("decoder", self.decoder, z.reshape(-1, self.latent))
+        if outputs.ndim != 2 or self.likelihood.features(outputs.shape[1]) != self.features:
+            raise ValueError(
+                f"decoder must return what the likelihood takes for {self.features} features, "
+                f"not {tuple(outputs.shape)} for {math.prod(z.shape[:-1])} rows"
+            )
         return outputs.view(*z.shape[:-1], outputs.shape[-1])
 
     def _check(self, x: Tensor) -> Tensor:
@@ -325,6 +344,14 @@ def _checked_prior(prior: Flow | FlowMixture | None, latent: int) -> Flow | Flow
             "prior's density is slow, and training needs it: take presets.maf in place of iaf, real_nvp or nsf"
         )
     return prior
+
+
+def _called(name: str, network: nn.Module, rows: Tensor) -> Tensor:
+    """A network's output for rows (n, width); a failure says that it does not take them."""
+    try:
+        return network(rows)
+    except RuntimeError as error:
+        raise ValueError(f"{name} does not take rows of shape {tuple(rows.shape)}: {error}") from error
 
 
 @torch.no_grad()

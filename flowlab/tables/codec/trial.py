@@ -25,7 +25,7 @@ from flowlab.tables.frames.cells import NULLS
 from flowlab.tables.schema.column import LEVELLED, ColumnSchema
 from flowlab.tables.schema.grid import on_grid
 from flowlab.tables.schema.levels import take_levels
-from flowlab.tables.schema.stored import LABEL, check_dtype, column_from
+from flowlab.tables.schema.stored import LABEL, check_dtype, check_dtypes, column_from
 
 
 def try_codec(codec: Codec) -> None:
@@ -97,8 +97,7 @@ def check_rule(rule: Any) -> None:
 
 def check_combinations(codec: Codec, rule: Any) -> None:
     """Raise a ValueError unless a rule's combinations match the levels of its column."""
-    for schema in rule.schemas:
-        column_from(schema)
+    check_dtypes([column_from(schema) for schema in rule.schemas])
     rows = [json.loads(text) for text in rule.combinations]
     if not fits(rows, list[list[LABEL | None]]) or {len(row) for row in rows} | {len(rule.schemas)} != {
         len(rule.names)
@@ -110,7 +109,7 @@ def check_combinations(codec: Codec, rule: Any) -> None:
 
 def check_ends(ends: Any, dtypes: Mapping[Any, str]) -> None:
     """Raise a ValueError unless these are first and last times of columns, with time zones as the columns' dtypes."""
-    if not fits(ends, list[tuple[LABEL, str, str]]):
+    if not fits(ends, list[tuple[LABEL, str, str]]) or len(ends) > len(dtypes):
         raise ValueError("the ends of times are not names with two times each")
     for name, *stamps in ends:
         for stamp in map(pd.Timestamp, stamps):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowlab.flow import CHUNK, Flow
-from flowlab.hints import made, shown
+from flowlab.hints import hints_of, made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.tables.codec.columns import Variable
 from flowlab.tables.ensemble.families import Fold, Task, Trained, network_of
@@ -70,10 +70,13 @@ class Report:
         """
         if not isinstance(values, dict):
             raise ValueError(f"a report on a member is {shown(values)}")
-        numbers = dict.fromkeys(("score", "weight", "seconds"), float | None)
         member = Member.from_json(values["member"])
-        made(cls, {**values, "member": member}, {**numbers, "history": list[dict[str, float | None]]})
-        return cls(**{**with_nan(values, numbers), "member": member})
+        made(cls, {**values, "member": member}, IN_FILES)
+        return cls(**{**with_nan(values, NUMBERS), "member": member})
+
+
+NUMBERS = ("score", "weight", "seconds")
+IN_FILES = {**hints_of(Report), **dict.fromkeys(NUMBERS, float | None), "history": list[dict[str, float | None]]}
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from flowlab.hints import made, shown
+from flowlab.hints import hints_of, made, shown
 from flowlab.tables.codec.table import Table
 from flowlab.tables.frames.records import set_fields
 
@@ -139,7 +139,7 @@ class Member:
         """The member that `to_json` wrote."""
         if not isinstance(data, dict):
             raise ValueError(f"a member is {shown(data)}")
-        return made(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        return made(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}, HINTS)
 
     def __repr__(self) -> str:
         return f"Member({set_fields(self)})"
@@ -157,6 +157,9 @@ def fold_count(effort: str, rows: int, features: int, mixed: bool = False) -> in
     """Number of folds below 2,000 rows: fewer for costly fits, one for a fast fit of flows to a wide table."""
     wide = rows * features > WIDE
     return 1 if effort == "fast" and wide and not mixed else 3 if effort == "fast" or mixed or wide else 5
+
+
+HINTS = hints_of(Member)
 
 
 def recipe(effort: str, rows: int, features: int, joint: bool = False) -> list[Member]:

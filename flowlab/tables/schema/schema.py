@@ -23,7 +23,7 @@ from flowlab.tables.schema.column import FOUND, KINDS, LEVELLED, MODELLED, NUMER
 from flowlab.tables.schema.detect import learn
 from flowlab.tables.schema.grid import check_scale
 from flowlab.tables.schema.relations import as_column, mark_derived
-from flowlab.tables.schema.stored import LABEL, column_from
+from flowlab.tables.schema.stored import LABEL, check_dtypes, column_from
 from flowlab.writing import written_whole
 
 __all__ = ["ColumnSchema", "Schema"]
@@ -180,7 +180,11 @@ class Schema:
                 raise ValueError(
                     f"column {column.get('name')!r} of a schema: unknown or missing fields {', '.join(wrong)}"
                 )
-        return cls([column_from(column) for column in data["columns"]], tuple(labels))
+        columns = [column_from(column) for column in data["columns"]]
+        if len({(type(column.name), column.name) for column in columns}) < len(columns):
+            raise ValueError("a schema has two columns of one name")
+        check_dtypes(columns)
+        return cls(columns, tuple(labels))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a .json file: beside its destination first, then renamed, so that no half-written file is left."""

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flowlab.hints import fits, made, shown
+from flowlab.hints import fits, hints_of, made, shown
 from flowlab.tables.frames import cells
 from flowlab.tables.frames.cells import NULLS
-from flowlab.tables.frames.validation import numpy_dtype
 from flowlab.tables.schema.column import KINDS, ColumnSchema
-from flowlab.tables.schema.grid import Column
 
 LABEL = str | int | float | bool  # what columns and levels are called in JSON
 LISTS = {  # annotations that the classes leave open
@@ -26,7 +24,9 @@ LISTS = {  # annotations that the classes leave open
     "recoding": list[LABEL | None],
     "sources": list[LABEL],
 }
-COLUMN_KINDS = ("continuous", "grid", "atoms", "constant", "derived")
+
+
+COLUMN = {**hints_of(ColumnSchema), **LISTS}
 
 
 def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def with_nan(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def column_from(values: Any) -> ColumnSchema:
-    """A column of a schema from a file, with a valid dtype."""
-    column: ColumnSchema = made(ColumnSchema, values, LISTS)
+    """A column of a schema from a file; `check_dtypes` has to follow."""
+    column: ColumnSchema = made(ColumnSchema, values, COLUMN)
     if column.kind not in (*KINDS, ""):
         raise ValueError(f"column {shown(column.name)}: unknown kind {shown(column.kind)}")
     if column.null not in NULLS or not 0 <= column.missing <= 1 or not column.resolution >= 0:
@@ -51,11 +51,15 @@ def column_from(values: Any) -> ColumnSchema:
         column.unseen = 0.0
     if not 0 <= column.unseen < 1:
         raise ValueError(f"column {shown(column.name)}: the probability of unseen levels is none")
-    if column.kind != "excluded":
-        check_dtype(column.dtype)
-    if column.dtype == "category" and column.kind != "excluded":
-        check_dtype(column.levels_dtype or "object")
     return column
+
+
+def check_dtypes(columns: Iterable[ColumnSchema]) -> None:
+    """Raise a ValueError unless the dtypes of columns can be modelled; each is looked at once, however many have it."""
+    modelled = [column for column in columns if column.kind != "excluded"]
+    levels = [column.levels_dtype or "object" for column in modelled if column.dtype == "category"]
+    for name in {column.dtype for column in modelled} | set(levels):
+        check_dtype(name)
 
 
 def check_dtype(name: str) -> None:
@@ -66,84 +70,6 @@ def check_dtype(name: str) -> None:
         raise ValueError(f"{shown(name)} is no dtype that a table can have") from error
     if found == "category" and name != "category":
         raise ValueError(f"{shown(name)} is no dtype that a file has")
-
-
-# Complete numbers -----------------------------------------------------------------------------------------------------
-
-
-def _columns_from(data: Any) -> list[Column]:
-    """The columns of a table of numbers from an early file."""
-    if not isinstance(data, list):
-        raise ValueError(f"columns are {shown(data)}")
-    columns = [made(Column, values) for values in data]
-    modelled = {j for j, column in enumerate(columns) if column.modelled}
-    for j, column in enumerate(columns):
-        used = [k for k, weight in enumerate(column.weights) if weight]
-        wrong = column.kind not in COLUMN_KINDS or not column.resolution >= 0
-        wrong = (
-            wrong or (column.kind == "atoms" and not column.atoms) or (column.kind == "grid" and not column.resolution)
-        )
-        for low, high in ((column.lower, column.upper), (column.least, column.most)):
-            wrong = wrong or (low is not None and high is not None and low > high)
-        wrong = wrong or column.decimals < 0
-        if wrong or any(k not in modelled and k >= j for k in used) or max(used, default=0) >= len(columns):
-            raise ValueError(
-                f"column {shown(column.name)} of kind {shown(column.kind)} has fields that do not go together"
-            )
-    return columns
-
-
-def _check_numbers(own: Any, width: int) -> None:
-    """Raise a ValueError unless the types and names of a table of numbers are those of `width` columns."""
-    if not isinstance(own, dict) or not fits(own.get("index_names"), list[LABEL] | None):
-        raise ValueError("the names of the columns are none")
-    names, dtypes = own["index_names"], own["dtypes"]
-    listed = [dtypes] if names is None else dtypes
-    if not fits(listed, list[str]) or (names is not None and not len(names) == len(listed) == width):
-        raise ValueError("the types of the columns are none")
-    for dtype in listed:
-        check_dtype(dtype)
-        if numpy_dtype(dtype).kind not in "iuf":
-            raise ValueError(f"{shown(dtype)} is no dtype of numbers")
-    if not fits(own["precision"], float) or not 0 <= own["precision"] < 1:
-        raise ValueError(f"precision cannot be {shown(own['precision'])}")
-
-
-def early_numbers(own: Any, width: int) -> dict[str, Any]:
-    """Convert an early file's description of a table of complete numbers to that of `Table.to_json`."""
-    _check_numbers(own, width)
-    columns = _columns_from(own["columns"])
-    if len(columns) != width:
-        raise ValueError("the columns are not as many as in training")
-    array = own["index_names"] is None
-    names = [column.name for column in columns] if array else own["index_names"]
-    dtypes = [own["dtypes"]] * width if array else own["dtypes"]
-    described = [_early_column(*each, names) for each in zip(columns, names, dtypes, strict=True)]
-    schema = {"labels": ["str", None], "columns": described}
-    table = {"schema": schema, "rules": [], "names": names, "array": array, "ends": []}
-    return {"table": table, "log_mass": own.get("log_mass", 0.0), "reach": own.get("reach", 0.0)}
-
-
-def _early_column(column: Column, name: Any, dtype: str, names: list[Any]) -> dict[str, Any]:
-    """Convert a column of an early file to a record of `ColumnSchema`."""
-    kind = "continuous" if column.modelled else column.kind
-    own = {"name": name, "kind": kind, "dtype": dtype, "reason": column.reason, "atoms": column.atoms}
-    own |= {key: getattr(column, key) for key in ("lower", "upper", "offset", "decimals")}
-    if kind == "continuous":
-        own["resolution"] = column.resolution if column.kind == "grid" else 0.0
-        own["atom_width"] = column.resolution if column.kind == "atoms" else 0.0
-    else:
-        weights = {names[j]: weight for j, weight in enumerate(column.weights) if weight}
-        own |= {
-            "tolerance": column.tolerance,
-            "value": column.value,
-            "sources": list(weights),
-            "weights": list(weights.values()),
-        }
-        own |= {"atoms": [], "resolution": column.resolution if kind == "derived" else 0.0, "offset": 0.0}
-    if column.least is not None and column.most is not None:
-        own["seen"] = [column.least, column.most]
-    return own
 
 
 # The estimator --------------------------------------------------------------------------------------------------------
