@@ -41,7 +41,7 @@ def test_an_ensemble_has_one_progress_with_stages(jobs: int, monkeypatch: pytest
     monkeypatch.setattr(runtime, "SECONDS", 0.0)  # a line at every update
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).numpy()
     members = [Member("mixed", steps=60, hidden=(8,), trees=0, gaussians=0), Member("copula", "marginal")]
-    model = FlowDensity(members=members, random_state=0, n_jobs=jobs, progress=True).fit(x)
+    model = FlowDensity(members=members, effort="fast", random_state=0, n_jobs=jobs, progress=True).fit(x)
     lines = capsys.readouterr().err.splitlines()
     shares = [int(re.match(r"fit: +(\d+)%", line)[1]) for line in lines]  # type: ignore[index]
     assert shares == sorted(shares)

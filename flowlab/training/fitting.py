@@ -159,7 +159,7 @@ def fit(
     rows, held_out = split(flow, rows, validation if steps is None else 0.0, generator)
     flow.train(False)  # no dropout while layers learn from data
     rows, held_out = rows.to(device), None if held_out is None else held_out.to(device)
-    if rows.x is not None and not (kept and kept.resumed):
+    if rows.x is not None and history is None and not (kept and kept.resumed):
         flow.initialise(representative(rows.x, rows.weight, generator))
     by_likelihood = isinstance(objective, NLL) and rows.x is not None
     ready = precompute(flow, rows, held_out) if by_likelihood else Precomputed(flow, rows, held_out)
