@@ -43,8 +43,9 @@ def check(params: Mapping[str, Any]) -> None:
         if value is not None and not (number and (value != 0 if whole else value > 0)):
             wanted = "a whole number of processes other than 0" if whole else "a positive number of seconds"
             raise ValueError(f"{name} must be {wanted}, or None, not {value!r}")
-    if not isinstance(params["checkpoint"], str | os.PathLike | None):
-        raise ValueError(f"checkpoint must be the path of a folder, or None, not {params['checkpoint']!r}")
+    folder = params.get("checkpoint")  # which parameters of an early file lack
+    if not isinstance(folder, str | os.PathLike | None):
+        raise ValueError(f"checkpoint must be the path of a folder, or None, not {folder!r}")
     read_rules(params["rules"])
     share: Any = params["validation"]
     if not isinstance(share, int | float | np.floating) or isinstance(share, bool) or not 0 <= share < 1:
