@@ -1,0 +1,1 @@
+"""Sections of the reliability page: each module measures one kind of fault and writes its part."""
