@@ -249,8 +249,10 @@ def measure(steps: int, points: int, names: Sequence[str], **options: Any) -> tu
     found = list(outcomes.values())
     sound = sum(not outcome.lost and not outcome.faults for outcome in found)
     failed = sum(outcome.training != "fitted" for outcome in found)
-    summary = f"{len(found)} fits of {steps:,} steps, {failed} of which ended in a TrainingError. "
+    summary = (
+        f"{len(found)} fits of {steps:,} steps, {failed} of which ended in a TrainingError. "
         f"{sound} of {len(found)} flows are sound, asked about {sum(o.rows for o in found):,} rows."
+    )
     head = ["preset", "type", "trained", "points", "noise → data → noise", "data → noise → data", "log-determinants"]
     return summary, stress_table(outcomes), table(head, trips, "llllr")
 
