@@ -1,5 +1,5 @@
 """`fit`, the only training loop, and what it is made of."""
 
-from flowlab.training.fitting import History, TrainingError, fit
+from flowlab.training.fitting import Callback, History, TrainingError, TrainingState, fit
 
-__all__ = ["History", "TrainingError", "fit"]
+__all__ = ["Callback", "History", "TrainingError", "TrainingState", "fit"]

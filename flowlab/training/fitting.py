@@ -1,9 +1,11 @@
 """`fit`: the entry to training. Arguments are checked, rows prepared, and the loop does the rest."""
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,8 @@ from flowlab.layers.layer import Layer
 from flowlab.networks import Random
 from flowlab.runtime import Precision, compiled, progress_bar
 from flowlab.runtime import matmul_precision as at_precision
+from flowlab.training.checkpoint import Checkpoint, described
+from flowlab.training.following import Callback, Following, Interrupt, TrainingState
 from flowlab.training.history import History, TrainingError
 from flowlab.training.loop import EarlyStopping, RollBack, State, Task, train
 from flowlab.training.objectives import NLL, Objective, loss_of, source_of
@@ -23,7 +27,7 @@ from flowlab.training.optimizer import Optimizer
 from flowlab.training.rows import Precomputed, checked_rows, precompute, representative, split
 from flowlab.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["History", "TrainingError", "fit"]
+__all__ = ["Callback", "History", "TrainingError", "TrainingState", "fit"]
 
 
 def fit(
@@ -49,6 +53,10 @@ def fit(
     progress: bool = True,
     compile: bool = False,
     matmul_precision: Precision | None = None,
+    callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    history: History | None = None,
 ) -> History:
     """Train a flow in place on rows of data, and leave it with the weights that did best on validation rows.
 
@@ -96,15 +104,29 @@ def fit(
         matmul_precision: For `torch.set_float32_matmul_precision` during the fit; torch's setting as it is when None.
             "high" and "medium" allow tensor cores on a GPU and bfloat16 units on a CPU to round more coarsely. On an
             AMD CPU, together with `compile`, "medium" saves another fifth at unchanged precision.
+        callback: Called with a `TrainingState` after every evaluation; its `stop()` ends training.
+        checkpoint: A file that keeps the state of the fit, written at evaluations, as often as takes a twentieth of the
+            time at most. A fit that was killed, and is called again with the same arguments, goes on from it and, on
+            the same CPU, ends with the same bits as one that was not; of one that had ended it gives weights and
+            history back. The model may be made anew, its weights are the file's. What no file can hold is a generator
+            of its own that an objective's function draws from.
+        resume: Whether to go on from a checkpoint that is there; if not, a new one replaces it.
+        history: The history of an earlier fit of this flow, which this one continues (a warm start): its records come
+            first, and only weights that do better than those at the start are kept. Give the same rows as `validation`,
+            since another share of the data would hold out rows that the flow has been trained on.
 
     Returns:
         The history, with the reason for stopping.
 
     Raises:
         TypeError: Rows are no tensors; the message names the argument.
-        ValueError: A number, a shape or a floating-point type does not fit, neither rows nor steps are given, or data
-            hold a value that is not finite (the message names row and column).
+        ValueError: A number, a shape or a floating-point type does not fit, neither rows nor steps are given, data hold
+            a value that is not finite (the message names row and column), or the checkpoint is of another fit.
+        FileError: The checkpoint is damaged, and so is the one before it.
+        OSError: No checkpoint can be written, before any training; if that happens later, a warning says so.
         TrainingError: Training stayed non-finite; the message names the worst row and column.
+        KeyboardInterrupt: Ctrl-C was pressed: once the step that ran is done, the flow has the weights that did best so
+            far, and the checkpoint is written.
 
     Example:
         >>> import torch, flowlab
@@ -126,11 +148,18 @@ def fit(
     rows = checked_rows(flow, data, context, sample_weight)
     device = next((t.device for t in (*flow.parameters(), *flow.buffers())), rows.weight.device)
     seed = int(torch.randint(2**62, (), generator=generator))
+    kept = None
+    if checkpoint is not None:
+        options = (epochs, steps, batch_size, learning_rate, schedule, warmup, weight_decay, clip, ema, patience)
+        kept = Checkpoint(Path(checkpoint), described(rows, validation, options, objective, device), resume)
+        seed = kept.begin(flow, seed, given=generator is not None)
+        if kept.finished:
+            return kept.history
     generator = torch.Generator(device).manual_seed(seed)
     rows, held_out = split(flow, rows, validation if steps is None else 0.0, generator)
     flow.train(False)  # no dropout while layers learn from data
     rows, held_out = rows.to(device), None if held_out is None else held_out.to(device)
-    if rows.x is not None:
+    if rows.x is not None and not (kept and kept.resumed):
         flow.initialise(representative(rows.x, rows.weight, generator))
     by_likelihood = isinstance(objective, NLL) and rows.x is not None
     ready = precompute(flow, rows, held_out) if by_likelihood else Precomputed(flow, rows, held_out)
@@ -147,7 +176,7 @@ def fit(
         epochs=epochs if steps is None else steps,
         unit="epochs" if steps is None else "steps",
         time_limit=math.inf if time_limit is None else time_limit,
-        started=started,
+        started=started - (kept.seconds if kept else 0.0),
     )
     optimizer = Optimizer(ready.model, learning_rate, weight_decay, clip, ema)
     state = State(
@@ -158,21 +187,29 @@ def fit(
         history=History(),
         generator=generator,
         source=source_of(objective, generator),
+        global_start=torch.get_rng_state(),
     )
-    bar = progress_bar(task.total, progress)
-    lent = ExitStack()
-    try:
+    with ExitStack() as lent:
+        lent.callback(_end, flow, optimizer, state)
+        follow = Following(flow, task, progress_bar(task.total, progress), Interrupt(), callback, kept)
+        lent.enter_context(follow)
         lent.enter_context(at_precision(matmul_precision))
         lent.enter_context(_lent(ready.model, generator))
-        train(task, state, bar)
-    finally:
-        bar.close()
-        lent.close()
-        optimizer.load(state.best.weights)
-        optimizer.release()
-        flow.train(False)
-    state.history.seconds = time.perf_counter() - started
+        follow.begin(state, warm=history is not None)
+        train(task, state, follow)
+    state.history.seconds = time.perf_counter() - task.started
+    if history is not None:
+        state.history = history.continued(state.history)
+    if kept is not None:
+        kept.write(flow, ready.model, state, finished=True)
     return state.history
+
+
+def _end(flow: Any, optimizer: Optimizer, state: State) -> None:
+    """However training ended, the flow has the weights that did best."""
+    optimizer.load(state.best.weights)
+    optimizer.release()
+    flow.train(False)
 
 
 def _check_arguments(flow: Any, objective: Any, generator: Any, schedule: str, rows: bool) -> None:

@@ -45,6 +45,19 @@ class History:
         """The lowest validation loss (training loss where there was no validation), nats per row."""
         return min((r["validation"] for r in self.records), default=math.nan)
 
+    def continued(self, later: "History") -> "History":
+        """This history with that of a fit which started from its weights; steps, epochs and seconds count on."""
+        last = self.records[-1] if self.records else {"step": 0, "epoch": 0}
+        offset = {"step": last["step"], "epoch": last["epoch"], "seconds": self.seconds}
+        return History(
+            [*self.records, *({**r, **{k: r[k] + offset[k] for k in offset}} for r in later.records)],
+            later.converged,
+            later.reason,
+            int(offset["step"]) + later.best_step if later.best_step else self.best_step,
+            self.roll_backs + later.roll_backs,
+            self.seconds + later.seconds,
+        )
+
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
         count = len(self.records)

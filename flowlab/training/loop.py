@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +72,11 @@ class State:
         history: What has been seen.
         generator: Source of the batches and the dropout.
         source: Source of the objective's draws.
-        memory: What the objective keeps from step to step.
+        global_start: The state of torch's own generator when the fit began, from which modules of a user's may draw.
         step: Steps so far.
         epoch: The pass over the rows, from one.
+        shuffle: The state of `generator` from which the order of the rows in this pass follows.
+        memory: What the objective keeps from step to step.
     """
 
     optimizer: Optimizer
@@ -84,8 +86,10 @@ class State:
     history: History
     generator: torch.Generator
     source: torch.Generator
+    global_start: Tensor
     step: int = 0
     epoch: int = 0
+    shuffle: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
     memory: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -93,21 +97,50 @@ class State:
         """What a loss may know of this."""
         return Moment(self.step, self.source, self.memory)
 
+    def shuffled(self, rows: int, begun: bool) -> Tensor:
+        """The order of the rows in the next pass, or again in one that has begun."""
+        if begun:
+            now = self.generator.get_state()
+            self.generator.set_state(self.shuffle)
+        else:
+            self.epoch, self.shuffle = self.epoch + 1, self.generator.get_state()
+        order = torch.randperm(rows, generator=self.generator, device=self.generator.device)
+        if begun:
+            self.generator.set_state(now)
+        return order
 
-def train(task: Task, state: State, bar: Any) -> None:
+
+class Followers(Protocol):
+    """Who follows a fit: a bar, a checkpoint, a callback of the user's."""
+
+    def step(self, state: State) -> None:
+        """After every step.
+
+        Raises:
+            KeyboardInterrupt: The user wants the fit to end.
+        """
+
+    def evaluation(self, state: State, record: dict[str, float]) -> str | None:
+        """After every evaluation: why the fit is to stop, or None."""
+
+    def look(self, state: State) -> None:
+        """After every evaluation that does not end the fit, when all that belongs to it is done."""
+
+
+def train(task: Task, state: State, followers: Followers) -> None:
     """Steps until an evaluation or the last epoch ends them; the history says why."""
-    n, per_epoch, ends = len(task.train.weight), task.steps_per_epoch, state.schedule.ends
+    per_epoch, ends = task.steps_per_epoch, state.schedule.ends
     every = max(per_epoch, min(CHECK_EVERY, task.total))
-    while state.epoch < task.epochs:
-        state.epoch += 1
-        order = torch.randperm(n, generator=state.generator, device=task.train.weight.device)
-        for batch in order.tensor_split(per_epoch):
+    while state.step < task.total:
+        done = state.step % per_epoch  # not zero where a fit goes on that was broken off
+        order = state.shuffled(len(task.train.weight), done > 0)
+        for batch in order.tensor_split(per_epoch)[done:]:
             share = state.schedule.share(state.step)
             take_step(task, state, task.train.take(batch), share)
-            bar.update()
             due = state.step % every == 0 or state.step in ends
-            if (due or state.step % CHECK_EVERY == 0) and _look(task, state, share, due, bar):
+            if (due or state.step % CHECK_EVERY == 0) and _look(task, state, share, due, followers):
                 return
+            followers.step(state)
     state.stopper.all_used(state.history, task)
 
 
@@ -120,7 +153,7 @@ def take_step(task: Task, state: State, batch: Rows, share: float) -> None:
     state.step += 1
 
 
-def _look(task: Task, state: State, share: float, due: bool, bar: Any) -> bool:
+def _look(task: Task, state: State, share: float, due: bool, followers: Followers) -> bool:
     """Back to the best weights if steps were skipped; an evaluation, if one is due; and whether to stop."""
     late = time.perf_counter() - task.started >= task.time_limit
     if state.optimizer.longest_streak() >= SKIPS_TO_ROLL_BACK:
@@ -133,15 +166,16 @@ def _look(task: Task, state: State, share: float, due: bool, bar: Any) -> bool:
     if not math.isfinite(record["validation"]):
         state.best.roll_back(state)
         return False
-    bar.set_postfix_str(f"loss {record['train']:.3f}, validation {record['validation']:.3f} nats")
     if state.stopper.update(record, state.schedule):
         state.best.keep(state)
-    # Callbacks and checkpoints belong here: all that they may see or keep is in `state`, once per evaluation.
     reason = state.stopper.reason_to_stop(state.step, state.schedule)
     state.history.converged = reason is not None
-    if late and reason is None:
-        reason = f"the time limit of {task.time_limit:.3g} s"
+    asked = followers.evaluation(state, record)
+    if reason is None:
+        reason = f"the time limit of {task.time_limit:.3g} s" if late else asked
     state.history.reason = reason or ""
+    if reason is None:
+        followers.look(state)
     return reason is not None
 
 

@@ -92,7 +92,7 @@ def loss_of(objective: Objective, generator: torch.Generator) -> Loss:
     """
     if not isinstance(objective, Drawing):
         return lambda model, x, context, at: objective(model, x, context)
-    if not _is_called(objective):
+    if not is_called(objective):
         return objective.loss
     own = copy.copy(objective)
     own.generator = source_of(objective, generator)
@@ -106,9 +106,9 @@ def source_of(objective: Objective, generator: torch.Generator) -> torch.Generat
     return generator if own is None else own
 
 
-def _is_called(objective: Drawing) -> bool:
+def is_called(objective: Drawing) -> bool:
     """Whether a user's class overrides `__call__`, which then says what the loss is, and not `loss`."""
-    if isinstance(objective, Tempered) and _is_called(objective.objective):
+    if isinstance(objective, Tempered) and is_called(objective.objective):
         return True
     return "loss" not in vars(next(c for c in type(objective).__mro__ if {"loss", "__call__"} & vars(c).keys()))
 
@@ -339,7 +339,7 @@ class ForwardKL(Variational):
 
     pool: int = 4096
     refresh: int = 25
-    _pools: "weakref.WeakKeyDictionary[Flow, _Pool]" = field(
+    _pools: "weakref.WeakKeyDictionary[Flow, Pool]" = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False
     )
 
@@ -359,7 +359,7 @@ class ForwardKL(Variational):
             raise ValueError("ForwardKL takes no context: its pool of draws belongs to one target")
         pool = at.memory.get(model)
         if pool is None or pool.steps == self.refresh:
-            pool = at.memory[model] = _Pool(self._draw(model, at.generator))
+            pool = at.memory[model] = Pool(self._draw(model, at.generator))
         pool.steps += model.training
         which = torch.randint(self.pool, (self.draws,), generator=at.generator, device=pool.draws.device)
         return -model.log_prob(pool.draws[which])
@@ -374,7 +374,7 @@ class ForwardKL(Variational):
 
 
 @dataclass
-class _Pool:
+class Pool:
     """A flow's weighted draws, and how many steps have taken some of them."""
 
     draws: Tensor

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from flowlab.runtime import keep_freed_memory
 from flowlab.torch_internals import fused_adamw_, many_copy_, many_lerp_
 
+SEEN = ("streak", "worst_streak", "skipped", "loss", "norm")  # scalars that steps keep
+
 
 class Optimizer:
     """AdamW with clipped gradients, and the moving average of the weights. Nothing in a step waits for the device.
@@ -118,6 +120,19 @@ class Optimizer:
     def copy_average(self, into: list[Tensor]) -> None:
         """Writes the averaged weights into tensors as `copy` gives them."""
         many_copy_(into, self.average)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What steps change beside the weights, by name; `restore` takes it."""
+        found = {f"average.{k}": average for k, average in enumerate(self.average)}
+        for k, (_, (_, _, mean, square, steps)) in enumerate(self.adam):
+            found |= {f"mean.{k}": mean, f"square.{k}": square, f"steps.{k}": steps}
+        return found | {name: getattr(self, name) for name in SEEN}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Sets what `tensors` gives."""
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
