@@ -67,7 +67,7 @@ def test_stress_finds_what_it_looks_for():
 
 
 @EVERY_PRESET
-@EVERY_TYPE
+@pytest.mark.parametrize("dtype", [torch.float32])
 def test_one_row_beyond_range_costs_a_batch_nothing(name, dtype):
     """The largest number once made the roots of planar and Sylvester layers an error for the whole batch."""
     flow = preset(name, 3).to(dtype)

@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 import flowlab
 from benchmarks.common import table
-from flowlab import FlowDensity, Member
+
+if TYPE_CHECKING:  # they take longer to import than torch, and not all work needs them
+    import pandas as pd
+
+    from flowlab import FlowDensity
 
 ROOT = Path(__file__).parents[2]
 Found = dict[str, np.ndarray]
@@ -37,15 +40,17 @@ JOBS = int(os.environ.get("FAULTS_JOBS", "1"))  # of ensembles
 # ---- what is done ---------------------------------------------------------------------------------------------------
 
 
-def numbers(rows: int = 300) -> np.ndarray:
+def numbers(rows: int = 200) -> np.ndarray:
     """Three columns of numbers: correlated, skewed, heavy-tailed."""
     rng = np.random.default_rng(1)
     a = rng.normal(size=rows)
     return np.stack([a, np.exp(0.5 * rng.normal(size=rows) + 0.3 * a), rng.standard_t(3, rows)], 1)
 
 
-def mixed(rows: int = 300) -> pd.DataFrame:
+def mixed(rows: int = 200) -> "pd.DataFrame":
     """Levels, a price, an integer, a date, and missing cells."""
+    import pandas as pd
+
     rng = np.random.default_rng(2)
     city = rng.choice(["Rome", "Oslo", "Lima"], rows, p=[0.5, 0.3, 0.2])
     frame = pd.DataFrame(
@@ -62,7 +67,7 @@ def mixed(rows: int = 300) -> pd.DataFrame:
     return frame
 
 
-def columns(frame: pd.DataFrame, name: str) -> Found:
+def columns(frame: "pd.DataFrame", name: str) -> Found:
     """The columns of a table as arrays that can be saved."""
     return {
         f"{name}, {column}": values.to_numpy() if values.dtype.kind in "ifb" else values.astype(str).to_numpy("U40")
@@ -83,9 +88,13 @@ def flow_and_split(_: Path) -> Found:
     }
 
 
-def number_model() -> FlowDensity:
-    members = [Member("autoregressive", **SMALL), Member("spline", **SMALL), "copula"]
-    return FlowDensity(members=members, n_jobs=JOBS, random_state=0).fit(numbers())
+def number_model() -> "FlowDensity":
+    members = [
+        flowlab.Member("autoregressive", "none", **SMALL),
+        flowlab.Member("spline", "marginal", **SMALL),
+        "copula",
+    ]
+    return flowlab.FlowDensity(members=members, n_jobs=JOBS, random_state=0).fit(numbers())
 
 
 def numeric_table(_: Path) -> Found:
@@ -99,9 +108,9 @@ def numeric_table(_: Path) -> Found:
     }
 
 
-def mixed_model() -> FlowDensity:
+def mixed_model() -> "FlowDensity":
     return FlowDensity(
-        members=[Member("mixed", "none", trees=2, gaussians=3, **SMALL)], n_jobs=JOBS, random_state=0
+        members=[flowlab.Member("mixed", "none", trees=2, gaussians=3, **SMALL)], n_jobs=JOBS, random_state=0
     ).fit(mixed())
 
 
@@ -268,7 +277,7 @@ def fields_that_differ(one: bytes, other: bytes) -> list[str]:
 # ---- threads, forks, workers ----------------------------------------------------------------------------------------
 
 
-def answers(model: FlowDensity, i: int) -> Found:
+def answers(model: "FlowDensity", i: int) -> Found:
     """What a model says of rows, and draws, with seed i."""
     frame = mixed(60)
     sample = model.sample(30, random_state=i)
@@ -279,7 +288,7 @@ def answers(model: FlowDensity, i: int) -> Found:
     }
 
 
-def in_threads(model: FlowDensity, count: int = 8, calls: int = 40) -> float:
+def in_threads(model: "FlowDensity", count: int = 8, calls: int = 40) -> float:
     """The largest difference between answers of one model in several threads at once and one after the other."""
     serial = [answers(model, i) for i in range(calls)]
     barrier = threading.Barrier(count)
@@ -293,7 +302,7 @@ def in_threads(model: FlowDensity, count: int = 8, calls: int = 40) -> float:
         return largest(serial, list(pool.map(job, range(calls))))
 
 
-def in_workers(model: FlowDensity, calls: int = 8) -> float:
+def in_workers(model: "FlowDensity", calls: int = 8) -> float:
     """The same for two of joblib's processes."""
     import joblib
 
@@ -301,7 +310,7 @@ def in_workers(model: FlowDensity, calls: int = 8) -> float:
     return largest(serial, joblib.Parallel(n_jobs=2)(joblib.delayed(answers)(model, i) for i in range(calls)))
 
 
-def in_forks(model: FlowDensity, calls: int = 4, timeout: float = 120.0) -> float:
+def in_forks(model: "FlowDensity", calls: int = 4, timeout: float = 120.0) -> float:
     """The same for two forks, made after torch used threads here; TimeoutError where they hang."""
     import multiprocessing
 

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -397,7 +398,20 @@ def _start(jobs: int) -> Iterator[None]:
     """Start the processes, which import torch meanwhile; exhaust the iterator before giving them tasks."""
     if jobs == 1:
         return iter(())
-    return joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))
+    return _returned(
+        joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(_imported)() for _ in range(jobs))
+    )
+
+
+def _returned(work: Iterator[Any]) -> Iterator[Any]:
+    """What processes return, in turn; an error that says what to do where one of them was killed."""
+    try:
+        yield from work
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that fitted members was killed from outside, as the system does where memory runs out: fit with "
+            "n_jobs=1, which has one member in memory at a time, or with fewer rows"
+        ) from error
 
 
 def _imported() -> None:
@@ -415,7 +429,7 @@ def _run_all(tasks: list[Task], jobs: int, progress: bool) -> list[_Result]:
     )
     done: dict[int, _Result] = {}
     with progress_bar(len(tasks), progress, "members", "fit") as bar:
-        for i, result in zip(order, work, strict=True):
+        for i, result in zip(order, _returned(work), strict=True):
             done[i] = result
             bar.update()
     return [done[i] for i in range(len(tasks))]
