@@ -89,12 +89,8 @@ def flow_and_split(_: Path) -> Found:
 
 
 def number_model() -> "FlowDensity":
-    members = [
-        flowlab.Member("autoregressive", "none", **SMALL),
-        flowlab.Member("spline", "marginal", **SMALL),
-        "copula",
-    ]
-    return flowlab.FlowDensity(members=members, n_jobs=JOBS, random_state=0).fit(numbers())
+    networks = [flowlab.Member("autoregressive", "none", **SMALL), flowlab.Member("spline", "marginal", **SMALL)]
+    return flowlab.FlowDensity(members=[*networks, "copula"], n_jobs=JOBS, random_state=0).fit(numbers())
 
 
 def numeric_table(_: Path) -> Found:
@@ -109,7 +105,7 @@ def numeric_table(_: Path) -> Found:
 
 
 def mixed_model() -> "FlowDensity":
-    return FlowDensity(
+    return flowlab.FlowDensity(
         members=[flowlab.Member("mixed", "none", trees=2, gaussians=3, **SMALL)], n_jobs=JOBS, random_state=0
     ).fit(mixed())
 
