@@ -200,6 +200,8 @@ def states_kept() -> Iterator[dict[str, bool]]:
 
 def perform(names: Sequence[str]) -> Found:
     """What the actions find, and whether they left the global generators alone."""
+    import sklearn.preprocessing  # noqa: F401  # imports rich, which draws from Python's generator as it is imported
+
     found: Found = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder, states_kept() as kept:
