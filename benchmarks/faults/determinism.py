@@ -343,7 +343,8 @@ def section(scale: float = 1.0) -> str:
         rows.append([what, f"{equal} of {len(apart)}", f"{apart[worst]:.1e} ({worst})" if apart[worst] else "0"])
     kept = [bool(value) for name, value in reference.items() if "global state" in name]
     text = [
-        f"{sum(kept)} of {len(kept)} global random states were left alone, three each by {len(names)} kinds of work."
+        f"{sum(kept)} of {len(kept)} global random states were left alone, three each by {len(names)} kinds of work. Not "
+        "counted is what importing scikit-learn does: rich, where it is installed, is imported too, and draws once."
     ]
     if "command line: model file" in reference:
         files = (found["command line: model file"].tobytes() for found in (reference, again))
