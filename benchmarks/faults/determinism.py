@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -343,12 +344,12 @@ def section(scale: float = 1.0) -> str:
         rows.append([what, f"{equal} of {len(apart)}", f"{apart[worst]:.1e} ({worst})" if apart[worst] else "0"])
     kept = [bool(value) for name, value in reference.items() if "global state" in name]
     text = [
-        f"{sum(kept)} of {len(kept)} global random states were left alone, three each by {len(names)} kinds of work. Not "
-        "counted is what importing scikit-learn does: rich, where it is installed, is imported too, and draws once."
+        f"{sum(kept)} of {len(kept)} global random states were left alone, three each by {len(names)} kinds of work. "
+        "Not counted is what importing scikit-learn does: rich, where it is installed, is imported too, and draws once."
     ]
     if "command line: model file" in reference:
         files = (found["command line: model file"].tobytes() for found in (reference, again))
-        fields = fields_that_differ(*files)
+        fields = dict.fromkeys(re.sub(r"\[\d+\]", "[]", field) for field in fields_that_differ(*files))
         text.append(f"Two model files of equal `flowlab fit` calls differ in: {', '.join(fields) or 'nothing'}.")
     model = mixed_model()
     calls = max(8, round(200 * scale))
