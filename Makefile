@@ -12,11 +12,7 @@ READY := $(VENV)/.ready
 
 .PHONY: help demo test test-fast test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
 	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-literature bench-posteriors bench-verdicts \
-<<<<<<< HEAD
-	bench-ecosystem bench-fuzz reliability
-=======
-	bench-ecosystem fuzz
->>>>>>> files
+	bench-ecosystem fuzz reliability
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'

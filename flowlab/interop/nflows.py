@@ -51,6 +51,8 @@ class NflowsLayer(Layer):
         return self._run(self.transform, x, context)
 
     def _run(self, function: Callable[..., Any], value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not value.numel():  # nflows' transforms cannot tell the shapes of what is empty
+            return value.clone(), value.new_zeros(value.shape[:-1])
         given = None if context is None else flat(context.expand(*value.shape[:-1], -1))
         mapped, log_det = function(flat(value), given)
         return mapped.view(value.shape), log_det.view(value.shape[:-1])

@@ -74,6 +74,8 @@ class TransformLayer(Layer):
         return z, -self._log_det(z, x)
 
     def _log_det(self, z: Tensor, x: Tensor) -> Tensor:
+        if not z.numel():  # torch's IndependentTransform cannot sum what is empty
+            return z.new_zeros(z.shape[:-1])
         log_det = self.transform.log_abs_det_jacobian(z, x)
         return log_det if self.transform.domain.event_dim else log_det.expand(z.shape).sum(-1)
 

@@ -314,6 +314,9 @@ class Sylvester(_Residual):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, outer, inner, b, product = self._unpack(context)
         target = multiply(q.transpose(-1, -2), x)
+        # Where products may leave the range of the type, what a tanh adds is far below the rounding of Qᵀx.
+        vast = ~(target.abs() <= torch.finfo(x.dtype).max ** 0.5).all(-1, keepdim=True)
+        target = torch.where(vast, 0, target)
         m = self.directions
         v, h = [torch.zeros_like(target[..., 0])] * m, [torch.zeros_like(target[..., 0])] * m
         for i in reversed(range(m)):
@@ -321,7 +324,7 @@ class Sylvester(_Residual):
             shift = sum((inner[..., i, j] * v[j] for j in range(i + 1, m)), b[..., i])
             v[i] = solve_tanh(target[..., i] - known, outer[..., i, i], inner[..., i, i], shift)
             h[i] = torch.tanh(inner[..., i, i] * v[i] + shift)
-        stacked = torch.stack(h, -1)
+        stacked = torch.where(vast, 1, torch.stack(h, -1))
         z = x - multiply(q, multiply(outer, stacked))
         return z, -torch.log1p(product * (1 - stacked * stacked)).sum(-1)
 

@@ -166,8 +166,8 @@ class Runner:
                     self._seen(k, 1.0, tasks[k].stage)
         except BrokenExecutor as error:
             raise RuntimeError(
-                "a process that fitted members was ended from outside, by the system perhaps for want of memory: "
-                "n_jobs=1 takes less, and checkpoint=… keeps what is done"
+                "a process that fitted members was killed from outside, as the system does where memory runs out: fit with "
+                "n_jobs=1, which has one member in memory at a time, or with fewer rows; checkpoint=… keeps what is done"
             ) from error
         except BaseException:
             executor.shutdown(wait=True, kill_workers=True)
