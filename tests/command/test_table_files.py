@@ -155,7 +155,7 @@ def test_files_of_text(tmp_path, text, encoding, form, expected):
         (b"a,b\n1,2\n3\n", "row 3: Expected 2 columns, got 1.*--sep names another"),
         (b"a;b\n1;2\n3;4;5\n", "Expected 2 columns, got 3"),
         (b"a,a\n1,2\n", "several columns have the same name 'a'"),
-        (b'a,b\n"x,2\n3,4\n', "Expected 2 columns"),
+        (b'a,b\n"x,2\n3,4\n', "the quotation mark in line 2 is never closed"),
         (b"a,b\n1,\x00\xff\n", "no text in UTF-8"),
     ],
 )

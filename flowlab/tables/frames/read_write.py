@@ -38,6 +38,13 @@ MARKS = {  # what a file of an encoding may begin with; the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+STARTS = {  # what files begin with that are no text -> their ending
+    b"\x1f\x8b": ".gz",
+    b"BZh9": ".bz2",
+    b"\xfd7zXZ\x00": ".xz",
+    b"(\xb5/\xfd": ".zst",
+    b"PAR1": ".parquet",
+}
 BLOCK = 1 << 26  # bytes that are parsed at once: no row may be longer
 SAMPLE = 2000  # rows in which a decimal comma is looked for before all are
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -135,7 +142,8 @@ def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
         raise FileNotFoundError(f"{name} is a folder, not a file" if Path(path).is_dir() else f"no file {name}")
     try:
         if suffix == ".parquet":
-            return _checked(File(name, _without_index(pyarrow.parquet.read_table(path)), False, missing=form.missing))
+            with pyarrow.parquet.ParquetFile(path) as file:  # `read_table` fails for two columns of one name
+                return _checked(File(name, _without_index(file.read()), False, missing=form.missing))
         data = _unpacked(Path(path).read_bytes(), packed)
     except (pa.ArrowException, OSError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{name} cannot be read as a {suffix}{packed} file: {error}") from error
@@ -214,7 +222,8 @@ def _gzip(data: bytes) -> bytes:
 
 def _without_index(table: pa.Table) -> pa.Table:
     """A Parquet table without the unnamed row labels that pandas may have put there; NaN beside null is null."""
-    table = table.select([name for name in table.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
+    names = table.column_names
+    table = table.select([j for j in range(len(names)) if not re.fullmatch(r"__index_level_\d+__", names[j])])
     for j, column in enumerate(table.columns):
         if pa.types.is_floating(column.type) and column.null_count:
             wide = column.cast(pa.float64())
@@ -240,6 +249,9 @@ def _read_text(data: bytes, name: str, usual: str, form: Format) -> File:
 
 def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
     """Decode text to UTF-8 without a byte order mark."""
+    other = next((suffix for start, suffix in STARTS.items() if data.startswith(start)), None)
+    if other is not None:
+        raise ValueError(f"{name} is no text: it begins like a {other} file, whose name must end so")
     if b"\x00" in data[:4] and encoding is None and not any(map(data.startswith, MARKS)):
         raise ValueError(
             f"{name} is no text in UTF-8: name its encoding, such as --encoding utf-16-le, or is it a table?"
@@ -280,6 +292,7 @@ def _separator(head: str, usual: str, form: Format) -> tuple[str, list[str]]:
 
 def _parsed(data: bytes, head: str, name: str, sep: str) -> pa.Table:
     """Columns of strings, null where a cell is empty, with the names of the first row."""
+    _check_quotes(data, name, sep)
     try:
         rows = csv.reader(io.StringIO(head, newline=""), delimiter=sep)
         width = len(next((row for row in rows if row), []))
@@ -298,6 +311,20 @@ def _parsed(data: bytes, head: str, name: str, sep: str) -> pa.Table:
         raise ValueError(f"{name} cannot be read as a table: {_explained(str(error), sep)}") from error
     labels = [column[0].as_py() or f"Unnamed: {j}" for j, column in enumerate(table.columns)]
     return table.slice(1).rename_columns(labels)
+
+
+def _check_quotes(data: bytes, name: str, sep: str) -> None:
+    """Raise a ValueError for a quotation mark that is never closed: the parser would take all the rest for one cell."""
+    if data.count(b'"') % 2 == 0:  # which spares nearly all files the search
+        return
+    start = rb'(?:\A|(?<=[\r\n%b]))"' % re.escape(sep.encode())
+    for cell in re.finditer(start + rb'[^"]*(?:""[^"]*)*("|\Z)', data):
+        if not cell[1]:
+            line = data.count(b"\n", 0, cell.start()) + 1
+            raise ValueError(
+                f"{name} cannot be read as a table: the quotation mark in line {line:,} is never closed. Inside of a "
+                "cell in quotation marks, such a mark is written twice"
+            )
 
 
 def _explained(message: str, sep: str) -> str:

@@ -97,6 +97,8 @@ def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> lis
     check_count("n", n)
     table = fitted.table
     frame = table.frame(rows)
+    if lacking := [name for name in table.names if name not in frame.columns]:
+        raise ValueError(f"the rows lack columns of the model: {lacking}. Where nothing is known, give missing cells")
     full = rows if isinstance(rows, pd.DataFrame) else frame
     holes = frame.isna().to_numpy().any(axis=1)
     broken = holes & ~table.unbroken(frame)
