@@ -46,6 +46,8 @@ STARTS = {  # what files begin with that are no text -> their ending
     b"PAR1": ".parquet",
 }
 BLOCK = 1 << 26  # bytes that are parsed at once: no row may be longer
+# What spreadsheets take for a formula: not a number, nor a duration.
+FORMULA = r"(?![+-]?\d*[.,]?\d+(?:[eE][+-]?\d+)?\s*\Z|-?\d+ days?(?: [+-]?[\d:.]+)?\s*\Z)[=+\-@\t\r\n＝＋－＠]"
 SAMPLE = 2000  # rows in which a decimal comma is looked for before all are
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 COMMA = r"^\s*[+-]?\d+,\d+\s*$"
@@ -150,8 +152,16 @@ def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
     return _read_text(data, name, TEXT[suffix], form)
 
 
-def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], sep: str | None = None) -> None:
+def write_table(
+    table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], sep: str | None = None, safe: bool = False
+) -> None:
     """Write a table to a .csv, .tsv or .parquet file, or a compressed one; no half-written file is left.
+
+    Args:
+        table: The table.
+        path: Where to write.
+        sep: What stands between columns of text; a comma or, in .tsv, a tab if None.
+        safe: Whether to defuse formulas in files of text; see `defused`.
 
     Raises:
         ValueError: The suffix is another one, or a column cannot be written to such a file.
@@ -167,8 +177,32 @@ def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], se
                 raise ValueError(f"{path}: Parquet cannot hold this table, a .csv file can: {why}") from error
         else:
             frame = table if isinstance(table, pd.DataFrame) else _exact(table)
+            frame = defused(frame) if safe else frame
             text = frame.to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\n")
             temporary.write_bytes(_packed(text.encode("utf-8"), packed))
+
+
+def defused(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts no spreadsheet takes for formulas: names and cells that look like one begin with a quote.
+
+    That is the advice of OWASP ("CSV injection"). Numbers and durations are no texts, also where they are spelled out.
+
+    Example:
+        >>> defused(pd.DataFrame({"=a": ["=1+1", "-5", "b", "-2+3"], "n": [-1, 2, -3, 4]})).to_csv(index=False)
+        "'=a,n\\n'=1+1,-1\\n-5,2\\nb,-3\\n'-2+3,4\\n"
+    """
+
+    def plain(text: object) -> object:
+        return f"'{text}" if isinstance(text, str) and re.match(FORMULA, text) else text
+
+    columns = [
+        frame.iloc[:, j]
+        if pd.api.types.is_numeric_dtype(dtype) or dtype.kind in "Mm"
+        else frame.iloc[:, j].astype(object).map(plain)
+        for j, dtype in enumerate(frame.dtypes)
+    ]
+    out = pd.DataFrame(dict(enumerate(columns)), index=frame.index)
+    return out.set_axis([plain(name) for name in frame.columns], axis=1)
 
 
 def suffixes(path: str | os.PathLike[str]) -> tuple[str, str]:
