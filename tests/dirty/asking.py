@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from dirty.case import Case, array_model, asked, numbers_model, numbers_table, shell, whole_model, whole_table
+from dirty.case import Case, array_model, asked, fit, numbers_model, numbers_table, shell, whole_model, whole_table
 
 WHOLE = whole_table()
 TEN = WHOLE.iloc[:10]
@@ -279,6 +279,16 @@ IMPUTING = [
             lambda m: m.impute(TEN),
             says="the table as it is",
             check=lambda out: out.drop(columns="gap").equals(TEN.drop(columns="gap")),
+        ),
+    ),
+    Case(
+        "Imputing",
+        "a model of constants alone",
+        asked(
+            lambda m: m.impute(pd.DataFrame({"a": [7, None], "b": [None, None]})),
+            says="they are filled, and what was always missing stays so",
+            check=lambda out: out["a"].tolist() == [7, 7] and out["b"].isna().all(),
+            of=lambda: fit(pd.DataFrame({"a": [7] * 9, "b": [None] * 9})),
         ),
     ),
     Case(

@@ -179,6 +179,8 @@ def write_table(
             frame = table if isinstance(table, pd.DataFrame) else _exact(table)
             frame = defused(frame) if safe else frame
             text = frame.to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\n")
+            if "\r" in text:  # Python's csv quotes cells with the characters of its own line ends alone
+                text = frame.to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\r\n")
             temporary.write_bytes(_packed(text.encode("utf-8"), packed))
 
 
