@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dirty import asking, cells, files, shapes
+from dirty import asking, cells, conditions, files, shapes, times
 from dirty.case import Case, Outcome, Step, carried_out, judge, numbers_model, whole_model, whole_table
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "dirty_tables.md"
-CASES: list[Case] = [*shapes.CASES, *cells.CASES, *files.CASES, *asking.CASES]
+CASES: list[Case] = [case for part in (shapes, cells, times, files, asking, conditions) for case in part.CASES]
 MOST = 260  # characters of a message
 HEAD = """# Dirty tables
 
