@@ -7,10 +7,11 @@ SDV := .venv-sdv
 ARF := .venv-arf
 ARGN := .venv-argn
 UTREES := .venv-utrees
+LOCK := .venv-lock
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast test-slow test-matrix lint format dist docs clean bench bench-quick bench-speed bench-fits \
+.PHONY: help demo test test-fast test-slow test-matrix lint format lock audit dist docs clean bench bench-quick bench-speed bench-fits \
 	bench-scaling bench-density bench-seeds bench-truths bench-synthesis bench-literature bench-posteriors bench-verdicts \
 	bench-ecosystem fuzz reliability
 
@@ -22,8 +23,29 @@ $(READY): pyproject.toml constraints.txt
 	@echo "== setting up $(VENV) (Python packages, a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+endif
 	touch $@
+
+# The tools of the two targets below; they are no part of what flowlab needs.
+$(LOCK)/.ready:
+	test -x $(LOCK)/bin/python || $(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip install --quiet --disable-pip-version-check uv pip-audit
+	touch $@
+
+# torch is left out: its builds differ by platform, so that its version is pinned and no hash of it.
+lock: $(LOCK)/.ready  ## after a change of constraints.txt: the hashes of all its packages, in requirements-ci.txt
+	$(LOCK)/bin/uv pip compile constraints.txt --quiet --upgrade --no-deps --generate-hashes --no-annotate \
+		--no-emit-package torch --custom-compile-command "make lock" -o requirements-ci.txt
+
+# --strict: a package that the advisory database was not asked about is a failure, not a pass.
+audit: $(LOCK)/.ready  ## are there known vulnerabilities in what CI installs? asks a database in the network
+	$(LOCK)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 demo: $(READY)  ## fit real tables, compare on held-out rows, write models, rows and pictures to demo/
 	$(BIN)/flowlab demo -o demo
@@ -151,4 +173,4 @@ docs: $(READY)  ## API pages in site/
 	$(BIN)/python -m pdoc --docformat google --output-directory site flowlab
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) $(ARGN) $(UTREES) .matrix demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JAX) $(SDV) $(ARF) $(ARGN) $(UTREES) $(LOCK) .matrix demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

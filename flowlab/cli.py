@@ -18,6 +18,7 @@ from flowlab.command.options import (
     Output,
     Quiet,
     ReadingOptions,
+    SafeCsv,
     Seed,
     with_reading_options,
 )
@@ -181,16 +182,17 @@ def score(
             help="Columns of the table to write beside it: --keep id,name, or --keep all.", show_default=False
         ),
     ] = None,
+    safe_csv: SafeCsv = False,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write each row's log-density (column `log_prob`, in nats, in the units of the data)."""
-    from flowlab.command.tables import Reading, check_output, scores_of
+    from flowlab.command.tables import Reading, check_output, check_table, scores_of
     from flowlab.command.words import names_of
-    from flowlab.tables.frames.read_write import suffixes, write_table
+    from flowlab.tables.frames.read_write import write_table
 
-    suffixes(output)
+    check_table(output, safe_csv)
     check_output(output, [model, table], force)
     fitted = _load(model)
     frame, file = Reading.of(options).read_for(fitted, table)
@@ -201,7 +203,7 @@ def score(
     if "log_prob" in kept:
         raise ValueError("--keep: the table has a column log_prob of its own; name others")
     scores = scores_of(fitted, frame)
-    write_table(file.as_written(kept).assign(log_prob=scores), output)
+    write_table(file.as_written(kept).assign(log_prob=scores), output, safe=safe_csv)
     if not quiet:
         console.print(
             f"{len(scores):,} rows, mean log-likelihood {scores.mean():.3f} nats; written: {output}",
@@ -224,23 +226,24 @@ def sample(
         ),
     ] = None,
     seed: Seed = 0,
+    safe_csv: SafeCsv = False,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Draw new rows, with the columns and types of the table that was fitted."""
     from flowlab.command.given import read_given
-    from flowlab.command.tables import as_pandas, check_output, columns_of, with_arrow
-    from flowlab.tables.frames.read_write import suffixes, write_table
+    from flowlab.command.tables import as_pandas, check_output, check_table, columns_of, with_arrow
+    from flowlab.tables.frames.read_write import write_table
 
-    suffixes(output)
+    check_table(output, safe_csv)
     check_output(output, [model], force)
     fitted = _load(model)
     conditions = read_given(given, columns_of(fitted)) if given else None
     with_arrow(fitted)
     fitted.set_params(progress=not quiet)
     drawn = as_pandas(fitted, fitted.sample(rows, random_state=seed, given=conditions))
-    write_table(drawn, output)
+    write_table(drawn, output, safe=safe_csv)
     if not quiet:
         share = getattr(drawn, "attrs", {}).get("acceptance")
         kept = f", {share:.0%} of draws kept" if conditions and share is not None else ""
@@ -255,20 +258,20 @@ def impute(
     output: Output,
     options: ReadingOptions,
     seed: Seed = 0,
+    safe_csv: SafeCsv = False,
     force: Force = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Fill missing cells with draws from what the other cells of their rows say; all else stays as it is."""
-    from flowlab.command.tables import Reading, check_output, write_filled
-    from flowlab.tables.frames.read_write import suffixes
+    from flowlab.command.tables import Reading, check_output, check_table, write_filled
 
-    suffixes(output)
+    check_table(output, safe_csv)
     check_output(output, [model, table], force)
     fitted = _load(model)
     frame, file = Reading.of(options).read_for(fitted, table)
     _print_notes(file.notes, quiet)
-    filled, left = write_filled(file, frame, fitted.impute(frame, random_state=seed), output)
+    filled, left = write_filled(file, frame, fitted.impute(frame, random_state=seed), output, safe_csv)
     if not quiet:
         rest = f", {left:,} left in columns that are not modelled" if left else ""
         console.print(

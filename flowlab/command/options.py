@@ -18,6 +18,9 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same result.", 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Force = Annotated[bool, typer.Option("--force", help="Allow an output to overwrite a file that is read.")]
+SafeCsv = Annotated[
+    bool, typer.Option("--safe-csv", help="Put a quote before texts that a spreadsheet would take for formulas.")
+]
 
 
 def _reading(text: str) -> Any:

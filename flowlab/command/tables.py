@@ -17,7 +17,7 @@ from flowlab.command.options import ReadingOptions
 from flowlab.command.reading import KINDS, frame_of
 from flowlab.command.words import names_of, split, unquoted
 from flowlab.tables.frames.arrow import TableFormat, like
-from flowlab.tables.frames.read_write import File, Format, read_file, write_table
+from flowlab.tables.frames.read_write import File, Format, read_file, suffixes, write_table
 from flowlab.tables.schema import Schema
 from flowlab.tables.schema.column import ColumnSchema
 from flowlab.tables.schema.rules import Derived, FixedCombinations, LessThan
@@ -163,6 +163,12 @@ def check_output(output: Path, inputs: Sequence[Path | None], force: bool, endin
             raise ValueError(f"{output} is{same} read: name another file to write to, or --force to overwrite it")
 
 
+def check_table(output: Path, safe: bool) -> None:
+    """Check the ending of a table that is written, and that --safe-csv means something there."""
+    if suffixes(output)[0] == ".parquet" and safe:
+        raise ValueError(f"--safe-csv is for files of text, and {output} is none: leave it out")
+
+
 def check_outputs(model: Path, report: Path | None, inputs: Sequence[Path | None], force: bool) -> None:
     """Check the outputs of `fit`: the model and, if one is wanted, its report."""
     check_output(model, inputs, force)
@@ -187,7 +193,9 @@ def with_arrow(model: Any) -> None:
         model._fitted = replace(fitted, format=as_arrow)
 
 
-def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Path) -> tuple[int, int]:
+def write_filled(
+    file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Path, safe: bool = False
+) -> tuple[int, int]:
     """Write all columns of a file as they are, but for the cells that a model has filled.
 
     Args:
@@ -195,6 +203,7 @@ def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Pa
         frame: The model's columns as they were read.
         filled: The same columns, imputed.
         path: Where to write.
+        safe: Whether to defuse formulas in files of text.
 
     Returns:
         How many cells were filled, and how many are still missing.
@@ -210,7 +219,7 @@ def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Pa
                 whole[str(label)] = whole[str(label)].astype(object)
                 whole.loc[rows, str(label)] = said
         left = int((whole.isna() | (whole == "")).to_numpy().sum())
-        write_table(whole, path, file.sep if path.suffix.lower() == Path(file.name).suffix.lower() else None)
+        write_table(whole, path, file.sep if path.suffix.lower() == Path(file.name).suffix.lower() else None, safe)
         return count, left
     others = [name for name in file.columns if name not in changed]
     rest = frame_of(file, others)[0] if file.text else None
@@ -226,7 +235,7 @@ def write_filled(file: File, frame: pd.DataFrame, filled: pd.DataFrame, path: Pa
         arrays.append(column)
         fields.append(pa.field(name, column.type))
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-    write_table(table, path)
+    write_table(table, path, safe=safe)
     return count, sum(column.null_count for column in table.columns)
 
 

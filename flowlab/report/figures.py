@@ -50,7 +50,8 @@ def training_curve(history: pd.DataFrame, title: str = "") -> Figure:
         min(history["train"].min(), shown.min()),
         max(history["train"].iloc[len(history) // 20 :].max(), shown.max()),
     )
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    margin = 0.05 * (high - low) or 1.0  # a curve that is flat, or a point
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("step", fontsize=LABEL)
     axes.set_ylabel("negative log-likelihood, nats per row", fontsize=LABEL)
     axes.set_title(title, fontsize=LABEL + 2)

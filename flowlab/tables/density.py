@@ -285,6 +285,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
         Raises:
             ConditionError: The observed cells of a row cannot occur together, or break a rule.
+            ValueError: A column of the model is missing.
         """
         model = self._model
         generator = torch.Generator(model.device).manual_seed(seed_from(random_state))
@@ -297,7 +298,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
         Args:
             column: The column.
-            given: Rows with some of the other columns, as a table, or a dict for one row; missing cells are unknown.
+            given: Rows with some of the other columns, as a table, or a dict for one row; missing cells are unknown,
+                and cells of the column itself are not looked at.
             n, random_state: Draws per row, and their seed.
 
         Returns:

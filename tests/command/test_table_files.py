@@ -12,7 +12,7 @@ import pytest
 
 from flowlab.command.reading import frame_of
 from flowlab.command.words import in_shell, names_of, split
-from flowlab.tables.frames.read_write import Format, read_file
+from flowlab.tables.frames.read_write import Format, read_file, write_table
 from helpers import text_file
 
 
@@ -155,7 +155,7 @@ def test_files_of_text(tmp_path, text, encoding, form, expected):
         (b"a,b\n1,2\n3\n", "row 3: Expected 2 columns, got 1.*--sep names another"),
         (b"a;b\n1;2\n3;4;5\n", "Expected 2 columns, got 3"),
         (b"a,a\n1,2\n", "several columns have the same name 'a'"),
-        (b'a,b\n"x,2\n3,4\n', "Expected 2 columns"),
+        (b'a,b\n"x,2\n3,4\n', "the quotation mark in line 2 is never closed"),
         (b"a,b\n1,\x00\xff\n", "no text in UTF-8"),
     ],
 )
@@ -239,3 +239,12 @@ def test_words_of_the_shell():
     assert in_shell("column 'a,b' is bad: leave it out with schema={'a,b': 'excluded'}").endswith("--exclude '\"a,b\"'")
     both = "\n".join(f"Leave it out with schema={{{n!r}: 'excluded'}}, or not" for n in ("a", "b c"))
     assert in_shell(both).splitlines()[-1] == "All of them are left out with --exclude a,'b c'"
+
+
+@pytest.mark.parametrize("cell", ["a\rb", "\r", "a\r\nb", "\n", "a\n\rb", '"\r"', ",\r", "\ta"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz"])
+def test_cells_with_line_breaks_come_back_as_they_were(tmp_path, cell, ending):
+    frame = pd.DataFrame({"c": [cell, "x", cell], "n": [1, 2, 3], "d": ["y", cell, "z"]})
+    write_table(frame, tmp_path / f"t.{ending}")
+    back = read_file(tmp_path / f"t.{ending}").table.to_pydict()
+    assert back == {"c": frame["c"].tolist(), "n": ["1", "2", "3"], "d": frame["d"].tolist()}

@@ -69,6 +69,8 @@ class Table:
             ValueError: A column cannot be modelled, or fewer than two rows keep the rules.
         """
         said = read_overrides(overrides, list(frame.columns))
+        if all(said.get(name, {}).get("kind") == "excluded" for name in frame.columns):
+            raise ValueError(f"the schema excludes every column ({', '.join(map(repr, frame.columns))}): keep one")
         parsed = in_order([read_rule(rule, frame) for rule in read_rules(rules)])
         check_included(parsed, said)
         kept = np.ones(len(frame), dtype=bool)
@@ -123,7 +125,9 @@ class Table:
             cells.check_frame(X)
             return only_known(X, [*self.names, *(c.name for c in self.codec.schema if c.kind == "excluded")])
         try:
-            x = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
+            x = check_array(
+                X, dtype=np.float64, ensure_all_finite=False
+            )  # infinite cells: the codec names their column
         except (TypeError, ValueError) as error:
             if self.array:
                 raise

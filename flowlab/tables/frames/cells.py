@@ -33,9 +33,11 @@ PYTHON = {  # what pandas calls the contents of an object column -> its family
 ADVICE = {
     "datetime": "pd.to_datetime(...)",
     "datetime64": "pd.to_datetime(...)",
+    "zoned": "pd.to_datetime(..., utc=True)",
     "date": "pd.to_datetime(...)",
     "timedelta": "pd.to_timedelta(...)",
     "timedelta64": "pd.to_timedelta(...)",
+    "time": "pd.to_timedelta(... .astype(str)), the time since midnight",
     "decimal": ".astype(float)",
     "complex": "its real and imaginary parts",
     "period": ".dt.to_timestamp()",
@@ -90,7 +92,8 @@ def family(values: pd.Series, name: Any) -> str:
         found = pd.api.types.infer_dtype(values, skipna=True)
         if found in PYTHON:
             return PYTHON[found]
-        raise ValueError(f"column {name!r} holds {found} objects{_advice(name, found)}")
+        zoned = found == "datetime" and any(getattr(value, "tzinfo", None) for value in values.dropna())
+        raise ValueError(f"column {name!r} holds {found} objects{_advice(name, 'zoned' if zoned else found)}")
     if isinstance(dtype, pd.CategoricalDtype):
         return "category"
     if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, pd.ArrowDtype) and dtype.kind == "U"):
@@ -102,8 +105,9 @@ def family(values: pd.Series, name: Any) -> str:
 
 
 def _advice(name: Any, found: str) -> str:
-    way = next((way for word, way in ADVICE.items() if found.startswith(word)), "numbers, strings, booleans or times")
-    return f", which is not modelled: convert it with {way}, or leave it out with schema={{{name!r}: 'excluded'}}"
+    known = next((f"with {way}" for word, way in ADVICE.items() if found.startswith(word)), None)
+    way = known or "to numbers, strings, booleans or times"
+    return f", which is not modelled: convert it {way}, or leave it out with schema={{{name!r}: 'excluded'}}"
 
 
 def check_frame(df: Any) -> None:

@@ -38,7 +38,16 @@ MARKS = {  # what a file of an encoding may begin with; the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+STARTS = {  # what files begin with that are no text -> their ending
+    b"\x1f\x8b": ".gz",
+    b"BZh9": ".bz2",
+    b"\xfd7zXZ\x00": ".xz",
+    b"(\xb5/\xfd": ".zst",
+    b"PAR1": ".parquet",
+}
 BLOCK = 1 << 26  # bytes that are parsed at once: no row may be longer
+# What spreadsheets take for a formula: not a number, nor a duration.
+FORMULA = r"(?![+-]?\d*[.,]?\d+(?:[eE][+-]?\d+)?\s*\Z|-?\d+ days?(?: [+-]?[\d:.]+)?\s*\Z)[=+\-@\t\r\n＝＋－＠]"
 SAMPLE = 2000  # rows in which a decimal comma is looked for before all are
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 COMMA = r"^\s*[+-]?\d+,\d+\s*$"
@@ -135,15 +144,24 @@ def read_file(path: str | os.PathLike[str], form: Format | None = None) -> File:
         raise FileNotFoundError(f"{name} is a folder, not a file" if Path(path).is_dir() else f"no file {name}")
     try:
         if suffix == ".parquet":
-            return _checked(File(name, _without_index(pyarrow.parquet.read_table(path)), False, missing=form.missing))
+            with pyarrow.parquet.ParquetFile(path) as file:  # `read_table` fails for two columns of one name
+                return _checked(File(name, _without_index(file.read()), False, missing=form.missing))
         data = _unpacked(Path(path).read_bytes(), packed)
     except (pa.ArrowException, OSError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{name} cannot be read as a {suffix}{packed} file: {error}") from error
     return _read_text(data, name, TEXT[suffix], form)
 
 
-def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], sep: str | None = None) -> None:
+def write_table(
+    table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], sep: str | None = None, safe: bool = False
+) -> None:
     """Write a table to a .csv, .tsv or .parquet file, or a compressed one; no half-written file is left.
+
+    Args:
+        table: The table.
+        path: Where to write.
+        sep: What stands between columns of text; a comma or, in .tsv, a tab if None.
+        safe: Whether to defuse formulas in files of text; see `defused`.
 
     Raises:
         ValueError: The suffix is another one, or a column cannot be written to such a file.
@@ -159,8 +177,34 @@ def write_table(table: pd.DataFrame | pa.Table, path: str | os.PathLike[str], se
                 raise ValueError(f"{path}: Parquet cannot hold this table, a .csv file can: {why}") from error
         else:
             frame = table if isinstance(table, pd.DataFrame) else _exact(table)
+            frame = defused(frame) if safe else frame
             text = frame.to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\n")
+            if "\r" in text:  # Python's csv quotes cells with the characters of its own line ends alone
+                text = frame.to_csv(sep=sep or TEXT[suffix], index=False, lineterminator="\r\n")
             temporary.write_bytes(_packed(text.encode("utf-8"), packed))
+
+
+def defused(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts no spreadsheet takes for formulas: names and cells that look like one begin with a quote.
+
+    That is the advice of OWASP ("CSV injection"). Numbers and durations are no texts, also where they are spelled out.
+
+    Example:
+        >>> defused(pd.DataFrame({"=a": ["=1+1", "-5", "b", "-2+3"], "n": [-1, 2, -3, 4]})).to_csv(index=False)
+        "'=a,n\\n'=1+1,-1\\n-5,2\\nb,-3\\n'-2+3,4\\n"
+    """
+
+    def plain(text: object) -> object:
+        return f"'{text}" if isinstance(text, str) and re.match(FORMULA, text) else text
+
+    columns = [
+        frame.iloc[:, j]
+        if pd.api.types.is_numeric_dtype(dtype) or dtype.kind in "Mm"
+        else frame.iloc[:, j].astype(object).map(plain)
+        for j, dtype in enumerate(frame.dtypes)
+    ]
+    out = pd.DataFrame(dict(enumerate(columns)), index=frame.index)
+    return out.set_axis([plain(name) for name in frame.columns], axis=1)
 
 
 def suffixes(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -214,7 +258,8 @@ def _gzip(data: bytes) -> bytes:
 
 def _without_index(table: pa.Table) -> pa.Table:
     """A Parquet table without the unnamed row labels that pandas may have put there; NaN beside null is null."""
-    table = table.select([name for name in table.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
+    names = table.column_names
+    table = table.select([j for j in range(len(names)) if not re.fullmatch(r"__index_level_\d+__", names[j])])
     for j, column in enumerate(table.columns):
         if pa.types.is_floating(column.type) and column.null_count:
             wide = column.cast(pa.float64())
@@ -240,6 +285,9 @@ def _read_text(data: bytes, name: str, usual: str, form: Format) -> File:
 
 def _utf8(data: bytes, name: str, encoding: str | None) -> bytes:
     """Decode text to UTF-8 without a byte order mark."""
+    other = next((suffix for start, suffix in STARTS.items() if data.startswith(start)), None)
+    if other is not None:
+        raise ValueError(f"{name} is no text: it begins like a {other} file, whose name must end so")
     if b"\x00" in data[:4] and encoding is None and not any(map(data.startswith, MARKS)):
         raise ValueError(
             f"{name} is no text in UTF-8: name its encoding, such as --encoding utf-16-le, or is it a table?"
@@ -280,6 +328,7 @@ def _separator(head: str, usual: str, form: Format) -> tuple[str, list[str]]:
 
 def _parsed(data: bytes, head: str, name: str, sep: str) -> pa.Table:
     """Columns of strings, null where a cell is empty, with the names of the first row."""
+    _check_quotes(data, name, sep)
     try:
         rows = csv.reader(io.StringIO(head, newline=""), delimiter=sep)
         width = len(next((row for row in rows if row), []))
@@ -298,6 +347,20 @@ def _parsed(data: bytes, head: str, name: str, sep: str) -> pa.Table:
         raise ValueError(f"{name} cannot be read as a table: {_explained(str(error), sep)}") from error
     labels = [column[0].as_py() or f"Unnamed: {j}" for j, column in enumerate(table.columns)]
     return table.slice(1).rename_columns(labels)
+
+
+def _check_quotes(data: bytes, name: str, sep: str) -> None:
+    """Raise a ValueError for a quotation mark that is never closed: the parser would take all the rest for one cell."""
+    if data.count(b'"') % 2 == 0:  # which spares nearly all files the search
+        return
+    start = rb'(?:\A|(?<=[\r\n%b]))"' % re.escape(sep.encode())
+    for cell in re.finditer(start + rb'[^"]*(?:""[^"]*)*("|\Z)', data):
+        if not cell[1]:
+            line = data.count(b"\n", 0, cell.start()) + 1
+            raise ValueError(
+                f"{name} cannot be read as a table: the quotation mark in line {line:,} is never closed. Inside of a "
+                "cell in quotation marks, such a mark is written twice"
+            )
 
 
 def _explained(message: str, sep: str) -> str:

@@ -1,5 +1,6 @@
 """Validation of the rows that users pass in, with messages that name the column."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -29,13 +30,22 @@ def training_frame(model: BaseEstimator, X: Any) -> tuple[pd.DataFrame, bool]:
     """
     if isinstance(X, pd.DataFrame):
         cells.check_frame(X)
+        if not X.shape[1]:
+            raise ValueError("the table has no columns: there is nothing to fit to")
+        if len(X) < 2:
+            raise ValueError(f"a fit needs at least two rows, the table has {len(X)}")
         for name, dtype in X.dtypes.items():
             if pd.api.types.is_complex_dtype(dtype):
                 raise ValueError(f"Complex data not supported: column {name!r}")
         _check_feature_names(model, X, reset=True)
         model.n_features_in_ = X.shape[1]
         return X, False
-    x = validate_data(model, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2)
+    # Infinite cells are found with the schema, which names their column.
+    try:
+        x = validate_data(model, X, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=2)
+    except (TypeError, ValueError):
+        _check_cells(X)
+        raise
     given = np.asarray(X) if hasattr(X, "dtype") else x
     return pd.DataFrame(given if given.dtype.kind in "iuf" else x, columns=[f"x{j}" for j in range(x.shape[1])]), True
 
@@ -75,12 +85,16 @@ def read_rows(X: Any) -> Any:
     numbers are converted; anything else is returned unchanged.
 
     Raises:
-        TypeError: The rows are a dict.
+        TypeError: The rows are a dict, dicts or a path.
         ValueError: A cell of an array is not a number; the message names row and column.
     """
     X = to_pandas(X)
-    if isinstance(X, Mapping) and not issparse(X):  # scipy's dictionaries of keys are both
-        raise TypeError("expected a table or an array of rows, got a dict: pd.DataFrame(...) makes a table of it")
+    if isinstance(X, str | os.PathLike):
+        raise TypeError(f"expected a table or an array of rows, got the text {str(X)[:80]!r}: pd.read_csv reads a file")
+    first = X[0] if isinstance(X, list | tuple) and X else None
+    if isinstance(X if first is None else first, Mapping) and not issparse(X):  # scipy's dictionaries of keys are both
+        kind = "a dict" if first is None else "dicts"
+        raise TypeError(f"expected a table or an array of rows, got {kind}: pd.DataFrame(...) makes a table of it")
     if isinstance(X, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(X), np.nan, X.data) if np.ma.is_masked(X) else X.data
     if isinstance(X, torch.Tensor):
@@ -101,10 +115,23 @@ def read_rows(X: Any) -> Any:
         try:
             out[row, j] = grid[row, j]
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"column {j} holds {grid[row, j]!r} in row {row}, which is no number: a DataFrame can hold such columns"
-            ) from error
+            raise ValueError(_no_number(grid, row, j)) from error
     return out
+
+
+def _check_cells(X: Any) -> None:
+    """Raise an error that names the first cell of an array that is no number, if one can be found."""
+    grid = np.array(X, dtype=object)
+    for place in np.ndindex(grid.shape) if grid.ndim == 2 else ():
+        try:
+            float(grid[place])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{_no_number(grid, *place)} ({error})") from error
+
+
+def _no_number(grid: NDArray[np.object_], row: int, column: int) -> str:
+    cell = str(grid[row, column])[:40]
+    return f"column {column} holds {cell!r} in row {row}, which is no number: a DataFrame can hold such columns"
 
 
 def only_known(frame: pd.DataFrame, names: Sequence[Any]) -> pd.DataFrame:

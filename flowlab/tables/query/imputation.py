@@ -93,10 +93,13 @@ def sample_given(fitted: Fitted, given: pd.DataFrame, generator: torch.Generator
 
 def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> list[pd.DataFrame]:
     """n tables in which the missing cells of rows are drawn; see `FlowDensity.impute`."""
-    fitted.conditionals("imputation needs")
+    if fitted.mixture is not None:  # of constants alone there is nothing to ask, and all to fill
+        fitted.conditionals("imputation needs")
     check_count("n", n)
     table = fitted.table
     frame = table.frame(rows)
+    if lacking := [name for name in table.names if name not in frame.columns]:
+        raise ValueError(f"the rows lack columns of the model: {lacking}. Where nothing is known, give missing cells")
     full = rows if isinstance(rows, pd.DataFrame) else frame
     holes = frame.isna().to_numpy().any(axis=1)
     broken = holes & ~table.unbroken(frame)
@@ -118,7 +121,9 @@ def impute(fitted: Fitted, rows: Any, n: int, generator: torch.Generator) -> lis
     for _ in range(n):
         out = full.copy()
         if holes.any():
-            filled, effective = fill_keeping(fitted, matrix, ~np.isnan(matrix) & ~new, False, generator)
+            filled, effective = matrix, 1.0
+            if fitted.mixture is not None:
+                filled, effective = fill_keeping(fitted, matrix, ~np.isnan(matrix) & ~new, False, generator)
             drawn = table.decode(filled)
             for name in drawn.columns:
                 out[name] = cells.filled(out[name], np.flatnonzero(holes), drawn[name])

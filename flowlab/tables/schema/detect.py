@@ -141,7 +141,7 @@ def learn_numbers(column: ColumnSchema, present: pd.Series) -> None:
             f"column {column.name!r}: expected whole numbers, got {x[~whole][0]:g} in row {row!r}: round it, or "
             "make it 'continuous'"
         )
-    check_size(x, column.name)
+    check_size(x, column.name, present.index)
     # Integers carry no rounding errors.
     learn_grid(column, x, 0.0 if whole.all() else rounding(numpy_dtype(column.dtype)), FINE)
     if column.kind == "integer":

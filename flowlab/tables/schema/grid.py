@@ -152,7 +152,8 @@ def common_decimals(x: Array, rounding: Array) -> float:
             allowed = np.where(np.abs(values) < step / 2, np.maximum(error, np.median(error)), allowed)
             if not _multiples(values[few], step, allowed[few]):
                 continue
-            chance = np.log(np.minimum(2 * allowed / step, 1.0)).sum()
+            with np.errstate(divide="ignore"):  # among whole numbers a zero is exact: it is no chance
+                chance = np.log(np.minimum(2 * allowed / step, 1.0)).sum()
             if chance <= math.log(CHANCE) and _multiples(values, step, allowed):
                 return _coarser(values, step)
     return 0.0
@@ -181,11 +182,15 @@ def offset_of(x: Array, resolution: float) -> float:
     return offset if np.abs(x - offset).max() < largest / 1000 else 0.0
 
 
-def check_size(x: Array, name: Any) -> None:
-    """Raise a ValueError for numbers so large or small that double precision loses digits."""
-    size = np.abs(x).max()
+def check_size(x: Array, name: Any, labels: Any) -> None:
+    """Raise a ValueError for numbers so large or small that double precision loses digits; `labels` name the rows."""
+    row = int(np.abs(x).argmax())
+    size = abs(x[row])
     if x.min() < x.max() and not DIGITS[0] <= size <= DIGITS[1]:
-        raise ValueError(f"column {name!r} holds values of size {size:g}, where double precision fails: {RESCALE}")
+        raise ValueError(
+            f"column {name!r} holds values of size {size:g}, the largest in row {labels[row : row + 1].tolist()[0]!r}, "
+            f"where double precision fails: make cells missing that stand for missing values, or {RESCALE}"
+        )
 
 
 def check_scale(x: Array, name: Any, labels: Any = None) -> None:

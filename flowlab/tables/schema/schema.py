@@ -204,7 +204,7 @@ class Schema:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of JSON, of UTF-8, of the fields
             raise ValueError(f"{path} holds no schema: {error or type(error).__name__}") from error
 
 
