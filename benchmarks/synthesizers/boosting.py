@@ -7,7 +7,7 @@ from sklearn.model_selection import StratifiedKFold
 from xgboost import XGBClassifier
 
 from flowlab.report import metrics
-from flowlab.report.aligned import Column, align, matrix
+from flowlab.tables.frames.aligned import Column, align, matrix
 
 FOLDS = 3
 

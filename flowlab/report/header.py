@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from flowlab.report.aligned import kind
+from flowlab.tables.frames.aligned import kind
 from flowlab.report.inputs import list_labels
 from flowlab.version import __version__
 

@@ -28,6 +28,7 @@ from flowlab.tables.fitted import Fitted, fit_table
 from flowlab.tables.frames.arrow import format_of, like
 from flowlab.tables.frames.validation import fit_anew, read_rows, seed_from, training_frame, weighted_rows
 from flowlab.tables.query import imputation, questions, sampling, scoring
+from flowlab.tables.query.memorization import Memorization, memorization
 from flowlab.tables.query.summary import headline, history_frame, members_frame, summary
 from flowlab.tables.schema import Schema, stored
 from flowlab.tables.schema.relations import Columns
@@ -345,6 +346,38 @@ class FlowDensity(DensityMixin, BaseEstimator):
         with questions.blocks(model, n_samples, self.progress) as sizes:
             scores = [score(self.sample(size, int(rng.integers(2**62)))) for size in sizes]
         return np.concatenate(scores)
+
+    def memorization(
+        self, train: Any, held_out: Any, *, most: int = 2000, random_state: int | None = None
+    ) -> Memorization:
+        """Measure whether the fit memorised its rows: copies, nearest records, and a membership test by likelihood.
+
+        The test asks how well a score tells training rows from held-out ones: the share of pairs (AUC), by DeLong's
+        standard error. One score is the log-likelihood; it mistakes rows that are likely anyway for training rows. The
+        other is its ratio to a reference density of rows of neither kind (Carlini et al. 2022, "Membership inference
+        attacks from first principles"; van Breugel et al. 2023, "Membership inference attacks against synthetic data
+        through overfitting detection"): small networks on half of `held_out`, in the model's own measure. Either is 0.5
+        for a model that has seen no row of both, whatever the reference is; a poor one finds less.
+
+        Args:
+            train: The rows fitted to, at least 20.
+            held_out: Other rows of the same source, at least 40.
+            most: Rows of each kind that are looked at.
+            random_state: An int makes synthetic rows, halves and reference reproducible.
+
+        Raises:
+            ValueError: Too few rows, or columns other than those fitted to.
+
+        Example:
+            >>> import numpy as np, flowlab
+            >>> x = np.random.default_rng(0).normal(size=(300, 2))
+            >>> model = flowlab.FlowDensity(members=["copula"], random_state=0).fit(x[:150])
+            >>> model.memorization(x[:150], x[150:], random_state=0).memorised
+            False
+        """
+        model = self._model
+        tables = (model.table.frame(read_rows(rows)) for rows in (train, held_out))
+        return memorization(model, *tables, most, seed_from(random_state))
 
     # What was fitted -------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from flowlab import files
 from flowlab.flow import Flow
-from flowlab.hints import check_arguments
+from flowlab.hints import check_arguments, made
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
 from flowlab.tables import parameters
 from flowlab.tables.codec.table import Table
-from flowlab.tables.ensemble.calibration import goodness_of_fit
+from flowlab.tables.ensemble.calibration import Membership, goodness_of_fit
 from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
 from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member, choose_members, fold_count
@@ -44,6 +44,7 @@ class Fitted:
         held_out: Sorted log-likelihoods of held-out rows, nats.
         validation_score: Their mean.
         calibration: Tests of fit on the held-out rows.
+        membership: Whether training rows score higher than held-out ones; None where none were, or in an early file.
     """
 
     table: Table
@@ -55,6 +56,7 @@ class Fitted:
     held_out: Array = field(default_factory=lambda: np.zeros(0))
     validation_score: float = math.nan
     calibration: pd.DataFrame = field(default_factory=lambda: goodness_of_fit(np.zeros((0, 1)), []))
+    membership: Membership | None = None
 
     @property
     def joint(self) -> JointDensity | None:
@@ -174,6 +176,7 @@ def fit_matrix(
     fitted.held_out = held_out.sort().values.numpy()
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())
+    fitted.membership = ensemble.membership
     fitted.calibration = goodness_of_fit(ensemble.noise.numpy(), [variable.name for variable in table.variables])
     return fitted
 
@@ -189,6 +192,7 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
         "calibration": fitted.calibration.reset_index().to_dict("list"),
         "held_out": fitted.held_out.tolist(),
         "validation_score": fitted.validation_score,
+        "membership": None if fitted.membership is None else asdict(fitted.membership),
     }
     return parameters.finite(state)
 
@@ -228,7 +232,21 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
         stored.held_out_from(state["held_out"]),
         stored.with_nan(state, ["validation_score"])["validation_score"],
         stored.calibration_from(state["calibration"]),
+        membership_from(state.get("membership")),
     )
+
+
+def membership_from(values: Any) -> Membership | None:
+    """What a fit recorded of its training rows' scores, from a file; None in an early one.
+
+    Raises:
+        ValueError: The fields are none of `Membership`'s.
+    """
+    if values is None:
+        return None
+    made(Membership, values, dict.fromkeys(("train", "held_out"), float | None))
+    means = {name: -math.inf if values[name] is None else values[name] for name in ("train", "held_out")}
+    return Membership(**(values | means))
 
 
 def early_joint(table: Table, flow: FlowMixture, record: dict[str, Any]) -> FlowMixture:

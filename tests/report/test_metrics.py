@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from flowlab.report import metrics
-from flowlab.report.aligned import align, kind
+from flowlab.tables.frames.aligned import align, kind
 
 
 def mixed(rows: int, seed: int, shift: float = 0.0) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 
 import flowlab
 from flowlab.report import evidence, header, inputs, log_likelihood, metrics, panels, sections, verdict, write
-from flowlab.report.aligned import align
+from flowlab.tables.frames.aligned import align
 from flowlab.report.sections import classifier, transfer
 from flowlab.report.verdict import FAIR, GOOD, POOR, Check, rate
 from flowlab.tables.codec.table import Table

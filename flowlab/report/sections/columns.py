@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from flowlab.report import metrics, panels
-from flowlab.report.aligned import Array, Column, align
+from flowlab.tables.frames.aligned import Array, Column, align
 from flowlab.report.evidence import Evidence
 from flowlab.report.page import Content, Picture, Table
 from flowlab.report.sections.section import Section
