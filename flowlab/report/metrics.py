@@ -16,7 +16,6 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from flowlab.tables.frames.aligned import Array, Column, align, matrix, pair_counts
-from flowlab.tables.frames.nearness import privacy
 
 T = TypeVar("T")
 
@@ -33,7 +32,6 @@ BETTER = {
     "train_on_synthetic": "higher is better; a ratio of 1 means that synthetic rows teach as much as real ones",
     "missing_pattern_distance": "lower is better; 0 is perfect",
     "missing_rates": "neither: the synthetic table should have the values of the real one",
-    "privacy": "a share of 0.5 is expected of new rows; more means that rows were remembered",
     "validity": "lower is better; 0 is perfect",
 }
 

@@ -376,8 +376,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
             False
         """
         model = self._model
-        tables = (model.table.frame(read_rows(rows)) for rows in (train, held_out))
-        return memorization(model, *tables, most, seed_from(random_state))
+        seen, new = (model.table.frame(read_rows(rows)) for rows in (train, held_out))
+        return memorization(model, seen, new, most, seed_from(random_state))
 
     # What was fitted -------------------------------------------------------------------------------------------------
 

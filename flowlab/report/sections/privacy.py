@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flowlab.report import metrics
 from flowlab.report.evidence import Evidence, at_most
 from flowlab.report.inputs import scores
 from flowlab.report.page import Content, Table
 from flowlab.report.sections.section import Section
 from flowlab.report.verdict import FAIR, GOOD, POOR, Check
 from flowlab.tables.ensemble.calibration import MEMORISED, Membership, membership
+from flowlab.tables.frames import nearness
 from flowlab.tables.query.memorization import copies_error
 
 MOST_NEAR = 0.55  # share of synthetic rows nearer to training rows that is still only slightly high
@@ -20,7 +20,7 @@ SCORED = 2000  # rows of each kind whose log-likelihoods are compared
 class Privacy(Section):
     """Copies and distances, and how well scores tell training rows (None without them), among so many other rows."""
 
-    measured: metrics.Privacy | None
+    measured: nearness.Privacy | None
     membership: Membership | None
     test_rows: int
     synthetic_rows: int
@@ -34,7 +34,7 @@ class Privacy(Section):
         train, test, synthetic = evidence.train, evidence.test, evidence.synthetic
         if not evidence.at_hand:
             return cls(None, None, len(test), len(synthetic))
-        measured = metrics.privacy(train, test, synthetic, seed=evidence.seed)
+        measured = nearness.privacy(train, test, synthetic, seed=evidence.seed)
         both = (scores(evidence.model, at_most(rows, SCORED, evidence.seed)) for rows in (train, test))
         return cls(measured, membership(*both), len(test), len(synthetic))
 
@@ -44,7 +44,7 @@ class Privacy(Section):
             return []
         return [self._copies(self.measured), self._nearest(self.measured), self._member(self.membership)]
 
-    def _copies(self, p: metrics.Privacy) -> Check:
+    def _copies(self, p: nearness.Privacy) -> Check:
         """Rate the share of copies beside that of held-out rows, which is known to three standard errors."""
         rows, test_rows = self.synthetic_rows, self.test_rows
         error = copies_error(p, rows, test_rows)
@@ -55,7 +55,7 @@ class Privacy(Section):
         value, floor, ends = f"{p.copies:.2%}", f"{p.copies_held_out:.2%}", f"to {p.copies_held_out + 3 * error:.2%}"
         return Check("Copies", self.anchor, value, floor, "like held-out rows", status, words, ends)
 
-    def _nearest(self, p: metrics.Privacy) -> Check:
+    def _nearest(self, p: nearness.Privacy) -> Check:
         """Rate the share of synthetic rows that are nearer to training than to held-out rows."""
         z = (p.nearer_to_train - 0.5) / p.standard_error if p.standard_error > 0 else 0.0
         status = GOOD if z <= 2 else FAIR if p.nearer_to_train <= MOST_NEAR else POOR
@@ -97,8 +97,8 @@ class Privacy(Section):
         text = (
             "Were training rows remembered? Distances are Gower's, with ranks: 0 for equal rows, 1 for rows that "
             "differ in everything. Tables of few values have copies by nature, hence the comparison with held-out "
-            "rows. Scores are the model's own log-likelihoods: a fit knows its training rows a little; a reference density "
-            "makes a sharper test of it, FlowDensity.memorization. These are measurements on these rows, no guarantee."
+            "rows. Scores are the model's own log-likelihoods: a fit knows its training rows a little. A sharper test, "
+            "with a reference density, is FlowDensity.memorization. These are measurements, no guarantee."
         )
         nearer = f"{p.nearer_to_train:.3f} ± {p.standard_error:.3f}"
         like = "like held-out rows"

@@ -39,8 +39,8 @@ def summary(fitted: Fitted, features: int) -> str:
 def memorised(known: Membership) -> str:
     """What log-likelihoods of training and held-out rows say of memorisation, as text."""
     text = (
-        f"training rows: {known.train:.3f} nats per row, held-out ones {known.held_out:.3f}; a training row is known by "
-        f"its higher log-likelihood in {known} of pairs (0.5 if nothing was memorised)"
+        f"training rows: {known.train:.3f} nats per row, held-out ones {known.held_out:.3f}; the training row "
+        f"of a pair has the higher log-likelihood in {known} of them (0.5 if nothing was memorised)"
     )
     return text if not known.memorised else f"{text}\nMEMORISED: this fit knows its training rows from any others"
 
