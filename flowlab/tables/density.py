@@ -27,6 +27,7 @@ from flowlab.tables.ensemble.member import Member
 from flowlab.tables.fitted import Fitted, fit_table
 from flowlab.tables.frames.arrow import format_of, like
 from flowlab.tables.frames.validation import fit_anew, read_rows, seed_from, training_frame, weighted_rows
+from flowlab.tables.private import fit_private
 from flowlab.tables.query import imputation, questions, sampling, scoring
 from flowlab.tables.query.memorization import Memorization, memorization
 from flowlab.tables.query.summary import headline, history_frame, members_frame, summary
@@ -73,6 +74,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
             such as `FixedCombinations`; one, or a list.
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members, one thread each; None uses all cores for large tables, one for small ones.
+        privacy: A budget {"epsilon": …, "delta": …} for a differentially private fit: networks alone, trained by DP-SGD
+            (Opacus, the extra `private`), of columns that `schema` declares in full. See docs/tables.md.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
         progress: Show progress bars: of steps in one process, of members in several.
 
@@ -99,6 +102,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         rules: Any = None,
         device: str = "cpu",
         n_jobs: int | None = None,
+        privacy: dict[str, float] | None = None,
         random_state: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -111,6 +115,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.rules = rules
         self.device = device
         self.n_jobs = n_jobs
+        self.privacy = privacy
         self.random_state = random_state
         self.progress = progress
 
@@ -137,6 +142,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
         table_format, X = format_of(X), read_rows(X)
         X, weight = weighted_rows(X, sample_weight)
         frame, array = training_frame(self, X)
+        if self.privacy is not None:
+            plain = table_format is None and last is None
+            self._fitted = fit_private(frame, array, params, rng, weight is not None, plain)
+            return
         self._fitted = fit_table(frame, array, weight, params, rng, table_format, last)
 
     @property
@@ -350,14 +359,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
     def memorization(
         self, train: Any, held_out: Any, *, most: int = 2000, random_state: int | None = None
     ) -> Memorization:
-        """Measure whether the fit memorised its rows: copies, nearest records, and a membership test by likelihood.
+        """Measure whether the fit memorised its rows: copies, nearest records, and how well scores know its rows.
 
-        The test asks how well a score tells training rows from held-out ones: the share of pairs (AUC), by DeLong's
-        standard error. One score is the log-likelihood; it mistakes rows that are likely anyway for training rows. The
-        other is its ratio to a reference density of rows of neither kind (Carlini et al. 2022, "Membership inference
-        attacks from first principles"; van Breugel et al. 2023, "Membership inference attacks against synthetic data
-        through overfitting detection"): small networks on half of `held_out`, in the model's own measure. Either is 0.5
-        for a model that has seen no row of both, whatever the reference is; a poor one finds less.
+        Scores are the log-likelihood, and its ratio to that of small networks fitted to half of `held_out`. The result
+        prints as text, ending in a verdict.
 
         Args:
             train: The rows fitted to, at least 20.
@@ -367,13 +372,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
         Raises:
             ValueError: Too few rows, or columns other than those fitted to.
-
-        Example:
-            >>> import numpy as np, flowlab
-            >>> x = np.random.default_rng(0).normal(size=(300, 2))
-            >>> model = flowlab.FlowDensity(members=["copula"], random_state=0).fit(x[:150])
-            >>> model.memorization(x[:150], x[150:], random_state=0).memorised
-            False
         """
         model = self._model
         seen, new = (model.table.frame(read_rows(rows)) for rows in (train, held_out))

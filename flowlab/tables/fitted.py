@@ -24,6 +24,7 @@ from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member, choose_members, fold_count
 from flowlab.tables.frames.arrow import TableFormat
 from flowlab.tables.schema import stored
+from flowlab.training.private import Privacy
 
 LEAST_HELD_OUT = 8  # rows from which some are held out
 
@@ -44,6 +45,7 @@ class Fitted:
         held_out: Sorted log-likelihoods of held-out rows, nats.
         validation_score: Their mean.
         calibration: Tests of fit on the held-out rows.
+        privacy: What a differentially private fit spent; None for others.
         membership: Whether training rows score higher than held-out ones; None where none were, or in an early file.
     """
 
@@ -57,6 +59,7 @@ class Fitted:
     validation_score: float = math.nan
     calibration: pd.DataFrame = field(default_factory=lambda: goodness_of_fit(np.zeros((0, 1)), []))
     membership: Membership | None = None
+    privacy: Privacy | None = None
 
     @property
     def joint(self) -> JointDensity | None:
@@ -192,6 +195,7 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
         "calibration": fitted.calibration.reset_index().to_dict("list"),
         "held_out": fitted.held_out.tolist(),
         "validation_score": fitted.validation_score,
+        "privacy": None if fitted.privacy is None else asdict(fitted.privacy),
         "membership": None if fitted.membership is None else asdict(fitted.membership),
     }
     return parameters.finite(state)
@@ -233,6 +237,7 @@ def from_json(state: dict[str, Any], mixture: Any, features: int) -> Fitted:
         stored.with_nan(state, ["validation_score"])["validation_score"],
         stored.calibration_from(state["calibration"]),
         membership_from(state.get("membership")),
+        None if state.get("privacy") is None else made(Privacy, state["privacy"]),
     )
 
 

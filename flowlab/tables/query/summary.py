@@ -16,7 +16,9 @@ def summary(fitted: Fitted, features: int) -> str:
     count = 0 if fitted.mixture is None else sum(p.numel() for p in fitted.mixture.parameters())
     lines = [
         f"FlowDensity of {features} columns, {len(table.variables)} variables modelled, {count:,} parameters",
-        f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}",
+        f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}"
+        if fitted.privacy is None
+        else f"differentially private: {fitted.privacy}; tables that differ in one row's presence, their length public",
     ]
     if fitted.race:
         race = ", ".join(f"{name} {score:.3f}" for name, score in fitted.race.items())
