@@ -1,0 +1,1 @@
+"""Sections of the reliability page: faults tried, and what became of them."""
