@@ -60,7 +60,7 @@ def ordinary(train: pd.DataFrame) -> tuple[FlowDensity, pd.DataFrame]:
 def overfitted(train: pd.DataFrame) -> tuple[FlowDensity, pd.DataFrame]:
     """Wide networks without dropout, trained long on sixty rows, without early stopping."""
     train = train.iloc[:60]
-    member = Member("mixed", hidden=(192,), dropout=0.0, steps=1_500, trees=0, gaussians=0)
+    member = Member("mixed", hidden=(192,), dropout=0.0, steps=1_000, trees=0, gaussians=0)
     return FlowDensity(members=[member], validation=0, random_state=0).fit(train), train
 
 
@@ -138,7 +138,7 @@ def _memorisation(scale: float) -> list[str]:
 
 def _null(scale: float) -> list[str]:
     """Rows that the model has seen neither of: is the test of membership one of level?"""
-    tries, size = max(round(20 * scale), 3), 400
+    tries, size = max(round(20 * scale), 2), 400
     rows = table("diamonds", 300 + 2 * size * tries)
     model, _ = ordinary(rows[:300])
     z = []
