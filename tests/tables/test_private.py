@@ -85,7 +85,12 @@ def test_summary_states_the_budget_and_files_keep_it(fitted: FlowDensity, tmp_pa
     plan = fitted._model.privacy
     assert plan is not None
     assert plan.spent <= 2.0
-    for text in (f"ε = {plan.spent:.3f} (asked: 2)", "δ = 0.0001", f"multiplier {plan.noise_multiplier:.3f}", "norm 0.3"):
+    for text in (
+        f"ε = {plan.spent:.3f} (asked: 2)",
+        "δ = 0.0001",
+        f"multiplier {plan.noise_multiplier:.3f}",
+        "norm 0.3",
+    ):
         assert text in fitted.summary()
     assert f"{plan.steps} steps" in fitted.summary()
     fitted.save(tmp_path / "m.flow")
