@@ -29,7 +29,8 @@ TABLES = HERE.parents[1] / "shared" / "tables"
 CACHE = HERE / "cache" / "literature"
 SOURCES = (
     HERE / "synthesizers" / "boosting.py",
-    *(HERE.parent / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "aligned")),
+    HERE.parent / "flowlab" / "report" / "metrics.py",
+    *(HERE.parent / "flowlab" / "tables" / "frames" / f"{name}.py" for name in ("aligned", "nearness")),
 )
 TARGETS = {"adult": "income", "magic": "class", "shoppers": "Revenue"}
 METHODS = (FLOWLAB, *CART)

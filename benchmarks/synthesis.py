@@ -31,7 +31,8 @@ CACHE = HERE / "cache" / "synthesis"
 WORKERS = HERE / "synthesizers"
 METRICS = (
     *(WORKERS / f"{name}.py" for name in ("scores", "quality", "tables")),
-    *(ROOT / "flowlab" / "report" / f"{name}.py" for name in ("metrics", "aligned")),
+    ROOT / "flowlab" / "report" / "metrics.py",
+    *(ROOT / "flowlab" / "tables" / "frames" / f"{name}.py" for name in ("aligned", "nearness")),
 )
 DRAWN = 5000
 ENVIRONMENTS = {"sdv": SDV, "arf": (ARF,), "argn": ARGN, "utrees": (UNMASKING,)}  # .venv-NAME, and what runs in it

@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from xgboost import XGBClassifier
 
-from flowlab.report import metrics
-from flowlab.report.aligned import Column, align, matrix
+from flowlab.tables.frames import nearness
+from flowlab.tables.frames.aligned import Column, align, matrix
 
 FOLDS = 3
 
@@ -47,7 +47,7 @@ def score(train: pd.DataFrame, test: pd.DataFrame, rows: pd.DataFrame, target: s
         "c2st_test": auc(test, rows[: len(test)]),
         "c2st_train": auc(train, rows),
         "efficiency": efficiency(rows, test, target),
-        "dcr": metrics.privacy(train, test, rows).nearer_to_train,
+        "dcr": nearness.privacy(train, test, rows).nearer_to_train,
     }
 
 

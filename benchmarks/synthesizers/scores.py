@@ -5,6 +5,7 @@ import pandas as pd
 
 from flowlab.report import metrics
 from flowlab.report.metrics import train_on_synthetic as transfer
+from flowlab.tables.frames import nearness
 
 Scores = dict[str, float | str | list[str]]
 
@@ -12,7 +13,7 @@ Scores = dict[str, float | str | list[str]]
 def score(train: pd.DataFrame, test: pd.DataFrame, rows: pd.DataFrame, target: str) -> Scores:
     """All scores of synthetic rows but SDMetrics' quality."""
     learnt = transfer(train, test, rows, target)
-    privacy = metrics.privacy(train, test, rows)
+    privacy = nearness.privacy(train, test, rows)
     return {
         **likeness(test, rows),
         "tstr": learnt.ratio,
@@ -30,7 +31,7 @@ def score(train: pd.DataFrame, test: pd.DataFrame, rows: pd.DataFrame, target: s
 
 def floor(train: pd.DataFrame, test: pd.DataFrame) -> Scores:
     """What real rows score against real ones: the noise floor."""
-    copies = metrics.privacy(train, test, test).copies
+    copies = nearness.privacy(train, test, test).copies
     return {**likeness(test, train), "copies": copies, **fidelity(train, test)}
 
 

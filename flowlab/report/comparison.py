@@ -10,10 +10,10 @@ import pandas as pd
 
 from flowlab import datasets
 from flowlab.report import baselines
-from flowlab.report.aligned import Array
 from flowlab.report.log_likelihood import over_cells
 from flowlab.tables.codec.table import Table
 from flowlab.tables.density import FlowDensity
+from flowlab.tables.frames.aligned import Array
 
 TEST = 0.2  # share of rows held out
 NOT_MEASURED = ["quality"]  # the tasters' grade of a wine

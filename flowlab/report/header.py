@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from flowlab.report.aligned import kind
 from flowlab.report.inputs import list_labels
+from flowlab.tables.frames.aligned import kind
 from flowlab.version import __version__
 
 PLURALS = {"number": "numbers", "category": "categories", "time": "times", "duration": "durations"}

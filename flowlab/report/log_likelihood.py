@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from flowlab.report import baselines
-from flowlab.report.aligned import Array
 from flowlab.report.inputs import scores
+from flowlab.tables.frames.aligned import Array
 from flowlab.tables.mixed.marginal_cdf import learn_marginal_cdf
 
 DRAWS = 16  # points of a grid cell over which a baseline's density is averaged

@@ -13,8 +13,8 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from flowlab.report.aligned import Array, Column
 from flowlab.report.figures import DATA, MODEL
+from flowlab.tables.frames.aligned import Array, Column
 
 BARS = 8  # most frequent categories that get bars of their own
 DISTINCT = 12  # values up to which numbers get bars

@@ -27,7 +27,9 @@ from flowlab.tables.ensemble.member import Member
 from flowlab.tables.fitted import Fitted, fit_table
 from flowlab.tables.frames.arrow import format_of, like
 from flowlab.tables.frames.validation import fit_anew, read_rows, seed_from, training_frame, weighted_rows
+from flowlab.tables.private import fit_private
 from flowlab.tables.query import imputation, questions, sampling, scoring
+from flowlab.tables.query.memorization import Memorization, memorization
 from flowlab.tables.query.summary import headline, history_frame, members_frame, summary
 from flowlab.tables.schema import Schema, stored
 from flowlab.tables.schema.relations import Columns
@@ -73,6 +75,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
             such as `FixedCombinations`; one, or a list.
         device: Where networks train, "cpu" or "cuda".
         n_jobs: Processes that fit members, one thread each; None uses all cores for large tables, one for small ones.
+        privacy: A budget {"epsilon": …, "delta": …} for a differentially private fit: networks alone, trained by DP-SGD
+            (Opacus, the extra `private`), of columns that `schema` declares in full. See docs/tables.md.
         random_state: An int makes split, weights, batches and noise reproducible; None draws a seed.
         progress: Show a progress bar, or a line every ten seconds where output goes to a file.
         checkpoint: A folder, new or empty at first, that keeps every member that is done and the state of those in
@@ -104,6 +108,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         rules: Any = None,
         device: str = "cpu",
         n_jobs: int | None = None,
+        privacy: dict[str, float] | None = None,
         random_state: int | None = None,
         progress: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -118,6 +123,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.rules = rules
         self.device = device
         self.n_jobs = n_jobs
+        self.privacy = privacy
         self.random_state = random_state
         self.progress = progress
         self.checkpoint = checkpoint
@@ -157,6 +163,10 @@ class FlowDensity(DensityMixin, BaseEstimator):
         X, weight = weighted_rows(X, sample_weight)
         frame, array = training_frame(self, X)
         seed = seed_from(self.random_state)
+        if self.privacy is not None:
+            asked, rng, plain = {**params, "callback": callback}, np.random.default_rng(seed), table_format is None
+            self._fitted = fit_private(frame, array, asked, rng, weight is not None, plain and last is None)
+            return
         self._fitted = fit_table(frame, array, weight, params, seed, table_format, last, callback, warm)
 
     @property
@@ -368,6 +378,27 @@ class FlowDensity(DensityMixin, BaseEstimator):
         with questions.blocks(model, n_samples, self.progress) as sizes:
             scores = [score(self.sample(size, int(rng.integers(2**62)))) for size in sizes]
         return np.concatenate(scores)
+
+    def memorization(
+        self, train: Any, held_out: Any, *, most: int = 2000, random_state: int | None = None
+    ) -> Memorization:
+        """Measure whether the fit memorised its rows: copies, nearest records, and how well scores know its rows.
+
+        Scores are the log-likelihood, and its ratio to that of small networks fitted to half of `held_out`. The result
+        prints as text, ending in a verdict.
+
+        Args:
+            train: The rows fitted to, at least 20.
+            held_out: Other rows of the same source, at least 40.
+            most: Rows of each kind that are looked at.
+            random_state: An int makes synthetic rows, halves and reference reproducible.
+
+        Raises:
+            ValueError: Too few rows, or columns other than those fitted to.
+        """
+        model = self._model
+        seen, new = (model.table.frame(read_rows(rows)) for rows in (train, held_out))
+        return memorization(model, seen, new, most, seed_from(random_state))
 
     # What was fitted -------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from flowlab import files
 from flowlab.flow import Flow
-from flowlab.hints import check_arguments
+from flowlab.hints import check_arguments, made
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
 from flowlab.tables import parameters
 from flowlab.tables.codec.table import Table
-from flowlab.tables.ensemble.calibration import goodness_of_fit
+from flowlab.tables.ensemble.calibration import Membership, goodness_of_fit
 from flowlab.tables.ensemble.ensemble import Report, check_flow, fit_ensemble
 from flowlab.tables.ensemble.families import Trained
 from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
@@ -27,6 +27,7 @@ from flowlab.tables.frames.arrow import TableFormat
 from flowlab.tables.schema import stored
 from flowlab.training import Callback
 from flowlab.training.checkpoint import digest_of, open_folder
+from flowlab.training.private import Privacy
 
 COLUMNS = 2_000  # of a table, beyond those that the model sees, which a file may have
 REPORTS = 2_000  # on members, in a file
@@ -59,6 +60,8 @@ class Fitted:
         validation_score: Their mean.
         calibration: Tests of fit on the held-out rows.
         warm: What a fit that goes on from this one needs; no file has it.
+        privacy: What a differentially private fit spent; None for others.
+        membership: Whether training rows score higher than held-out ones; None where none were, or in an early file.
     """
 
     table: Table
@@ -70,6 +73,8 @@ class Fitted:
     held_out: Array = field(default_factory=lambda: np.zeros(0))
     validation_score: float = math.nan
     calibration: pd.DataFrame = field(default_factory=lambda: goodness_of_fit(np.zeros((0, 1)), []))
+    membership: Membership | None = None
+    privacy: Privacy | None = None
     warm: "Warm | None" = None
 
     @property
@@ -218,6 +223,7 @@ def fit_matrix(
     fitted.held_out = held_out.sort().values.numpy()
     if len(held_out):
         fitted.validation_score = float((held_out * held_weight).sum() / held_weight.sum())
+    fitted.membership = ensemble.membership
     fitted.calibration = goodness_of_fit(ensemble.noise.numpy(), [variable.name for variable in table.variables])
     return fitted, ensemble.networks
 
@@ -244,6 +250,8 @@ def to_json(fitted: Fitted) -> dict[str, Any]:
         "calibration": fitted.calibration.reset_index().to_dict("list"),
         "held_out": fitted.held_out.tolist(),
         "validation_score": fitted.validation_score,
+        "privacy": None if fitted.privacy is None else asdict(fitted.privacy),
+        "membership": None if fitted.membership is None else asdict(fitted.membership),
     }
     return parameters.finite(state)
 
@@ -285,7 +293,22 @@ def from_json(state: dict[str, Any], mixture: Any) -> Fitted:
         stored.held_out_from(state["held_out"]),
         stored.with_nan(state, ["validation_score"])["validation_score"],
         stored.calibration_from(state["calibration"]),
+        membership_from(state.get("membership")),
+        None if state.get("privacy") is None else made(Privacy, state["privacy"]),
     )
+
+
+def membership_from(values: Any) -> Membership | None:
+    """What a fit recorded of its training rows' scores, from a file; None in an early one.
+
+    Raises:
+        ValueError: The fields are none of `Membership`'s.
+    """
+    if values is None:
+        return None
+    made(Membership, values, dict.fromkeys(("train", "held_out"), float | None))
+    means = {name: -math.inf if values[name] is None else values[name] for name in ("train", "held_out")}
+    return Membership(**(values | means))
 
 
 def joined(table: Table, flow: FlowMixture, known: Any) -> FlowMixture:

@@ -57,6 +57,10 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must be above 0 and at most 0.5, not {self.contamination}")
         density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
+        if density.privacy is not None:
+            raise ValueError(
+                "density.privacy must be None here: the threshold is a score of held-out rows, not private"
+            )
         self.density_ = density.fit(X, sample_weight=sample_weight)
         held_out = self.density_._model.held_out
         if not len(held_out):

@@ -46,10 +46,23 @@ def check(params: Mapping[str, Any]) -> None:
     folder = params.get("checkpoint")  # which parameters of an early file lack
     if not isinstance(folder, str | os.PathLike | None):
         raise ValueError(f"checkpoint must be the path of a folder, or None, not {folder!r}")
+    if params.get("privacy") is not None:
+        check_privacy(params["privacy"])
     read_rules(params["rules"])
     share: Any = params["validation"]
     if not isinstance(share, int | float | np.floating) or isinstance(share, bool) or not 0 <= share < 1:
         raise ValueError(f"validation must be a share from 0 to below 1, not {share!r}")
+
+
+def check_privacy(budget: Any) -> None:
+    """Raise a ValueError unless a privacy budget is a dict of epsilon, above 0, and delta, between 0 and 1."""
+    if not isinstance(budget, Mapping) or budget.keys() != {"epsilon", "delta"}:
+        raise ValueError(f'privacy must be None or {{"epsilon": …, "delta": …}}, not {budget!r}')
+    for name, value in budget.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not 0 < value < (math.inf if name == "epsilon" else 1):
+            wanted = "a finite number above 0" if name == "epsilon" else "a number between 0 and 1"
+            raise ValueError(f"privacy: {name} must be {wanted}, not {value!r}")
 
 
 def to_json(params: Mapping[str, Any]) -> dict[str, Any]:

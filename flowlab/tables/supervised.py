@@ -74,6 +74,10 @@ class _Supervised(BaseEstimator):
                 what = "class" if kind == "categorical" else "value"
                 raise ValueError(f"y has one {what} only in the rows with a positive weight: at least two are needed")
         density: FlowDensity = FlowDensity() if self.density is None else clone(self.density)
+        if density.privacy is not None:
+            raise ValueError(
+                "density.privacy must be None here: the classes, or the target's range, come from the rows"
+            )
         if density.rules:
             raise ValueError("density.rules must be left out here: a row that breaks a rule would have no prediction")
         if density.schema is not None and not isinstance(density.schema, dict):

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from flowlab.report import metrics
-from flowlab.report.aligned import align, kind
+from flowlab.tables.frames import nearness
+from flowlab.tables.frames.aligned import align, kind
 
 
 def mixed(rows: int, seed: int, shift: float = 0.0) -> pd.DataFrame:
@@ -171,7 +172,7 @@ def test_missing_patterns_and_rates():
 
 def test_copies_are_found():
     train, held_out = mixed(300, 0), mixed(300, 1)
-    copied = metrics.privacy(train, held_out, train.sample(200, random_state=0))
+    copied = nearness.privacy(train, held_out, train.sample(200, random_state=0))
     assert copied.copies == 1
     assert copied.copies_held_out == 0
     assert copied.nearer_to_train == 1
@@ -182,7 +183,7 @@ def test_new_rows_are_as_near_to_either():
     shares = []
     for seed in range(8):
         train, held_out, new = (mixed(200, 3 * seed + k) for k in range(3))
-        found = metrics.privacy(train, held_out, new)
+        found = nearness.privacy(train, held_out, new)
         shares.append((found.nearer_to_train - 0.5) / found.standard_error)
     assert max(np.abs(shares)) < 3.5
     assert 0.4 < np.std(shares) < 1.8  # the standard error is one
@@ -190,7 +191,7 @@ def test_new_rows_are_as_near_to_either():
 
 def test_discrete_tables_have_natural_duplicates():
     tables = [pd.DataFrame(np.random.default_rng(seed).integers(0, 2, (400, 3))) for seed in range(3)]
-    found = metrics.privacy(*tables)
+    found = nearness.privacy(*tables)
     assert found.copies == found.copies_held_out == 1
     assert found.nearer_to_train == pytest.approx(0.5, abs=0.1)
 
@@ -227,7 +228,7 @@ def test_odd_columns_pass_without_a_warning():
         assert np.isfinite(metrics.dependence(a)).all(axis=None)
         assert 0 <= metrics.classifier_auc(a, b) <= 1
         assert metrics.missing_pattern_distance(a, a) == 0
-        assert metrics.privacy(c, a, c).copies == 1
+        assert nearness.privacy(c, a, c).copies == 1
         metrics.train_on_synthetic(c, a, b, metrics.choose_target(a))
         assert metrics.validity(a, b)["same_dtype"].all()
 

@@ -17,10 +17,10 @@ from threadpoolctl import threadpool_info
 
 import flowlab
 from flowlab.report import evidence, header, inputs, log_likelihood, metrics, panels, sections, verdict, write
-from flowlab.report.aligned import align
 from flowlab.report.sections import classifier, transfer
 from flowlab.report.verdict import FAIR, GOOD, POOR, Check, rate
 from flowlab.tables.codec.table import Table
+from flowlab.tables.frames.aligned import align
 
 RULE = "x < 1.5"  # which some of the rows break
 NASTY = "<script>alert(1)</script>"

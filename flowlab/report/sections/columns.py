@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from flowlab.report import metrics, panels
-from flowlab.report.aligned import Array, Column, align
 from flowlab.report.evidence import Evidence
 from flowlab.report.page import Content, Picture, Table
 from flowlab.report.sections.section import Section
 from flowlab.report.verdict import Check, interval, limit_words, rate
+from flowlab.tables.frames.aligned import Array, Column, align
 
 MOST_PICTURES = 60  # columns that get a picture
 SLACK = 0.03  # how far the mean distance may be above that of real rows and still be close

@@ -1,6 +1,7 @@
-"""Tests of fit on held-out rows."""
+"""Tests of fit on held-out rows, and of how well scores tell training rows from them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,56 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
+
+MEMORISED = 0.9  # share of pairs of rows told apart from which a density counts as one of its training rows, not of new
+
+
+@dataclass(frozen=True)
+class Membership:
+    """How well log-likelihoods tell the rows that a density was trained on from others.
+
+    Attributes:
+        train: Mean log-likelihood of training rows, nats.
+        held_out: The same of rows that were held out.
+        auc: Probability that a training row has a higher one than a held-out row; 0.5 if nothing tells them apart.
+        standard_error: Of `auc`.
+    """
+
+    train: float
+    held_out: float
+    auc: float
+    standard_error: float
+
+    @property
+    def memorised(self) -> bool:
+        """Whether training rows are known as such: in nine of ten pairs, beyond chance."""
+        return self.auc > MEMORISED and self.auc - 3 * self.standard_error > 0.5
+
+    def __str__(self) -> str:
+        return f"{self.auc:.3f} ± {self.standard_error:.3f}"
+
+
+def membership(train: Array, held_out: Array) -> Membership:
+    """Measure how well log-likelihoods, or any other scores, tell training rows from held-out ones.
+
+    The error is that of DeLong, DeLong & Clarke-Pearson 1988, "Comparing the areas under two or more correlated
+    receiver operating characteristic curves".
+
+    Args:
+        train: Scores (n,) of training rows, n at least 2; -inf is the lowest score.
+        held_out: Scores (m,) of rows that were not trained on, m at least 2.
+
+    Example:
+        >>> found = membership(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 2.0, -np.inf]))
+        >>> found.auc, round(found.standard_error, 3)
+        (0.875, 0.125)
+    """
+    below = stats.rankdata(np.concatenate([train, held_out]))
+    # Of each row the share of the other kind's that it is above, or for held-out rows below; ties count half.
+    above = (below[: len(train)] - stats.rankdata(train)) / len(held_out)
+    under = 1 - (below[len(train) :] - stats.rankdata(held_out)) / len(train)
+    error = np.sqrt(above.var(ddof=1) / len(train) + under.var(ddof=1) / len(held_out))
+    return Membership(float(train.mean()), float(held_out.mean()), float(above.mean()), float(error))
 
 
 def goodness_of_fit(noise: Array, names: Sequence[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from flowlab.flow import CHUNK, Flow
 from flowlab.hints import hints_of, made, shown
 from flowlab.mixture import FlowMixture, stack
 from flowlab.tables.codec.columns import Variable
+from flowlab.tables.ensemble.calibration import Membership, membership
 from flowlab.tables.ensemble.families import Fold, Task, Trained, network_of
 from flowlab.tables.ensemble.joint_density import JointDensity, Numbers
 from flowlab.tables.ensemble.member import Member
@@ -34,6 +35,7 @@ CLOSE = 0.3  # nats per row behind the winner of the race up to which a preproce
 WORTH = 0.1  # weight of a first member with conditional densities above which more are fitted beside joint ones
 NEGLIGIBLE = 0.003  # weight below which members are dropped
 RACE_TIME, TRAINING_TIME = 0.2, 0.8  # shares of the remaining time; scoring and mixing take the rest
+SCORED = 500  # training rows, and held-out ones, that are scored to see whether these are told apart
 SPREAD_WORK = 20_000  # rows × columns × folds from which starting processes pays
 
 Split = tuple[Tensor, Tensor]  # of rows to train on and rows held out, by their indices
@@ -83,7 +85,8 @@ IN_FILES = {**hints_of(Report), **dict.fromkeys(NUMBERS, float | None), "history
 class Ensemble:
     """A mixture, reports on its members, and held-out rows' scores and noise under mixtures not trained on them.
 
-    `networks` has what was trained, by member and fold, for a fit that goes on from there.
+    `membership` says whether training rows score higher than these; None where there are none. `networks` has what was
+    trained, by member and fold, for a fit that goes on from there.
     """
 
     flow: FlowMixture
@@ -92,6 +95,7 @@ class Ensemble:
     held_out: Tensor
     held_weight: Tensor
     noise: Tensor
+    membership: Membership | None
     networks: dict[str, Trained] = field(default_factory=dict)
 
 
@@ -350,14 +354,24 @@ def _mix(
     reports += left_out
     used = [i for i, share in enumerate(shares.tolist()) if share > 0]
     generator = torch.Generator().manual_seed(seed)
-    noise = []
+    noise, scores = [], []
     for k, fold in enumerate(folds):
         of_fold = assembled([grid[i][k].flow for i in used], shares[used], density)
         noise += [of_fold.to_noise(chunk, generator=generator) for chunk in fold.held_out.split(CHUNK)]
+        scores.append(_scores(of_fold, fold, -(-SCORED // len(folds))))
+    told = [torch.cat(parts).numpy() for parts in zip(*scores, strict=True)]
     flows = [grid[i][k].flow for i in used for k in range(len(folds))]
     flow = assembled(flows, shares[used].repeat_interleave(len(folds)) / len(folds), density)
     held_out = (log_probs + shares.log().unsqueeze(1)).logsumexp(0)
-    return Ensemble(flow, reports, race, held_out, held_weight, torch.cat(noise))
+    known = membership(*told) if len(held_out) > 1 else None
+    return Ensemble(flow, reports, race, held_out, held_weight, torch.cat(noise), known)
+
+
+@torch.no_grad()
+def _scores(mixture: FlowMixture, fold: Fold, most: int) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods, under a fold's mixture, of some of its training rows and of at most as many held-out ones."""
+    count = min(most, len(fold.held_out))
+    return mixture.log_prob(fold.train[:count]), mixture.log_prob(fold.held_out[:count])
 
 
 def _weights(members: Sequence[Member], log_probs: Tensor, held_weight: Tensor) -> Tensor:

@@ -166,8 +166,9 @@ class Runner:
                     self._seen(k, 1.0, tasks[k].stage)
         except BrokenExecutor as error:
             raise RuntimeError(
-                "a process that fitted members was killed from outside, as the system does where memory runs out: fit with "
-                "n_jobs=1, which has one member in memory at a time, or with fewer rows; checkpoint=… keeps what is done"
+                "a process that fitted members was killed from outside, as the system does where memory runs out: fit "
+                "with n_jobs=1, which has one member in memory at a time, or with fewer rows; checkpoint=… keeps what "
+                "is done"
             ) from error
         except BaseException:
             executor.shutdown(wait=True, kill_workers=True)

@@ -197,6 +197,10 @@ class ConditionalNetworks(Random):
         if bool(absent.any()):
             shared = visible[..., -1:].expand(-1, -1, len(cells) + 1 - visible.shape[-1])
             visible = torch.cat([visible[..., :-1], shared], -1) & ~absent
+        return torch.where(absent[self.term_order], 0, self.known_terms(fields, visible))
+
+    def known_terms(self, fields: Tensor, visible: Tensor) -> Tensor:
+        """The same from fields (FIELDS, variables, n) of which none is to be ignored; works under `torch.func`."""
         hidden = self.hidden_of(self.inputs(fields), visible)
         terms = []
         if self.numbers:
@@ -209,7 +213,7 @@ class ConditionalNetworks(Random):
             log_p = (torch.baddbmm(bias, weight, hidden[group]) + self.get_buffer(f"padding{i}")).log_softmax(1)
             code = fields[CODE, group].clamp(min=0).long()
             terms.append(log_p.gather(1, code.unsqueeze(1)).squeeze(1) + fields[LOG_SLOPE, group])
-        return torch.where(absent[self.term_order], 0, torch.cat(terms))
+        return torch.cat(terms)
 
     def number_log_prob(self, params: Tensor, fields: Tensor) -> Tensor:
         """Log-probability (variables, n) of numbers, or of missing cells, from fields (FIELDS, variables, n)."""

@@ -122,6 +122,8 @@ def p_values(fitted: Fitted, scores: Array) -> Array:
         ValueError: No rows were held out.
     """
     held_out = fitted.held_out
+    if fitted.privacy is not None:
+        raise ValueError("a private fit holds out no rows, whose scores would not be private: it has no p-values")
     if not len(held_out):
         raise ValueError("no rows were held out to calibrate p-values with: fit with validation above 0")
     at_most = np.searchsorted(held_out, scores, side="right")

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from flowlab.tables.ensemble.calibration import Membership
 from flowlab.tables.fitted import Fitted
 
 MEASURE = "probabilities of levels and of values that repeat, densities of other numbers"
@@ -15,7 +16,9 @@ def summary(fitted: Fitted, features: int) -> str:
     count = 0 if fitted.mixture is None else sum(p.numel() for p in fitted.mixture.parameters())
     lines = [
         f"FlowDensity of {features} columns, {len(table.variables)} variables modelled, {count:,} parameters",
-        f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}",
+        f"held-out log-likelihood: {fitted.validation_score:.3f} nats per row, {MEASURE}"
+        if fitted.privacy is None
+        else f"differentially private: {fitted.privacy}; tables that differ in one row's presence, their length public",
     ]
     if fitted.race:
         race = ", ".join(f"{name} {score:.3f}" for name, score in fitted.race.items())
@@ -25,12 +28,23 @@ def summary(fitted: Fitted, features: int) -> str:
     for report in fitted.reports:
         text = f"  {report.score:10.3f}  {report.weight:6.1%}  {report.member}"
         lines += [text + ("" if report.converged else f"; not converged: {report.reason}")]
+    if fitted.membership is not None:
+        lines += [memorised(fitted.membership)]
     if len(fitted.calibration):
         lines += ["fit to held-out rows (a p-value below 0.01 means that the test sees a difference):"]
         lines += [f"  {name}: {r.statistic:.3f}, p = {r.p_value:.3f}" for name, r in fitted.calibration.iterrows()]
     if table.rules:
         lines += ["rules:", *(f"  {rule}" for rule in table.rules)]
     return "\n".join([*lines, "columns:", *("  " + line for line in repr(table.schema).splitlines())])
+
+
+def memorised(known: Membership) -> str:
+    """What log-likelihoods of training and held-out rows say of memorisation, as text."""
+    text = (
+        f"training rows: {known.train:.3f} nats per row, held-out ones {known.held_out:.3f}; the training row "
+        f"of a pair has the higher log-likelihood in {known} of them (0.5 if nothing was memorised)"
+    )
+    return text if not known.memorised else f"{text}\nMEMORISED: this fit knows its training rows from any others"
 
 
 def members_frame(fitted: Fitted) -> pd.DataFrame:
