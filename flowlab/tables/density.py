@@ -21,24 +21,22 @@ from flowlab.distribution import Estimate
 from flowlab.hints import check_arguments, hints_of
 from flowlab.mixture import FlowMixture
 from flowlab.tables import fitted, parameters
-from flowlab.tables.codec.table import Table
-from flowlab.tables.ensemble.ensemble import Report
 from flowlab.tables.ensemble.member import Member
-from flowlab.tables.fitted import Fitted, fit_table
+from flowlab.tables.fitted import fit_table
 from flowlab.tables.frames.arrow import format_of, like
 from flowlab.tables.frames.validation import fit_anew, read_rows, seed_from, training_frame, weighted_rows
 from flowlab.tables.private import fit_private
 from flowlab.tables.query import imputation, questions, sampling, scoring
+from flowlab.tables.query.facts import Facts
 from flowlab.tables.query.memorization import Memorization, memorization
-from flowlab.tables.query.summary import headline, history_frame, members_frame, summary
-from flowlab.tables.schema import Schema, stored
-from flowlab.tables.schema.relations import Columns
+from flowlab.tables.query.summary import headline, summary
+from flowlab.tables.schema import stored
 from flowlab.training import Callback
 
 Array = NDArray[np.float64]
 
 
-class FlowDensity(DensityMixin, BaseEstimator):
+class FlowDensity(Facts, DensityMixin, BaseEstimator):
     """The density of a table, as a scikit-learn estimator: fit it, score rows, draw new ones. Nothing needs tuning.
 
     A table is an array, or a table of pandas, polars or pyarrow; a model returns tables of the library of the one that
@@ -93,7 +91,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
         ((300,), (5, 2))
     """
 
-    _fitted: Fitted | None = None
     _last: Any = None  # the column that mixed flows have last: the target of an estimator that predicts it
 
     def __init__(
@@ -168,13 +165,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
             self._fitted = fit_private(frame, array, asked, rng, weight is not None, plain and last is None)
             return
         self._fitted = fit_table(frame, array, weight, params, seed, table_format, last, callback, warm)
-
-    @property
-    def _model(self) -> Fitted:
-        """The fitted record; raises a NotFittedError where there is none."""
-        check_is_fitted(self)
-        assert self._fitted is not None
-        return self._fitted
 
     # Scores ----------------------------------------------------------------------------------------------------------
 
@@ -400,67 +390,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         seen, new = (model.table.frame(read_rows(rows)) for rows in (train, held_out))
         return memorization(model, seen, new, most, seed_from(random_state))
 
-    # What was fitted -------------------------------------------------------------------------------------------------
-
-    @property
-    def table_(self) -> Table:
-        """Columns, rules, and the conversion between rows and the model's matrix."""
-        return self._model.table
-
-    @property
-    def schema_(self) -> Schema:
-        """What each column is taken for, with the reason."""
-        return self._model.table.schema
-
-    @property
-    def columns_(self) -> Columns | None:
-        """How each column is treated in a table of complete numbers; None for other tables."""
-        return Columns.of(self.schema_.columns) if self._model.table.complete else None
-
-    @property
-    def flow_(self) -> FlowMixture | None:
-        """The mixture over the modelled columns, in double precision; None if every column is constant."""
-        return self._model.mixture
-
-    @property
-    def reports_(self) -> list[Report]:
-        """Score, weight and training curve of each member."""
-        return self._model.reports
-
-    @property
-    def race_(self) -> dict[str, float]:
-        """Held-out log-likelihood of each preprocessing in the race, nats per row."""
-        return self._model.race
-
-    @property
-    def calibration_(self) -> pd.DataFrame:
-        """Goodness-of-fit tests on the held-out rows: a statistic and a p-value each."""
-        return self._model.calibration
-
-    @property
-    def validation_score_(self) -> float:
-        """Mean log-likelihood of held-out rows, nats; slightly optimistic: they chose stopping and weights."""
-        return self._model.validation_score
-
-    @property
-    def n_rows_(self) -> int | None:
-        """Number of rows fitted to; None for models from files that do not record it."""
-        return self._model.rows
-
-    @property
-    def members_(self) -> pd.DataFrame:
-        """One row per member: kind, preprocessing, held-out log-likelihood (nats per row), weight, seconds."""
-        return members_frame(self._model)
-
-    @property
-    def history_(self) -> pd.DataFrame:
-        """The training curve of the network with the largest weight, nats per row; empty if there is none."""
-        return history_frame(self._model)
-
-    @property
-    def converged_(self) -> bool:
-        """Whether more training is not expected to help."""
-        return all(report.converged for report in self.reports_)
+    # Reports and files ------------------------------------------------------------------------------------------------
 
     def summary(self) -> str:
         """What was fitted, how well it fits held-out rows, and how each column is treated, as text."""
