@@ -89,7 +89,7 @@ def test_summary_states_the_budget_and_files_keep_it(fitted: FlowDensity, tmp_pa
         f"ε = {plan.spent:.3f} (asked: 2)",
         "δ = 0.0001",
         f"multiplier {plan.noise_multiplier:.3f}",
-        "norm 0.3",
+        "norm 1, ",
     ):
         assert text in fitted.summary()
     assert f"{plan.steps} steps" in fitted.summary()
