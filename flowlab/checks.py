@@ -204,7 +204,7 @@ def _borrowed(layer: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in layer.modules()]
     before = {name: tensor.detach().clone() for name, tensor in _tensors(layer)}
-    layer.eval()
+    layer.train(False)
     try:
         yield
     finally:
@@ -299,7 +299,7 @@ def _check_calls(trial: _Trial, name: str, rows: Tensor) -> None:
         trial.expect(again or training, f"{name} gives other results when called again")
         if again:  # in training there may be dropout
             _check_alone(trial, f"{name} in {mode} mode", name, rows, results)
-    trial.layer.eval()
+    trial.layer.train(False)
     if name == "forward":
         same = all(map(_same, trial.layer(rows, trial.context), trial.run(name, rows)))
         trial.expect(same, "the layer as a function gives other results than its method forward: a hook changes them")

@@ -22,6 +22,7 @@ from flowlab.tables.ensemble.ensemble import Report
 from flowlab.tables.ensemble.member import Member
 from flowlab.tables.schema.column import ColumnSchema
 from flowlab.tables.schema.stored import LISTS
+from flowlab.training.private import Privacy
 
 PATH = Path(__file__).parent.parent / "docs" / "file_format.schema.json"
 Schema = dict[str, Any]
@@ -133,9 +134,12 @@ def of_tables() -> Schema:
         "held_out": array(or_null(NUMBER)),
         "validation_score": or_null(NUMBER),
     }
+    known = closed({"train": or_null(NUMBER), "held_out": or_null(NUMBER), "auc": NUMBER, "standard_error": NUMBER})
+    spent = closed({name: WHOLE if name == "steps" else NUMBER for name in hints_of(Privacy)})
+    later = {"membership": or_null(known), "privacy": or_null(spent)}  # which an early file lacks
     bare = {"bare": closed({"log_mass": NUMBER, "reach": NUMBER})}
     return {
-        "properties": {"parameters": ANY_OBJECT, "state": closed({**state, **bare}, state)},
+        "properties": {"parameters": ANY_OBJECT, "state": closed({**state, **bare, **later}, state)},
         "required": ["parameters", "state"],
     }
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flowlab import files
 from flowlab.flow import Flow
-from flowlab.hints import check_arguments, made
+from flowlab.hints import check_arguments, hints_of, made
 from flowlab.mixture import FlowMixture
 from flowlab.runtime import threads
 from flowlab.tables import parameters
@@ -306,7 +306,7 @@ def membership_from(values: Any) -> Membership | None:
     """
     if values is None:
         return None
-    made(Membership, values, dict.fromkeys(("train", "held_out"), float | None))
+    made(Membership, values, {**hints_of(Membership), **dict.fromkeys(("train", "held_out"), float | None)})
     means = {name: -math.inf if values[name] is None else values[name] for name in ("train", "held_out")}
     return Membership(**(values | means))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import __version__ as torch_version
 
 from flowlab import snapshots
 from flowlab.building import FileError
@@ -253,7 +254,7 @@ def empty_folder(folder: str | os.PathLike[str]) -> None:
 
 def versioned(task: Mapping[str, Any]) -> dict[str, Any]:
     """A task with what its bits depend on beside it."""
-    return {**task, "flowlab": __version__, "torch": str(torch.__version__)}
+    return {**task, "flowlab": __version__, "torch": str(torch_version)}
 
 
 def check_same(place: Path, stored: Any, task: Mapping[str, Any]) -> None:

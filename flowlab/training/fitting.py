@@ -187,7 +187,6 @@ def fit(
         history=History(),
         generator=generator,
         source=source_of(objective, generator),
-        global_start=torch.get_rng_state(),
     )
     with ExitStack() as lent:
         lent.callback(_end, flow, optimizer, state)

@@ -86,7 +86,7 @@ class State:
     history: History
     generator: torch.Generator
     source: torch.Generator
-    global_start: Tensor
+    global_start: Tensor = field(default_factory=torch.get_rng_state)
     step: int = 0
     epoch: int = 0
     shuffle: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))

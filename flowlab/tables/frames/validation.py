@@ -44,7 +44,8 @@ def training_frame(model: BaseEstimator, X: Any) -> tuple[pd.DataFrame, bool]:
     try:
         x = validate_data(model, X, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=2)
     except (TypeError, ValueError):
-        _check_cells(X)
+        if not np.iscomplexobj(X):
+            _check_cells(X)
         raise
     given = np.asarray(X) if hasattr(X, "dtype") else x
     return pd.DataFrame(given if given.dtype.kind in "iuf" else x, columns=[f"x{j}" for j in range(x.shape[1])]), True

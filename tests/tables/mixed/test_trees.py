@@ -251,10 +251,11 @@ def test_files_with_everything_are_checked(model, tmp_path):
     rows = rare.sample((50,), generator=seeded())
     assert torch.equal(flowlab.load(path).log_prob(rows), rare.log_prob(rows))
     wrong = {"rare_weights": (math.nan, 3.0), "misjudged": (True,), "sharpness": (math.nan, 0.5, 2.0, math.inf)}
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     for name, value in [(name, value) for name, values in wrong.items() for value in values]:
-        broken = copy.deepcopy(rare)
-        broken.get_buffer(name)[:] = value  # also of variables before a level, and of classes
-        flowlab.save(broken, path)
+        broken = torch.full_like(tensors[name], value)  # also of variables before a level, and of classes
+        save_file(tensors | {name: broken}, path, metadata)
         with pytest.raises(FileError):
             flowlab.load(path)
 

@@ -1,0 +1,1 @@
+"""Benchmarks of flowlab, which its wheel does not hold: see README.md here."""
