@@ -13,9 +13,40 @@ torch.set_num_threads(1)  # pytest-xdist runs one process per core
 settings.register_profile("flowlab", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("flowlab")
 
+# Single cases of over ten seconds, by a part of their names: their neighbours are quick.
+LONG = (
+    "check_sample_weight_equivalence_on_dense_data",
+    "check_regressor_data_not_an_array",
+    "check_regressors_train(",
+    "test_compiles_without_graph_breaks[coupling: mixture]",
+    "test_compiles_without_graph_breaks[sylvester]",
+    "test_compiled_without_graph_breaks[sylvester]",
+    "test_compiled_flow[planar]",
+    "test_conditionals_are_those_of_a_known_distribution[default]",
+    "test_probabilities_and_densities_of_everything_sum_to_one[all]",
+    "test_a_log_density_that_cannot_be_fitted_is_told_why[<lambda>-Has log_prob a bound]",
+    "test_everything_works_without_private_functions",
+    "test_any_number_of_rows_under_improbable_conditions",
+    "test_small_tables_do_not_overfit[200]",
+    "test_two_runs_with_one_seed_give_the_same_bits_and_leave_the_global_state_alone",
+    "test_scikit_learns_checks_of_what_is_learnt",
+    "test_a_second_conditional_member_waits_for_what_the_first_is_worth",
+    "test_information_and_entropy_are_those_of_the_truth",
+    "test_outliers_by_calibrated_p_values",
+    "test_a_posterior_that_was_broken_off_ends_with_the_same_bits",
+    "test_a_callback_hears_of_every_member_and_can_end_all[2]",
+    "test_an_ordinary_fit_is_not_flagged_and_unseen_rows_are_not_told_apart",
+    "test_a_flow_fitted_in_two_processes_is_the_same",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--first-case", action="store_true", help="run each test with the first of its parameters only")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if any(part in item.nodeid for part in LONG):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)  # after -m: a first case that is slow gives way to the next

@@ -60,8 +60,8 @@ def refusing_missing_cells(estimator):
 
 @parametrize_with_checks(
     [
-        quick(steps=5, hidden=(8,), preprocessing="none"),
-        FlowDensity(members=[Member("mixed", "none", steps=5, hidden=(8,))], random_state=0),
+        quick(steps=5, hidden=(8,), preprocessing="none", effort="fast"),
+        FlowDensity(members=[Member("mixed", "none", steps=5, hidden=(8,), trees=2)], random_state=0, effort="fast"),
     ],
     expected_failed_checks=refusing_missing_cells,
 )
