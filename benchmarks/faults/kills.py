@@ -16,8 +16,9 @@ from pathlib import Path
 from benchmarks.common import table
 from benchmarks.faults.kill_target import KINDS
 
-TRIALS = 4  # of each kind
-KILLS = 5  # of each trial
+KILLS = 20  # of each kind
+OF_ONE = 5  # of one fit at most
+SOON = 0.7  # of the time of a whole fit, within which a process is killed
 LONG = 600  # seconds after which a fit hangs
 
 
@@ -46,9 +47,9 @@ def section(scale: float = 1.0) -> str:
     """Kill fits of every kind, and say what is lost.
 
     Args:
-        scale: Trials, as a part of those of a full run.
+        scale: Kills, as a part of those of a full run.
     """
-    outcomes = {kind: tried(kind, max(round(TRIALS * scale), 1), KILLS) for kind in KINDS}
+    outcomes = {kind: tried(kind, max(round(KILLS * scale), 1)) for kind in KINDS}
     rows = [
         [kind.replace("_", " "), str(o.kills), f"{o.same} of {o.fits}", str(o.damaged), f"{o.rest / o.whole:.2f}"]
         for kind, o in outcomes.items()
@@ -67,22 +68,24 @@ def section(scale: float = 1.0) -> str:
     )
 
 
-def tried(kind: str, trials: int, kills: int) -> Outcome:
-    """Fits of a kind, each killed so many times."""
+def tried(kind: str, kills: int) -> Outcome:
+    """Fits of a kind, until so many processes were killed."""
     outcome, rng = Outcome(), random.Random(kind)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         started = time.perf_counter()
         expected = finish(kind, place / "whole")
         outcome.whole = time.perf_counter() - started
-        for trial in range(trials):
-            for _ in range(kills):
-                killed(kind, place / str(trial), rng, outcome)
+        while outcome.kills < kills:
+            own = place / str(outcome.fits)
+            for _ in range(OF_ONE):
+                killed(kind, own, rng, outcome)
             started = time.perf_counter()
             with suppress(subprocess.CalledProcessError):
-                outcome.same += finish(kind, place / str(trial)) == expected
-            outcome.rest += (time.perf_counter() - started) / trials
+                outcome.same += finish(kind, own) == expected
+            outcome.rest += time.perf_counter() - started
             outcome.fits += 1
+        outcome.rest /= outcome.fits
     return outcome
 
 
@@ -106,7 +109,7 @@ def killed(kind: str, place: Path, rng: random.Random, outcome: Outcome) -> None
     assert process.stdout is not None
     process.stdout.readline()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(rng.uniform(0, outcome.whole))
+        process.wait(rng.uniform(0, SOON * outcome.whole))
     if process.poll() is not None:
         outcome.damaged += process.returncode != 0
     else:
