@@ -126,7 +126,7 @@ class Forest(nn.Module):
                 inputs[other] = seen[other]
         n, roots = seen.shape[1], self.roots[i - 1].long()
         start = roots.expand(n, -1) if trees is None else roots[trees]
-        node = start.flatten()
+        node = start.flatten().clone()  # of one tree, flatten gives a view in which all rows share one number
         row = torch.arange(n, device=seen.device).repeat_interleave(start.shape[1])
         active = torch.arange(len(node), device=seen.device)
         while len(active):
