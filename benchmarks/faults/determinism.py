@@ -150,7 +150,10 @@ def amortised_posterior(_: Path) -> Found:
 
 
 def report(folder: Path) -> Found:
+    """The page; the seconds that fits took, which it shows, are set to zero."""
     model, frame = mixed_model(), mixed()
+    for member in model.reports_:
+        member.seconds = 0.0
     page = model.report(frame.iloc[100:], frame.iloc[:100], folder / "report.html", random_state=0)
     return {"page": np.array(hashlib.sha256(Path(page).read_bytes()).hexdigest())}
 
