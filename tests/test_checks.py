@@ -375,7 +375,7 @@ def test_sound_layers_pass(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_all_sound_layers_pass(name, dtype):
-    for features in (1, 2, 3):
+    for features in (1, 3):
         for context_features in {0, 2 * LAYERS[name].takes_context}:
             sound(name, features, context_features, dtype)
 
