@@ -155,9 +155,10 @@ def fit_table(
     joint = table.complete and last is None  # a target is asked of conditional densities alone
     members = choose_members(params["members"], effort, params["preprocessing"], table, rows, joint)
     weights, folder = np.ones(rows) if weight is None else weight[kept], None
-    task = {name: value for name, value in parameters.to_json(params).items() if name not in parameters.HOW}
-    task |= {"rows": digest_of(torch.from_numpy(matrix), torch.from_numpy(weights)), "target": str(last)}
-    task["round"] = 0 if warm is None else warm.task["round"] + 1
+    task: dict[str, Any] = {}
+    if params["checkpoint"] is not None or params["warm_start"]:
+        task = what_is_fitted(params, matrix, weights, last)
+        task["round"] = 0 if warm is None else warm.task["round"] + 1
     if warm is not None:
         seed = warm.seed
         if different := sorted(name for name in task if name != "round" and task[name] != warm.task[name]):
@@ -186,6 +187,12 @@ def fit_table(
     if params["warm_start"]:
         fitted.warm = Warm(seed, task, networks)
     return fitted
+
+
+def what_is_fitted(params: dict[str, Any], matrix: Array, weights: Array, last: Any) -> dict[str, Any]:
+    """What a fit is of, in JSON's types, for one that is to go on from it: parameters, and rows by a digest."""
+    task = {name: value for name, value in parameters.to_json(params).items() if name not in parameters.HOW}
+    return task | {"rows": digest_of(torch.from_numpy(matrix), torch.from_numpy(weights)), "target": str(last)}
 
 
 def fit_matrix(

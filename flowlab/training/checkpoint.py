@@ -159,10 +159,10 @@ class Checkpoint:
         self._written = time.perf_counter()
         self._took = self._written - started
 
-    def try_to_write(self, model: nn.Module, trained: nn.Module, state: State) -> None:
-        """The same, in the course of a fit: a disk that is full by then is no reason to end it."""
+    def try_to_write(self, model: nn.Module, trained: nn.Module, state: State, finished: bool = False) -> None:
+        """The same, once training has begun: a disk that is full by then is no reason to lose it."""
         try:
-            self.write(model, trained, state)
+            self.write(model, trained, state, finished)
         except OSError as error:
             warnings.warn(f"no checkpoint was written, and the fit goes on without: {error}", stacklevel=5)
 

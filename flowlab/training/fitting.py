@@ -200,7 +200,7 @@ def fit(
     if history is not None:
         state.history = history.continued(state.history)
     if kept is not None:
-        kept.write(flow, ready.model, state, finished=True)
+        kept.try_to_write(flow, ready.model, state, finished=True)
     return state.history
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import asdict, dataclass, field, replace
@@ -59,7 +60,10 @@ def run(task: Task) -> Result:
             log_prob = log_prob + task.fold.log_width
     result = Result(flow, history, log_prob, time.perf_counter() - started)
     if task.kept is not None:
-        write_result(task.kept, result)
+        try:
+            write_result(task.kept, result)
+        except OSError as error:  # a disk that is full by now is no reason to lose the fit
+            warnings.warn(f"a member that is done was not kept, and the fit goes on without: {error}", stacklevel=2)
     return result
 
 
@@ -109,15 +113,16 @@ class Runner:
 
     def __enter__(self) -> "Runner":
         self._bar = progress_bar(self.total, self.progress, "fit", "member")
-        self._folder = tempfile.TemporaryDirectory(prefix="flowlab-", ignore_cleanup_errors=True)
         if self.jobs > 1:  # they import torch meanwhile
+            self._folder = tempfile.TemporaryDirectory(prefix="flowlab-", ignore_cleanup_errors=True)
             for _ in range(self.jobs):
                 self._executor().submit(_imported)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
-        self._folder.cleanup()
+        if self.jobs > 1:
+            self._folder.cleanup()
 
     def _executor(self) -> Any:
         return get_reusable_executor(max_workers=self.jobs, timeout=IDLE)
