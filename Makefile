@@ -159,7 +159,7 @@ bench-verdicts: $(READY)  ## is a posterior's verdict ever better than the poste
 bench-ecosystem: $(READY)  ## how exactly other libraries' flows convert, and ONNX Runtime agrees; half an hour
 	$(BIN)/python benchmarks/ecosystem.py $(ARGS)
 
-fuzz: $(READY)  ## hostile model files: 200,000 mutated ones are loaded; an hour, ARGS="--scale 0.1" six minutes
+fuzz: $(READY)  ## hostile model files: 200,000 mutated ones are loaded; hours, ARGS="--scale 0.1" a tenth
 	nice -n 10 $(BIN)/python -m benchmarks.faults.files $(ARGS)
 
 reliability: $(READY)  ## kills, hostile files, dirty tables, stress: results/reliability.md; some hours, resumes

@@ -244,6 +244,14 @@ def test_files_whose_trees_are_none_are_refused(change, model, tmp_path):
         flowlab.load(path)
 
 
+def test_rows_of_a_forest_of_one_tree_do_not_share_their_place():
+    members = [Member("mixed", "none", steps=30, trees=1, gaussians=0)]
+    frame = table(300)
+    model = FlowDensity(members=members, effort="fast", random_state=0, n_jobs=1).fit(frame)
+    alone = np.concatenate([model.score_samples(frame.iloc[[i]]) for i in range(20)])
+    assert np.allclose(model.score_samples(frame.iloc[:20]), alone)
+
+
 def test_files_with_everything_are_checked(model, tmp_path):
     rare = with_everything(model.flow_.flows[-1])
     path = tmp_path / "member.flow"
