@@ -43,17 +43,7 @@ def test_a_flow_fitted_in_two_processes_is_the_same():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.xfail(reason="the page differs in this set-up: not traced yet", strict=False)
-        )
-        if name == "report"
-        else name
-        for name in list(determinism.ACTIONS)[1:]
-    ],
-)
+@pytest.mark.parametrize("name", list(determinism.ACTIONS)[1:])
 def test_everything_is_the_same_in_two_processes(name):
     one, other = (determinism.in_new_process([name], hash_seed=seed) for seed in (1, 2))
     assert_equal(one, other)
