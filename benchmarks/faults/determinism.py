@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import re
 import subprocess
 import sys
 import tempfile

@@ -1,5 +1,6 @@
 """Run the fits of an ensemble, one by one or in several processes: followed by a bar, and kept in a folder."""
 
+import functools
 import json
 import os
 import tempfile
@@ -23,6 +24,7 @@ from flowlab.tables.ensemble.families import FAMILIES, Task
 from flowlab.tables.mixed.conditional_density import ConditionalDensity
 from flowlab.training import Callback, History, TrainingState
 from flowlab.training.checkpoint import history_of
+from flowlab.training.following import named
 
 LOOK = 0.3  # seconds between looks at what other processes do
 IDLE = 300  # seconds after which idle processes end
@@ -124,6 +126,10 @@ class Runner:
         if self.jobs > 1:
             self._folder.cleanup()
 
+    @property
+    def _followed(self) -> bool:
+        return self.progress or self.callback is not None
+
     def _executor(self) -> Any:
         return get_reusable_executor(max_workers=self.jobs, timeout=IDLE)
 
@@ -146,7 +152,8 @@ class Runner:
     def _here(self, tasks: Sequence[Task]) -> list[Result]:
         results = []
         for k, task in enumerate(tasks):
-            results.append(run(replace(task, callback=self._hearing(k, task.stage))))
+            hear = named(functools.partial(self._heard, k), task.stage) if self._followed else None
+            results.append(run(replace(task, callback=hear)))
             self._seen(k, 1.0, task.stage)
         return results
 
@@ -161,7 +168,7 @@ class Runner:
             while order or running:
                 while order and len(running) < self.jobs:  # no more: what waits in an executor cannot be taken back
                     k = order.pop(0)
-                    asked = reporters[k] if self.progress or self.callback is not None else None
+                    asked = reporters[k] if self._followed else None
                     running[executor.submit(run, replace(tasks[k], callback=asked))] = k
                 done, _ = wait(running, LOOK, FIRST_COMPLETED)
                 self._look([(k, reporters[k]) for k in running.values()])
@@ -187,13 +194,6 @@ class Runner:
                 self._heard(k, state)
                 if state.stopped is not None:
                     reporter.ask(state.stopped)
-
-    def _hearing(self, k: int, stage: str) -> Callback | None:
-        def hear(state: TrainingState) -> None:
-            state.stage = stage
-            self._heard(k, state)
-
-        return hear if self.progress or self.callback is not None else None
 
     def _heard(self, k: int, state: TrainingState) -> None:
         """A fit has come to an evaluation; once the callback wants an end, that is the end of all fits."""
