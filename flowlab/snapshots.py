@@ -50,7 +50,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) 
 
 
 def read(path: Path) -> Snapshot | None:
-    """The snapshot of that name, or the one before where that is damaged; None where there is neither.
+    """The snapshot of that name, or the one before, which takes a damaged one's place; None where there is neither.
 
     Raises:
         FileError: There are files of the name, and none is a whole snapshot.
@@ -66,6 +66,7 @@ def read(path: Path) -> Snapshot | None:
             continue
         if failure is not None:
             warnings.warn(f"{failure}; going on from the one before it", stacklevel=3)
+            os.replace(place, path)  # else the next one that is written would take the place of the only good one
         return found
     if failure is not None:
         raise failure

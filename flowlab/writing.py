@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+UNFINISHED = ".flowlab-"  # what the names of temporary files begin with; one that was killed leaves some
 STREAM = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")  # names of what a process has open
 
 
@@ -102,7 +103,7 @@ def _is_stream(name: str) -> bool:
 def _new_file(name: str) -> Path:
     """An empty file beside the one that `name` leads to, with that one's mode and owner if it is there."""
     target = Path(os.path.realpath(name))
-    temporary = target.with_name(f".flowlab-{secrets.token_hex(8)}{''.join(target.suffixes)[-32:]}")
+    temporary = target.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{''.join(target.suffixes)[-32:]}")
     with open(temporary, "xb"):
         pass
     with suppress(FileNotFoundError):
@@ -128,15 +129,26 @@ def _named(name: str, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _take_place(temporary: Path, target: Path) -> None:
-    """Renames the file when its bytes are on the disk."""
+    """Renames the file when its bytes are on the disk, and sees to it that the name is there, too."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     try:
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
         _copy(temporary, str(target))  # a file mounted by itself, as containers have them, cannot be renamed over
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is on the disk once its folder is; not every system lets folders be opened."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _copy(temporary: Path, name: str) -> None:

@@ -178,3 +178,16 @@ def test_what_the_format_cannot_hold_is_an_error_of_ours(tmp_path, monkeypatch):
     with pytest.raises(flowlab.FileError, match=r"m\.flow cannot be written: header too large"):
         flowlab.save(flowlab.bases.Gaussian(2), tmp_path / "m.flow")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_is_on_the_disk_with_its_folder(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def watched(number):
+        synced.append(stat.S_ISDIR(os.fstat(number).st_mode))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with written_whole(tmp_path / "m.flow") as temporary:
+        temporary.write_bytes(b"rows")
+    assert synced == [False, True]

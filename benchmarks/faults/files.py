@@ -5,7 +5,7 @@ A file is a small model of some kind, or one of an older format (file_seeds.py),
 `load` refuses it by a `FileError`, or if it loads and then, for a share of them, scores rows and draws new ones
 without any error but a ValueError or ArithmeticError.
 
-    nice -n 10 python -m benchmarks.faults.files                 # 200,000 files, about an hour on one core
+    nice -n 10 python -m benchmarks.faults.files                 # 200,000 files, some hours on one core
     python -m benchmarks.faults.files --scale 0.01 --keep bad/   # 2,000, and those that fail are kept
 """
 

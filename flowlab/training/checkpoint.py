@@ -23,6 +23,7 @@ from flowlab.training.loop import State
 from flowlab.training.objectives import Drawing, Pool, is_called
 from flowlab.training.rows import Rows
 from flowlab.version import __version__
+from flowlab.writing import UNFINISHED
 
 SHARE = 0.05  # of a fit's time that writing may take
 
@@ -230,7 +231,8 @@ def open_folder(folder: str | os.PathLike[str], task: dict[str, Any], seed: int,
     task = versioned({**task, **({"random_state": seed} if given else {})})
     found = snapshots.read(place / "fit")
     if found is None:
-        if strangers := sorted(path.name for path in place.iterdir())[:3]:
+        strangers = sorted(path.name for path in place.iterdir() if not path.name.startswith(UNFINISHED))[:3]
+        if strangers:
             raise ValueError(f"{place} holds other files ({', '.join(strangers)}): name an empty folder, or a new one")
         snapshots.write(place / "fit", {}, {"task": task, "seed": seed})
         return place, seed
@@ -246,7 +248,7 @@ def empty_folder(folder: str | os.PathLike[str]) -> None:
     """
     place = Path(folder)
     there = list(place.iterdir()) if place.is_dir() else []
-    if there and not (place / "fit").is_file():
+    if not (place / "fit").is_file() and any(not path.name.startswith(UNFINISHED) for path in there):
         raise ValueError(f"{place} holds no fit: name the folder that --checkpoint made, or a new one")
     for path in there:
         path.unlink()

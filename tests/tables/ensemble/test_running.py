@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flowlab import FlowClassifier, FlowDensity, Member, TrainingState
+from flowlab.writing import UNFINISHED
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=90)
@@ -76,6 +77,9 @@ def test_a_folder_of_another_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="whose rows differ"):
         fitted(MIXED.assign(x=MIXED.x + 1), tmp_path / "fit")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "fit").iterdir()}
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / f"{UNFINISHED}0123").write_text("")  # what a process leaves that is killed as it begins
+    fitted(MIXED, tmp_path / "killed")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=r"thesis\.tex"):
