@@ -135,7 +135,7 @@ def of_tables() -> Schema:
         "validation_score": or_null(NUMBER),
     }
     known = closed({"train": or_null(NUMBER), "held_out": or_null(NUMBER), "auc": NUMBER, "standard_error": NUMBER})
-    spent = closed({name: WHOLE if name == "steps" else NUMBER for name in hints_of(Privacy)})
+    spent = closed({**dict.fromkeys(hints_of(Privacy), NUMBER), "steps": WHOLE, "counts_noise": or_null(NUMBER)})
     later = {"membership": or_null(known), "privacy": or_null(spent)}  # which an early file lacks
     bare = {"bare": closed({"log_mass": NUMBER, "reach": NUMBER})}
     return {

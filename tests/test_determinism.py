@@ -19,7 +19,7 @@ import torch
 import flowlab
 from benchmarks.faults import determinism
 from flowlab import FlowDensity, Member
-from flowlab.tables.ensemble import ensemble
+from flowlab.tables.ensemble import running
 from helpers import ROOT, seeded
 
 TOLERANCE = 1e-4  # relative, of what a fit leaves under another number of threads: sums are rounded in another order
@@ -154,7 +154,7 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(monkeypatch):
     members = [Member("autoregressive", "none", steps=30, hidden=(8,)), "copula"]
     x = determinism.numbers(100)
     with monkeypatch.context() as patch:
-        patch.setattr(ensemble, "_run", run)
+        patch.setattr(running, "run", run)
         with pytest.raises(RuntimeError, match=r"killed from outside.*n_jobs=1") as caught:
             FlowDensity(members=members, n_jobs=2, random_state=0).fit(x)
     assert isinstance(caught.value.__cause__, joblib.externals.loky.process_executor.BrokenProcessPool)

@@ -1,8 +1,9 @@
 """Differentially private densities of tables: networks trained by DP-SGD, and nothing else that reads the rows.
 
-What a column may hold comes from a declared schema: types, ranges, grids and levels. Ranks are uniform on the declared
-range. There are no trees, Gaussian mixtures, folds, races or held-out rows, and no record of losses: with the networks'
-weights all that depends on a row is spent. Everything else depends on the schema, the number of rows and the seed.
+What a column may hold comes from a declared schema: types, ranges, grids and levels. Ranks come from noisy counts on
+the declared range (private_ranks.py). There are no trees, Gaussian mixtures, folds, races or held-out rows, and no
+record of losses: with those counts and the networks' weights all that depends on a row is spent. Everything else
+depends on the schema, the number of rows and the seed.
 """
 
 import math
@@ -25,15 +26,16 @@ from flowlab.tables.ensemble.member import Member, Sizes
 from flowlab.tables.fitted import Fitted
 from flowlab.tables.frames import cells
 from flowlab.tables.mixed.heads import HistogramAndLogistics
-from flowlab.tables.mixed.marginal_cdf import MarginalCDF, learn_marginal_cdf
+from flowlab.tables.mixed.marginal_cdf import MarginalCDF
 from flowlab.tables.mixed.mixed_flow import MixedFlow
 from flowlab.tables.mixed.networks import RANDOM_ORDERS, ConditionalNetworks
+from flowlab.tables.private_ranks import noisy_ranks
 from flowlab.tables.schema import ColumnSchema, Schema
 from flowlab.tables.schema.column import LEVELLED, NUMERIC
 from flowlab.tables.schema.schema import read_overrides
 from flowlab.training.private import Batch, Privacy, fit_privately, planned
 
-POINTS = 1024  # of a declared range, from which its ranks are learnt
+COUNTED = 0.15  # part of the budget (of its Rényi divergence) that the counts of numbers take
 CLIPPING_NORM = 1.0  # 0.3 gains half a nat on five columns of diamonds at ε = 3, and loses more on all ten
 PLAIN = {  # what a private fit cannot do anything else with, and why
     "effort": ("default", "a private fit has one set of networks"),
@@ -154,19 +156,6 @@ def encoded(table: Table, frame: pd.DataFrame) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def uniform_ranks(table: Table) -> list[MarginalCDF]:
-    """The distribution of each number as far as it is declared: even on its range."""
-    ranks = []
-    for variable in table.variables:
-        if not variable.classes:
-            lower, upper, step = variable.lower, variable.upper, variable.resolution
-            points = np.linspace(lower, upper, POINTS)
-            if step and (upper - lower) / step < POINTS:
-                points = np.arange(lower, upper + step / 2, step)
-            ranks.append(learn_marginal_cdf(torch.from_numpy(points), resolution=step, lower=lower, upper=upper))
-    return ranks
-
-
 class RowLoss(nn.Module):
     """The loss of networks on one row, in an order of the columns of its own, for `fit_privately`."""
 
@@ -215,8 +204,12 @@ def fit_private(
     matrix, member = encoded(table, frame), member_for(rows)
     sizes = member.sizes(rows, len(table.variables))
     rate = min(sizes.batch_size / rows, 1.0)
-    plan = planned(budget["epsilon"], budget["delta"], rate, sizes.steps, CLIPPING_NORM)
-    flow = networks(table, sizes, torch.Generator().manual_seed(int(rng.integers(2**62))))
+    numbers = any(not variable.classes for variable in table.variables)
+    plan = planned(
+        budget["epsilon"], budget["delta"], rate, sizes.steps, CLIPPING_NORM, counted=COUNTED if numbers else 0.0
+    )
+    ranks = [] if plan.counts_noise is None else noisy_ranks(table.variables, matrix, plan.counts_noise)
+    flow = networks(table, ranks, sizes, torch.Generator().manual_seed(int(rng.integers(2**62))))
     with threads(1):
         train(flow, matrix, plan, sizes.learning_rate, params["progress"])
     report = Report(member, math.nan, 1.0, math.nan, f"all {plan.steps} private steps taken")
@@ -224,12 +217,12 @@ def fit_private(
     return Fitted(table, mixture, rows, reports=[report], privacy=plan)
 
 
-def networks(table: Table, sizes: Sizes, generator: torch.Generator) -> MixedFlow:
-    """Untrained networks of a table's variables: columns of few levels first."""
+def networks(table: Table, ranks: list[MarginalCDF], sizes: Sizes, generator: torch.Generator) -> MixedFlow:
+    """Untrained networks of a table's variables, the numbers' ranks given: columns of few levels first."""
     variables = table.variables
     few = {variable.column for variable in variables if 0 < variable.classes <= FEW_LEVELS}
     return MixedFlow(
-        uniform_ranks(table),
+        ranks,
         [variable.column for variable in variables],
         [variable.classes for variable in variables],
         [False] * len(variables),

@@ -25,7 +25,10 @@ from flowlab.runtime import progress_bar
 AT_ONCE = 128  # rows whose gradients are held in memory together
 AVERAGED = 0.5  # share of the steps, the last ones, whose weights are averaged
 
+LEAST_NOISE, MOST_NOISE = 0.1, 1e6  # noise multipliers that are tried
+
 Batch = tuple[Tensor, ...]  # each with the rows first
+Release = tuple[float, float, int]  # noise multiplier, probability of each row to be in it, how many of them
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Privacy:
         clipping_norm: C, the largest norm of a row's gradient.
         sample_rate: Probability of each row to be in a step.
         steps: Their number.
+        counts_noise: The noise's standard deviation of the rows' counts, in units of what one row changes; None for
+            no counts.
     """
 
     epsilon: float
@@ -49,37 +54,84 @@ class Privacy:
     clipping_norm: float
     sample_rate: float
     steps: int
+    counts_noise: float | None = None
 
     def __str__(self) -> str:
+        counts = "" if self.counts_noise is None else f"; counts of rows with noise multiplier {self.counts_noise:.3f}"
         return (
             f"ε = {self.spent:.3f} (asked: {self.epsilon:g}) at δ = {self.delta:g}, by Opacus' RDP accountant; noise "
             f"multiplier {self.noise_multiplier:.3f}, clipping norm {self.clipping_norm:g}, {self.steps} steps on rows "
-            f"taken with probability {self.sample_rate:.4g}"
+            f"taken with probability {self.sample_rate:.4g}{counts}"
         )
 
 
-def planned(epsilon: float, delta: float, sample_rate: float, steps: int, clipping_norm: float) -> Privacy:
+def planned(
+    epsilon: float, delta: float, sample_rate: float, steps: int, clipping_norm: float, counted: float = 0.0
+) -> Privacy:
     """The plan of a fit: the least noise with which so many steps stay within a budget.
+
+    Args:
+        epsilon: ε.
+        delta: δ.
+        sample_rate: Probability of each row to be in a step.
+        steps: Their number.
+        clipping_norm: The largest norm of a row's gradient.
+        counted: The part of all Rényi divergence that one release of counts may take; 0 for none.
 
     Raises:
         ImportError: Opacus is not installed.
         ValueError: No noise suffices.
     """
-    _, accountants = _opacus()
-    budget = {"target_epsilon": epsilon, "target_delta": delta}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Optimal order is the")  # of noise that is tried on the way
-            noise = accountants.utils.get_noise_multiplier(
-                **budget, sample_rate=sample_rate, steps=steps, accountant="rdp"
+    counts: list[Release] = []
+    if counted:  # a Gaussian release's divergence goes with the inverse square of its noise
+        counts = [(least_noise(epsilon, delta, 1.0, 1) / math.sqrt(counted), 1.0, 1)]
+    noise = least_noise(epsilon, delta, sample_rate, steps, counts)
+    spent = _spent([*counts, (noise, sample_rate, steps)], delta)
+    counts_noise = counts[0][0] if counts else None
+    return Privacy(epsilon, spent, delta, noise, clipping_norm, sample_rate, steps, counts_noise)
+
+
+def least_noise(epsilon: float, delta: float, sample_rate: float, steps: int, before: Sequence[Release] = ()) -> float:
+    """The smallest noise multiplier, to a percent, with which so many releases stay within a budget.
+
+    Args:
+        epsilon: ε.
+        delta: δ.
+        sample_rate: Probability of each row to be in a release.
+        steps: Number of releases.
+        before: What is released beside.
+
+    Raises:
+        ImportError: Opacus is not installed.
+        ValueError: No noise suffices.
+    """
+
+    def suffices(noise: float) -> bool:
+        return _spent([*before, (noise, sample_rate, steps)], delta) <= epsilon
+
+    high = LEAST_NOISE
+    while not suffices(high):
+        high *= 2
+        if high > MOST_NOISE:
+            raise ValueError(
+                f"privacy: the accountant finds no noise for epsilon {epsilon:g} at delta {delta:g}: take a larger "
+                "epsilon"
             )
-    except ValueError as error:
-        raise ValueError(
-            f"privacy: the accountant finds no noise for epsilon {epsilon:g} at delta {delta:g}: take a larger epsilon"
-        ) from error
+    low = high / 2
+    while high > 1.01 * low and high > LEAST_NOISE:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def _spent(releases: Sequence[Release], delta: float) -> float:
+    """ε of all releases together."""
+    _, accountants = _opacus()
     accountant = accountants.create_accountant("rdp")
-    accountant.history = [(noise, sample_rate, steps)]
-    return Privacy(epsilon, accountant.get_epsilon(delta), delta, noise, clipping_norm, sample_rate, steps)
+    accountant.history = list(releases)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimal order is the")  # of noise that is tried on the way
+        return float(accountant.get_epsilon(delta))
 
 
 def row_gradients(loss: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -141,7 +193,7 @@ def fit_privately(
             so that no seed, kept or guessed, can.
     """
     optimizers, _ = _opacus()
-    noise = torch.Generator().manual_seed(secrets.randbits(63)) if noise is None else noise
+    noise = system_generator() if noise is None else noise
     parameters = {name: p for name, p in loss.named_parameters() if p.requires_grad}
     optimizer = optimizers.DPOptimizer(
         torch.optim.Adam(parameters.values(), lr=learning_rate),
@@ -169,6 +221,11 @@ def fit_privately(
         p.data.copy_(average[name])
         del p.grad_sample, p.summed_grad  # type: ignore[attr-defined]
         p.grad = None
+
+
+def system_generator() -> torch.Generator:
+    """A generator that the operating system seeds: no file and no argument has its seed."""
+    return torch.Generator().manual_seed(secrets.randbits(63))
 
 
 def _opacus() -> tuple[Any, Any]:

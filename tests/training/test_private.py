@@ -110,19 +110,29 @@ def test_noise_has_the_deviation_that_it_says(rows: int):
     assert stats.kstest(noise / deviation, "norm").pvalue > 1e-3
 
 
+def delta_of(mu: float, epsilon: float) -> float:
+    """δ of normal noise whose means differ by mu: Balle & Wang 2018, "Improving the Gaussian mechanism", theorem 8."""
+    low, high = mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu
+    return float(stats.norm.cdf(low) - math.exp(epsilon) * stats.norm.cdf(high))
+
+
 @needs_opacus
 @pytest.mark.parametrize("epsilon", [0.5, 3.0])
 @pytest.mark.parametrize("steps", [1, 50])
 def test_the_accountants_epsilon_holds(epsilon: float, steps: int):
-    """Without sampling the exact δ is known: Balle & Wang 2018, "Improving the Gaussian mechanism", theorem 8."""
+    """Without sampling the exact δ is known."""
     plan = planned(epsilon, 1e-5, sample_rate=1.0, steps=steps, clipping_norm=1.0)
     assert 0.9 * epsilon < plan.spent <= epsilon
     mu = math.sqrt(steps) / plan.noise_multiplier
-    delta = stats.norm.cdf(mu / 2 - plan.spent / mu) - math.exp(plan.spent) * stats.norm.cdf(-mu / 2 - plan.spent / mu)
-    assert delta <= 1e-5
+    assert delta_of(mu, plan.spent) <= 1e-5
     sampled = planned(epsilon, 1e-5, sample_rate=0.05, steps=steps, clipping_norm=1.0)
     assert sampled.spent <= epsilon
     assert sampled.noise_multiplier < plan.noise_multiplier
+    counted = planned(epsilon, 1e-5, sample_rate=1.0, steps=steps, clipping_norm=1.0, counted=0.2)
+    assert counted.noise_multiplier > plan.noise_multiplier
+    mu = math.hypot(math.sqrt(steps) / counted.noise_multiplier, 1 / counted.counts_noise)
+    assert delta_of(mu, counted.spent) <= 1e-5
+    assert counted.spent <= epsilon
 
 
 @needs_opacus
