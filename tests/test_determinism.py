@@ -35,6 +35,7 @@ def assert_equal(one, other):
     assert not {name: value for name, value in apart.items() if value}
 
 
+@pytest.mark.slow
 def test_a_flow_fitted_in_two_processes_is_the_same():
     one, other = (determinism.in_new_process(["flow and split"], hash_seed=seed) for seed in (1, 2))
     assert_equal(one, other)

@@ -483,6 +483,7 @@ def test_large_models_of_small_parts_load(tmp_path):
         assert repr(flowlab.load(tmp_path / "m.flow")) == repr(model)
 
 
+@pytest.mark.slow
 def test_a_whole_table_of_many_columns_loads(tmp_path):
     frame = pd.DataFrame(
         np.random.default_rng(0).integers(0, 3, (60, 40)), columns=[f"c{j}" for j in range(40)]

@@ -339,6 +339,7 @@ def test_files_of_flowlab_at_c02030f_load_with_the_same_numbers():
     assert "nan nats per row" in numbers.summary()  # nothing was held out
 
 
+@pytest.mark.slow
 def test_whatever_can_be_saved_is_found_by_a_process_that_has_only_imported_flowlab():
     lost = """
 import importlib, pkgutil

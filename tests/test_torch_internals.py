@@ -234,6 +234,7 @@ def results() -> list[Tensor]:
     return [value.detach() for value in (*found, jacobian)]
 
 
+@pytest.mark.slow
 def test_everything_works_without_private_functions(request):
     expected = results()
     request.getfixturevalue("public")

@@ -85,10 +85,10 @@ class FlowDensity(Facts, DensityMixin, BaseEstimator):
 
     Example:
         >>> import numpy as np, flowlab
-        >>> x = np.random.default_rng(0).normal(size=(300, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
+        >>> x = np.random.default_rng(0).normal(size=(200, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
         >>> model = flowlab.FlowDensity(effort="fast", random_state=0).fit(x)
         >>> model.score_samples(x).shape, model.sample(5, random_state=1).shape
-        ((300,), (5, 2))
+        ((200,), (5, 2))
     """
 
     _last: Any = None  # the column that mixed flows have last: the target of an estimator that predicts it
@@ -261,7 +261,7 @@ class FlowDensity(Facts, DensityMixin, BaseEstimator):
 
         Example:
             >>> import flowlab
-            >>> diamonds = flowlab.datasets.load("diamonds")[["carat", "cut", "price"]].iloc[:600]
+            >>> diamonds = flowlab.datasets.load("diamonds")[["carat", "cut", "price"]].iloc[:300]
             >>> model = flowlab.FlowDensity(effort="fast", random_state=0).fit(diamonds)
             >>> rows = model.sample(50, random_state=1, given={"cut": "Ideal", "carat": (0.5, 0.8)})
             >>> bool((rows["cut"] == "Ideal").all() and rows["carat"].between(0.5, 0.8).all())

@@ -32,8 +32,8 @@ class FlowOutlier(OutlierMixin, BaseEstimator):
     Example:
         >>> import numpy as np
         >>> from flowlab import FlowDensity, FlowOutlier
-        >>> x = np.random.default_rng(0).normal(size=(500, 2))
-        >>> model = FlowOutlier(FlowDensity(effort="fast", random_state=0), contamination=0.01).fit(x)
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> model = FlowOutlier(FlowDensity(effort="fast", random_state=0), contamination=0.02).fit(x)
         >>> model.predict([[0.0, 0.0], [7.0, -7.0]]).tolist()
         [1, -1]
     """

@@ -191,11 +191,11 @@ class FlowClassifier(ClassifierMixin, _Supervised):
     Example:
         >>> import flowlab
         >>> from flowlab import FlowClassifier, FlowDensity
-        >>> wine = flowlab.datasets.load("wine").iloc[:300]
+        >>> wine = flowlab.datasets.load("wine").iloc[:150]
         >>> good = wine.pop("quality") > 5
         >>> model = FlowClassifier(FlowDensity(effort="fast", random_state=0)).fit(wine[["alcohol", "sulphates"]], good)
         >>> model.predict_proba(wine[["alcohol", "sulphates"]]).shape
-        (300, 2)
+        (150, 2)
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "FlowClassifier":
@@ -278,11 +278,11 @@ class FlowRegressor(RegressorMixin, _Supervised):
     Example:
         >>> import flowlab
         >>> from flowlab import FlowDensity, FlowRegressor
-        >>> diamonds = flowlab.datasets.load("diamonds").iloc[:500]
+        >>> diamonds = flowlab.datasets.load("diamonds").iloc[:200]
         >>> features = diamonds[["carat", "cut"]]
         >>> model = FlowRegressor(FlowDensity(effort="fast", random_state=0)).fit(features, diamonds["price"])
         >>> model.predict_interval(features, 0.9).shape
-        (500, 2)
+        (200, 2)
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "FlowRegressor":

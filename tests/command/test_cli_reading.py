@@ -311,6 +311,7 @@ def test_sample_of_models_that_were_fitted_to_other_tables(tmp_path, monkeypatch
         assert pa.types.is_decimal(pq.read_table(tmp_path / "rows.parquet").schema.field("x0").type)
 
 
+@pytest.mark.slow
 def test_impute_of_parquet_keeps_its_types(model, folder, tmp_path, monkeypatch, capsys):
     rows = model.sample(20, random_state=4).drop(columns=["objects"]).assign(objects=True)
     for name in ("count", "small", "day", "category", "ordered", "flag", "float", "country"):

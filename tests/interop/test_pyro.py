@@ -57,6 +57,7 @@ def by_quadrature(
     return mean, (square - mean.square()).sqrt()
 
 
+@pytest.mark.slow
 def test_eight_schools_by_the_recipe():
     """Every mean within a tenth of its standard deviation."""
     guide = FlowGuide(eight_schools)

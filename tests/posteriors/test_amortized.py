@@ -73,6 +73,7 @@ def test_a_regression_has_its_exact_posterior_and_evidence_at_new_contexts(regre
         assert 0 < bound.standard_error < 0.01
 
 
+@pytest.mark.slow
 def test_a_bounded_parameter_has_its_exact_posterior_and_evidence_at_new_contexts(poisson):
     y = counts(6, seed=2)
     total = y.sum(-1)

@@ -61,7 +61,7 @@ def refusing_missing_cells(estimator):
 @parametrize_with_checks(
     [
         quick(steps=5, hidden=(8,), preprocessing="none", effort="fast"),
-        FlowDensity(members=[Member("mixed", "none", steps=5, hidden=(8,), trees=2)], random_state=0, effort="fast"),
+        FlowDensity(members=[Member("mixed", "none", steps=5, hidden=(8,), trees=2)], random_state=0, validation=0.0),
     ],
     expected_failed_checks=refusing_missing_cells,
 )
@@ -160,6 +160,7 @@ def test_fitting_and_sampling_leave_global_random_states_alone(x):
     assert bool((flowlab.fit.__globals__["torch"].get_rng_state() == torch_state).all())
 
 
+@pytest.mark.slow
 def test_scores_are_in_the_units_of_the_data(x):
     factor = np.array([1e-3, 1.0, 1e6])
     shifted = quick().fit(x * factor + [5.0, -3.0, 1e7])
@@ -416,6 +417,7 @@ def test_a_time_limit_is_kept():
     assert model.members_["weight"].sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "others"), [(1, ["copula"]), (2, [])])
 def test_a_long_time_limit_leaves_no_member_out(jobs, others):
     members = [Member("autoregressive", steps=20, hidden=(8,))] * 3 + others

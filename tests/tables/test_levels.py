@@ -86,6 +86,7 @@ def test_rows_with_new_levels_score_what_their_other_cells_and_the_mass_say(mode
     assert np.isfinite(quietly(model.score_samples, rows, missing="unknown")).all()
 
 
+@pytest.mark.slow
 def test_what_follows_from_scores_takes_new_levels(model, table):
     rows = words(2000, 3)
     assert (quietly(model.anomaly_p_value, rows) <= 0.1).mean() == pytest.approx(0.1, abs=0.06)
@@ -198,6 +199,7 @@ def test_conditions_on_new_levels_are_refused(model, ask):
         ask(model)
 
 
+@pytest.mark.slow
 def test_new_levels_of_features_are_unknown_to_predictions(table):
     x = table[["word", "tag", "unit"]]
     density = FlowDensity(schema={"word": "categorical", "tag": "categorical"}, **OPTIONS)

@@ -94,6 +94,7 @@ def test_conditions_on_rare_levels_are_said(df):
         model.sample(2, given={"fraud": True})
 
 
+@pytest.mark.slow
 def test_any_number_of_rows_under_improbable_conditions(model, monkeypatch):
     given = {"x": (0.5, 0.7), "y": (1.0, 1.1)}
     monkeypatch.setattr("flowlab.tables.query.conditional.CHUNK", 64)  # many turns

@@ -97,6 +97,7 @@ def test_copies_are_unfitted_and_parameters_nest(name: str, table: pd.DataFrame)
         assert not hasattr(model.density, "flow_")  # what was given stays unfitted
 
 
+@pytest.mark.slow
 @EVERY
 def test_searches_find_what_scores_best(name: str, table: pd.DataFrame) -> None:
     x, y = question(name, table)

@@ -17,6 +17,8 @@ from flowlab.tables import supervised
 from flowlab.tables.query import predictive
 from flowlab.tables.query.predictive import Predictive
 
+SPLINE = Member("spline", "none", layers=1, hidden=(8,), steps=5)
+
 
 def small(steps: int = 60, **options) -> FlowDensity:
     member = Member("mixed", "none", steps=steps, hidden=(32,), learning_rate=2e-2, dropout=0.0)
@@ -45,7 +47,7 @@ def known_differences(estimator) -> dict[str, str]:
     [
         FlowClassifier(small(3, validation=0.0)),
         FlowRegressor(small(3, validation=0.0)),
-        FlowOutlier(FlowDensity(members=["copula"], random_state=0), contamination=0.1),
+        FlowOutlier(FlowDensity(effort="fast", members=[SPLINE], random_state=0), contamination=0.1),
     ],
     expected_failed_checks=known_differences,
 )
@@ -53,6 +55,7 @@ def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 def test_scikit_learns_checks_of_what_is_learnt():
     check_classifiers_train("FlowClassifier", FlowClassifier(small(validation=0.0)))
     check_regressors_train("FlowRegressor", FlowRegressor(small(validation=0.0)))
@@ -228,6 +231,7 @@ def test_on_a_real_table_it_covers_what_it_says(prices):
     assert np.mean((low <= y_test) & (y_test <= high)) == pytest.approx(0.8, abs=0.08)
 
 
+@pytest.mark.slow
 def test_outliers_by_calibrated_p_values():
     rng = np.random.default_rng(0)
     curve = lambda n: np.column_stack([a := rng.normal(size=n), a**2 + 0.1 * rng.normal(size=n)])  # noqa: E731

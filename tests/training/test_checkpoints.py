@@ -250,6 +250,7 @@ def test_an_objective_that_keeps_its_state_to_itself_is_refused(tmp_path: Path) 
 
 def test_ctrl_c_waits_for_the_step_and_keeps_the_best_weights(tmp_path: Path) -> None:
     path, evaluations = tmp_path / "fit", []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore the signal
 
     def press(state: TrainingState) -> None:
         evaluations.append(state)

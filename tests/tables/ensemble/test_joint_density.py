@@ -112,6 +112,7 @@ def test_tensors_of_files_are_checked(frame, name, value):
         density.load_state_dict(state | {name: value.double()})
 
 
+@pytest.mark.slow
 def test_a_second_conditional_member_waits_for_what_the_first_is_worth():
     rng = np.random.default_rng(0)
     mixed = [Member("mixed", steps=30, hidden=(8,), trees=2, rank=rank) for rank in range(2)]

@@ -97,6 +97,7 @@ def test_a_model_file_does_not_name_the_folder(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in (tmp_path / "m.flow").read_bytes()
 
 
+@pytest.mark.slow
 def test_estimators_on_a_density_keep_its_folder(tmp_path: Path) -> None:
     density = FlowDensity(members=CONDITIONAL, random_state=0, n_jobs=1, checkpoint=tmp_path / "fit")
     one, two = (FlowClassifier(density).fit(NUMBERS, MIXED.city) for _ in range(2))
@@ -121,6 +122,7 @@ def test_a_callback_hears_of_every_member_and_can_end_all(jobs: int) -> None:
     assert np.isfinite(model.score_samples(MIXED)).all()
 
 
+@pytest.mark.slow
 def test_a_callback_that_fails_ends_the_fit_in_its_own_words() -> None:
     def callback(state: TrainingState) -> None:
         raise Broken("by the callback")
@@ -131,6 +133,7 @@ def test_a_callback_that_fails_ends_the_fit_in_its_own_words() -> None:
     assert np.isfinite(fitted(MIXED, n_jobs=2).score_samples(MIXED)).all()  # the processes are as good as new
 
 
+@pytest.mark.slow
 def test_a_warm_start_trains_the_same_networks_further(tmp_path: Path) -> None:
     members = [Member("mixed", steps=30, hidden=(8,), trees=0, gaussians=0)]
     model = FlowDensity(members=members, n_jobs=1, warm_start=True, checkpoint=tmp_path / "one").fit(MIXED)

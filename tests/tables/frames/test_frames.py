@@ -278,6 +278,7 @@ def test_conditional_distributions_come_in_the_models_kind(fitted):
     assert start["mean"].dtype.time_zone == "Europe/Paris"
 
 
+@pytest.mark.slow
 def test_the_report_takes_both(fitted, tmp_path):
     model, _, as_kind = fitted
     page = model.report(as_kind(ROWS[:120]), as_kind(ROWS[120:]), tmp_path / "r.html")

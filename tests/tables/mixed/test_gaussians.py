@@ -139,6 +139,7 @@ def test_a_relation_is_followed_that_networks_alone_miss(model):
     assert (rows["z"] - 2 * rows["x"] - rows["y"]).abs().median() < 0.1
 
 
+@pytest.mark.slow
 def test_densities_sum_to_one_given_anything(model, flow):
     """Of z, and of being missing, given cells before it that are known or not."""
     row = torch.from_numpy(model.table_.encode(related(1, seed=2)))

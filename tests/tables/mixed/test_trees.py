@@ -161,6 +161,7 @@ def frauds() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return frame[fraud], given, free[free["fraud"]]
 
 
+@pytest.mark.slow
 def test_rare_groups_are_drawn_as_they_are(frauds):
     real, *drawn = frauds
     for rows in drawn:
@@ -168,6 +169,7 @@ def test_rare_groups_are_drawn_as_they_are(frauds):
             assert rows[name].mean() == pytest.approx(real[name].mean(), abs=2 * real[name].std() / 6), name
 
 
+@pytest.mark.slow
 def test_rare_levels_that_differ_have_weights_of_their_own():
     rng = np.random.default_rng(0)
     apart = np.where(np.arange(3000) < 40, rng.choice(["like", "unlike"], 3000), "usual")

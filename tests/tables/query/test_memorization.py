@@ -71,6 +71,7 @@ def test_rows_that_come_back_are_copies():
     assert "copies of training rows" in found.verdict
 
 
+@pytest.mark.slow
 def test_an_ordinary_fit_is_not_flagged_and_unseen_rows_are_not_told_apart():
     rows = shuffled_diamonds()
     model = FlowDensity(**QUICK, effort="fast").fit(rows[:600])

@@ -65,6 +65,7 @@ def test_conditional_says_what_is_known(model):
     assert backwards["mean"][0] == pytest.approx(A, abs=0.1)  # both have variance 1
 
 
+@pytest.mark.slow
 def test_imputation_draws_from_the_conditional_distribution(model):
     frame = truth(1500, seed=3).drop(columns="both")
     holes = frame.assign(both=np.nan)
@@ -87,6 +88,7 @@ def test_unknown_cells_are_integrated_out(model):
     assert np.abs(scores - stats.norm.logpdf(frame["x"]))[np.abs(frame["x"]) < 2].max() < 0.4
 
 
+@pytest.mark.slow
 def test_information_and_entropy_are_those_of_the_truth(model):
     exact = -0.5 * np.log(SD**2 / (A**2 + SD**2))
     found = model.mutual_information("x", "y", n_samples=4000, random_state=0)
@@ -128,6 +130,7 @@ def test_files_keep_the_ensemble(model, tmp_path):
     pd.testing.assert_frame_equal(again.sample(20, **asked), model.sample(20, **asked))
 
 
+@pytest.mark.slow
 def test_too_few_effective_draws_are_refused():
     """Nearly collinear columns: networks and trees are far from what Gaussians know."""
     rng = np.random.default_rng(0)
