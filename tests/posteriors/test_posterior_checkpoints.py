@@ -1,5 +1,6 @@
 """Fits of posteriors that are broken off, and followed."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_a_posterior_that_was_broken_off_ends_with_the_same_bits(stage: str, tmp
                       progress=False)  # fmt: skip
 
 
-def test_an_amortised_posterior_goes_on(tmp_path: Path) -> None:
+def test_an_amortised_posterior_goes_on_also_after_ctrl_c(tmp_path: Path) -> None:
     context = torch.randn(80, 1, generator=torch.Generator().manual_seed(0))
 
     def log_prob(z: Tensor, context: Tensor) -> Tensor:
@@ -65,7 +66,14 @@ def test_an_amortised_posterior_goes_on(tmp_path: Path) -> None:
         if state.step > 10:
             raise Broken
 
+    def press(state: TrainingState) -> None:
+        if state.step > 20:
+            signal.raise_signal(signal.SIGINT)
+
     whole = run(None)
     with pytest.raises(Broken):
         run(tmp_path / "fit", callback)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore the signal
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "fit", press)
     assert same_bits(whole, run(tmp_path / "fit"))

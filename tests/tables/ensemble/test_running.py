@@ -64,6 +64,19 @@ def test_an_ensemble_that_was_broken_off_ends_with_the_same_bits(frame: pd.DataF
     assert not seen
 
 
+def test_ctrl_c_ends_an_ensemble_which_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore the signal
+
+    def press(state: TrainingState) -> None:
+        if "fold 2" in state.stage and state.step >= 25:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(MIXED, tmp_path / "fit", press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same_bits(fitted(MIXED), fitted(MIXED, tmp_path / "fit"))
+
+
 def test_a_folder_of_another_fit_is_refused(tmp_path: Path) -> None:
     fitted(MIXED, tmp_path / "fit")
     before = {path.name: path.read_bytes() for path in (tmp_path / "fit").iterdir()}
