@@ -3,7 +3,7 @@
     python -m benchmarks.reliability                      # all; some hours on two cores, resumes
     python -m benchmarks.reliability --only kills --scale 0.2 --no-page
 
-A section that is done is kept in benchmarks/cache, with the date and the circumstances of its run.
+A section that is done is kept beside the page, with the date and the circumstances of its run.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS, circumstances
 
 SECTIONS = ("kills", "files", "dirty_tables", "stress", "determinism", "privacy", "supply_chain")
-CACHE = RESULTS.parent / "cache" / "reliability"
+CACHE = RESULTS / "reliability"
 
 
 def section(name: str, scale: float) -> str:

@@ -290,7 +290,7 @@ def start(path: Path, result: Path) -> "subprocess.Popen[str]":
 @pytest.mark.slow  # `make reliability` kills a hundred and more, at random
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     path, result = tmp_path / "fit", tmp_path / "weights.pt"
-    generator, kills = seeded(), 0
+    generator, kills = seeded(0), 0
     while not result.exists():
         process = start(path, result)
         assert process.stdout is not None
