@@ -46,6 +46,13 @@ LONG = (
     "test_converted_flows_compile_and_transform[MAF, context]",
     "test_compiles_without_graph_breaks[planar]",
     "test_compiles_without_graph_breaks[sylvester, one direction]",
+    "test_converted_flows_compile_and_transform[spline coupling, context, unconditional]",
+    "test_correlated_gaussians_with_scales_over_four_orders[300-0.5]",
+    "test_few_rows[2]",
+    "test_numbers_are_drawn_between_limits_as_they_are_distributed[all-0.9-0.97]",
+    "test_presets[planar-log_prob]",
+    "test_rows_of_conditions_may_be_any_kind[polars]",
+    "test_missing_cells_are_filled_in_the_kind_that_was_given[polars]",
     "check_estimators_dtypes",
     "check_dtype_object",
 )

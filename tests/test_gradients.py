@@ -102,6 +102,7 @@ def test_pathwise_does_not_always_win():
     assert round(score, 2) == 0.30
 
 
+@pytest.mark.slow
 def test_surrogates_have_the_value_of_f_and_bias_only_where_documented():
     mean = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(2.0, dtype=torch.float64)

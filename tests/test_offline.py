@@ -82,6 +82,7 @@ def done_offline(code: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_import_and_use_open_no_socket(tmp_path: Path):
     done_offline(USE, tmp_path)
 

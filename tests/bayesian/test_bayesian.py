@@ -366,6 +366,7 @@ def test_data_that_do_not_fit_are_named():
         bnn.predict(x.double(), 3)
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_draws(tmp_path, capsys):
     example = load_program("examples/bayesian_regression.py")
     scores = example.main(seeds=1, steps=100, picture=str(tmp_path / "pit.png"))

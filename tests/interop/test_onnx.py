@@ -86,6 +86,7 @@ def test_presets(name: str, what: str, tmp_path: Path) -> None:
     check(preset(name, 2, layers=1, context_features=context_features).to(dtype), tmp_path / "flow.onnx", what)
 
 
+@pytest.mark.slow
 def test_a_chain_of_layers(tmp_path: Path) -> None:
     flow = preset("glow", 3, layers=2)
     check(flow.float(), tmp_path / "flow.onnx", "sample")

@@ -126,6 +126,7 @@ def flow(model: FlowDensity) -> GaussianFlow:
     return member.flow
 
 
+@pytest.mark.slow
 def test_a_relation_is_followed_that_networks_alone_miss(model):
     train, test = sums(3000), sums(1000, seed=1)
     scores = []
