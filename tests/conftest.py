@@ -1,5 +1,8 @@
 """Settings of the whole test suite."""
 
+import signal
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -50,7 +53,6 @@ LONG = (
     "test_correlated_gaussians_with_scales_over_four_orders[300-0.5]",
     "test_few_rows[2]",
     "test_numbers_are_drawn_between_limits_as_they_are_distributed[all-0.9-0.97]",
-    "test_presets[planar-log_prob]",
     "test_rows_of_conditions_may_be_any_kind[polars]",
     "test_missing_cells_are_filled_in_the_kind_that_was_given[polars]",
     "check_estimators_dtypes",
@@ -83,6 +85,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def global_generator() -> None:
     """Tests that use torch's global generator (any `nn.Linear` does) are the same whatever ran before them."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """What presses Ctrl-C, heard also where pytest runs in a shell's background, whose processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -375,9 +375,9 @@ def test_sound_layers_pass(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_all_sound_layers_pass(name, dtype):
-    """One feature in double, three under a context in single precision: test_layers.py has all sizes."""
-    double = dtype == torch.float64
-    sound(name, 1 if double else 3, 0 if double else 2 * LAYERS[name].takes_context, dtype)
+    for features in (1, 3):
+        for context_features in {0, 2 * LAYERS[name].takes_context}:
+            sound(name, features, context_features, dtype)
 
 
 @EVERY_PRESET

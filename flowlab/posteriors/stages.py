@@ -26,7 +26,7 @@ from flowlab.posteriors.survey import OUTSIDE, Survey, draw_survey, weigh
 from flowlab.posteriors.target import ADVICE, WORST_SHARE, PosteriorError, Target
 from flowlab.training import Callback, History, TrainingError, fit
 from flowlab.training.following import named
-from flowlab.training.objectives import Objective, StickingTheLanding
+from flowlab.training.objectives import Drawing, Moment, Objective, StickingTheLanding
 
 
 @dataclass
@@ -202,6 +202,20 @@ TAILS_NATS = 0.05  # by which better tails may raise KL(fit, posterior)
 TAILS_POOL, TAILS_STEPS, TAILS_DRAWS, TAILS_RATE = 8192, 300, 256, 1e-3
 
 
+class Resampled(Drawing):
+    """Negative log-likelihood of a few of some rows (n, features), drawn anew in each step."""
+
+    generator = None
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def loss(self, model: Any, x: Any, context: Any, at: Moment) -> Tensor:
+        which = torch.randint(len(self.rows), (TAILS_DRAWS,), generator=at.generator)
+        losses: Tensor = -model.log_prob(self.rows[which])
+        return losses
+
+
 def fit_tails(run: Run, q: Flow | FlowMixture, kl: float) -> tuple[Flow | FlowMixture, Survey]:
     """Where a survey finds the tails too light, train a few steps by maximum likelihood on weighted draws.
 
@@ -225,10 +239,7 @@ def fit_tails(run: Run, q: Flow | FlowMixture, kl: float) -> tuple[Flow | FlowMi
     before = copy.deepcopy(q)
     rows = survey.z[torch.multinomial(survey.shares[0], TAILS_POOL, replacement=True, generator=generator)]
 
-    def negative_log_likelihood(flow: Flow, x: None, context: None) -> Tensor:
-        return -flow.log_prob(rows[torch.randint(TAILS_POOL, (TAILS_DRAWS,), generator=generator)])
-
-    _minimise(run, q, negative_log_likelihood, "tails", steps=TAILS_STEPS, learning_rate=TAILS_RATE)
+    _minimise(run, q, Resampled(rows), "tails", steps=TAILS_STEPS, learning_rate=TAILS_RATE)
     after = draw_survey(q, target, TAILS_POOL, generator)
     if after.forward_kl < survey.forward_kl and divergence(q, target, generator) < kl + TAILS_NATS:
         survey = after

@@ -154,6 +154,7 @@ def fit(
         kept = Checkpoint(Path(checkpoint), described(rows, validation, options, objective, device), resume)
         seed = kept.begin(flow, seed, given=generator is not None)
         if kept.finished:
+            flow.train(False)  # as every fit leaves it
             return kept.history
     generator = torch.Generator(device).manual_seed(seed)
     rows, held_out = split(flow, rows, validation if steps is None else 0.0, generator)

@@ -94,6 +94,8 @@ def planned(
 def least_noise(epsilon: float, delta: float, sample_rate: float, steps: int, before: Sequence[Release] = ()) -> float:
     """The smallest noise multiplier, to a percent, with which so many releases stay within a budget.
 
+    Opacus' own search knows releases of one kind alone; its accountant, which says what they spend, knows several.
+
     Args:
         epsilon: ε.
         delta: δ.

@@ -265,7 +265,7 @@ def test_a_large_budget_learns():
         scores[epsilon] = model.fit(rows[:3000]).score(rows[3000:])
     uniform = -np.log(601) - np.log(5) - np.log(20_001)
     assert uniform < scores[0.5] < scores[8.0]
-    assert scores[8.0] > uniform + 3.6  # 3.93, .02 of them by the noise, which is the system's
+    assert scores[8.0] > uniform + 3.6  # 3.93, give or take .02: the noise is the system's
     drawn = model.sample(2000, random_state=0)
-    assert drawn["carat"].corr(drawn["price"]) > 0.6  # .79, .04 of them by the noise; .92 in the rows
+    assert drawn["carat"].corr(drawn["price"]) > 0.6  # .8, give or take .04; .92 in the rows
     assert abs(drawn["carat"].mean() - rows["carat"].mean()) < 0.15

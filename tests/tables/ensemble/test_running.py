@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from flowlab import FlowClassifier, FlowDensity, Member, TrainingState
+from flowlab.tables.ensemble import families
 from flowlab.writing import UNFINISHED
 
 RNG = np.random.default_rng(0)
@@ -64,16 +66,29 @@ def test_an_ensemble_that_was_broken_off_ends_with_the_same_bits(frame: pd.DataF
     assert not seen
 
 
-def test_ctrl_c_ends_an_ensemble_which_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore the signal
+@pytest.mark.parametrize("frame", [NUMBERS, MIXED], ids=["numbers", "mixed"])
+def test_a_break_after_the_training_of_networks_loses_nothing(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is learnt beside trained networks does not depend on whether these were trained just now."""
 
+    def broken(*_: Any) -> None:
+        raise Broken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(families, "with_others", broken)
+        with pytest.raises(Broken):
+            fitted(frame, tmp_path / "fit")
+    assert same_bits(fitted(frame), fitted(frame, tmp_path / "fit"))
+
+
+def test_ctrl_c_ends_an_ensemble_which_goes_on_with_the_same_bits(tmp_path: Path, ctrl_c: Callable[[], None]) -> None:
     def press(state: TrainingState) -> None:
         if "fold 2" in state.stage and state.step >= 25:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
 
     with pytest.raises(KeyboardInterrupt):
         fitted(MIXED, tmp_path / "fit", press)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert same_bits(fitted(MIXED), fitted(MIXED, tmp_path / "fit"))
 
 
@@ -185,7 +200,7 @@ def test_a_killed_process_loses_nothing(jobs: int, tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        if kills < 2:
+        if kills < 4:
             time.sleep(3 * float(np.random.default_rng(kills).random()))
             process.send_signal(signal.SIGKILL)
             kills += 1
